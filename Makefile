@@ -1,0 +1,40 @@
+# make demo   sets up, makes a small dataset on the CPU, and prints the page to look at
+# make test   sets up and runs every check
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(wildcard plugins/*)
+# One process and its BLAS should not fight over two cores.
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/ready
+
+# Naming torch with its version in this command keeps a plain CPU machine from fetching CUDA.
+$(VENV)/ready: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 \
+		--editable '.[hub,dev]' $(addprefix --editable ./,$(PLUGINS))
+	touch $@
+
+demo: setup
+	rm -rf runs/demo runs/demo-dataset
+	$(BIN)/reasonpix generate mini/part3 --out runs/demo
+	$(BIN)/reasonpix publish runs/demo --out runs/demo-dataset
+	@echo "Open this page in a browser:"
+	@$(BIN)/reasonpix gallery runs/demo
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .import_linter_cache

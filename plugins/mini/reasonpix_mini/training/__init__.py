@@ -1,0 +1,1 @@
+"""Scripts that train the mini checkpoints, one per model."""

@@ -1,0 +1,240 @@
+"""The command line: parses, calls, prints. Whatever is heavy is imported by the command itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from reasonpix.engine import Progress
+
+
+class _Commands(click.Group):
+    """Explains our own errors in one line each; `--debug` shows where they came from."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from reasonpix.errors import ReasonpixError, RecipeError
+
+            if ctx.params.get("debug") or not isinstance(error, ReasonpixError):
+                raise
+            click.echo(str(error), err=True)
+            ctx.exit(2 if isinstance(error, RecipeError) else 1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="reasonpix")
+@click.option("--debug", is_flag=True, help="Show the traceback of errors.")
+def main(debug: bool) -> None:
+    """Make datasets for image editing by instructions that need reasoning."""
+
+
+_run = click.argument("run", type=click.Path(path_type=Path))
+_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the recipe, such as pipeline.planner.use=lexicon.",
+)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder.")
+@_set
+@click.option("--limit", type=click.IntRange(min=1), help="Use only the first N images.")
+@click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
+def generate(
+    recipe: str, out: Path, overrides: tuple[str, ...], limit: int | None, seed: int | None
+) -> None:
+    """Run RECIPE (a file, or the name of a shipped one) over its images into a run folder.
+
+    Run the same command again to go on where it stopped.
+    """
+    from reasonpix import engine
+    from reasonpix.recipe import load_recipe
+    from reasonpix.recipes import locate
+
+    if seed is not None:
+        overrides = (*overrides, f"seed={seed}")
+    checked = load_recipe(locate(recipe), overrides)
+    with _Bars() as bars:
+        run = engine.generate(checked, out, limit, bars.show)
+    _print_funnel(run)
+
+
+class _Bars:
+    """One progress bar for each stage: done, rejected, failed, shards/s, time left."""
+
+    def __enter__(self) -> _Bars:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._progress = RichProgress(
+            TextColumn("{task.description:>22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("shards  {task.fields[counts]}"),
+            TimeRemainingColumn(),
+        )
+        self._tasks: dict[str, tuple[Any, float, int]] = {}
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, now: Progress) -> None:
+        import time
+
+        records = now.ok + now.rejected + now.failed
+        if now.stage not in self._tasks:
+            task = self._progress.add_task(now.stage, total=now.shards, counts="")
+            self._tasks[now.stage] = (task, time.perf_counter(), records)
+        task, started, already = self._tasks[now.stage]
+        seconds = time.perf_counter() - started
+        rate = f"{(records - already) / seconds:6.1f}/s" if records > already else ""
+        counts = f"{now.ok} ok {now.rejected} rejected {now.failed} failed {rate}"
+        self._progress.update(task, completed=now.shards_done, counts=counts)
+
+
+def _print_funnel(run: Any) -> None:
+    from reasonpix.outcomes import funnel
+
+    stages = funnel(run)
+    click.echo(f"{'stage':>22} {'ok':>8} {'rejected':>8} {'failed':>8}")
+    for stage, counts in stages:
+        click.echo(f"{stage:>22} {counts['ok']:8} {counts['rejected']:8} {counts['failed']:8}")
+    total = sum(stages[0][1].values())
+    click.echo(f"{stages[-1][1]['ok']} of {total} records accepted; the run is {run.root}")
+
+
+@main.command()
+@_run
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+def publish(run: Path, out: Path) -> None:
+    """Publish the accepted samples of RUN as a Hugging Face dataset folder."""
+    from reasonpix.publish import publish as write
+    from reasonpix.run import RunFolder
+
+    total = write(RunFolder(run), out)
+    click.echo(f"{total} samples in {out}; load them with datasets.load_dataset({str(out)!r})")
+
+
+@main.command()
+@_run
+@click.option("--limit", default=200, show_default=True, help="Pairs to show of each kind.")
+def gallery(run: Path, limit: int) -> None:
+    """Write a page to look at RUN, and print its path."""
+    from reasonpix.gallery import gallery as write
+    from reasonpix.run import RunFolder
+
+    click.echo(write(RunFolder(run), limit).resolve())
+
+
+@main.group()
+def recipes() -> None:
+    """List, show, copy and check recipes."""
+
+
+@recipes.command("ls")
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from reasonpix.recipes import shipped, summary
+
+    for name, path in shipped().items():
+        click.echo(f"{name:24} {summary(path)}")
+
+
+@recipes.command("show")
+@click.argument("recipe")
+def recipes_show(recipe: str) -> None:
+    """Print RECIPE."""
+    from reasonpix.recipes import locate
+
+    click.echo(locate(recipe).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("copy")
+@click.argument("recipe")
+@click.argument("to", type=click.Path(path_type=Path))
+def recipes_copy(recipe: str, to: Path) -> None:
+    """Copy RECIPE to the file TO, to change it."""
+    from reasonpix.errors import RecipeError
+    from reasonpix.recipes import locate
+
+    if to.exists():
+        raise RecipeError([f"{to} exists; name a new file"])
+    to.write_text(locate(recipe).read_text(encoding="utf-8"), encoding="utf-8")
+    click.echo(to)
+
+
+@recipes.command("check")
+@click.argument("recipe")
+@_set
+def recipes_check(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Check RECIPE and print it with every option spelled out."""
+    from reasonpix.recipe import load_recipe
+    from reasonpix.recipes import locate
+
+    click.echo(load_recipe(locate(recipe), overrides).as_yaml(), nl=False)
+
+
+@recipes.command("schema")
+def recipes_schema() -> None:
+    """Print the JSON schema of recipes, for completion in editors."""
+    import json
+
+    from reasonpix.recipe import schema
+
+    click.echo(json.dumps(schema(), indent=2))
+
+
+@main.group()
+def plugins() -> None:
+    """List and describe plugins."""
+
+
+@plugins.command("ls")
+def plugins_ls() -> None:
+    """List the installed plugins and the slots they fill."""
+    from reasonpix import plugins as installed
+    from reasonpix.errors import PluginError
+
+    for name in installed.names():
+        try:
+            where = installed.entry(name)
+            kinds = ", ".join(installed.offers(name)) or "checkpoints"
+        except PluginError as error:
+            click.echo(f"{name:20} broken: {error}")
+        else:
+            package = f"{where.dist.name} {where.dist.version}" if where.dist else ""
+            click.echo(f"{name:20} {kinds:12} {package}")
+
+
+@plugins.command("show")
+@click.argument("name")
+def plugins_show(name: str) -> None:
+    """Describe plugin NAME: where it lives, and its options."""
+    from reasonpix import plugins as installed
+
+    where = installed.entry(name)
+    package = f" of {where.dist.name} {where.dist.version}" if where.dist else ""
+    click.echo(f"{name}: {where.value}{package}")
+    for slot, component in installed.offers(name).items():
+        click.echo(f"\n{slot}: {(component.__doc__ or '').strip()}\n")
+        for option, field in component.Options.model_fields.items():
+            default = "required" if field.is_required() else f"default {field.default!r}"
+            click.echo(f"  {option}: {field.description} ({default})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

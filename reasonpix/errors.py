@@ -1,0 +1,48 @@
+"""Every error reasonpix raises on purpose.
+
+```
+ReasonpixError            the message says where, what, and how to mend it
+├── RecipeError           a recipe (or a --set) is wrong; carries every problem at once
+├── PluginError           a plugin is unknown, broken, or named twice
+├── WeightsError          weights cannot be found or read
+├── SourceError           a source's folder or index cannot be read
+├── RunError              a run folder is missing, foreign or damaged
+└── InvalidBox            coordinates that do not make a box inside the image
+```
+
+What goes wrong with one record is no exception but a row: see `reasonpix.records.Problem`.
+"""
+
+from __future__ import annotations
+
+
+class ReasonpixError(Exception):
+    """Base of every error that is explained to the user without a traceback."""
+
+
+class RecipeError(ReasonpixError):
+    """A recipe is wrong. `problems` holds one line for each thing to mend."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class PluginError(ReasonpixError):
+    """A plugin is unknown, broken, or its name is taken twice."""
+
+
+class WeightsError(ReasonpixError):
+    """Weights cannot be found or read."""
+
+
+class SourceError(ReasonpixError):
+    """A source's folder or index cannot be read."""
+
+
+class RunError(ReasonpixError):
+    """A run folder is missing, belongs to another recipe, or is damaged."""
+
+
+class InvalidBox(ReasonpixError):
+    """Coordinates that do not make a box inside the image."""

@@ -1,0 +1,242 @@
+"""Fakes for every slot: real components that need no weights, for tests and first steps.
+
+A recipe names them `fake-captioner`, `fake-extractor`, and so on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pydantic import Field
+
+from reasonpix.hookspecs import hookimpl
+from reasonpix.records import Box, Caption, EditPlan, Entity, Grounding, Problem, ReplaceRequest
+from reasonpix.slots import (
+    Captioner,
+    Component,
+    EditedPair,
+    Editor,
+    EditRequest,
+    EntityExtractor,
+    Grounder,
+    MLLMEncoder,
+    Options,
+    Planner,
+    Scorer,
+    Source,
+    SourceItem,
+)
+
+
+class FakeSourceOptions(Options):
+    """Options of `fake-source`."""
+
+    count: int = Field(4, ge=1, description="Number of images")
+    caption: str | None = Field(None, description="Caption of every image")
+
+
+class FakeSource(Source[FakeSourceOptions]):
+    """Plain squares, each of another colour."""
+
+    name: ClassVar[str] = "fake-source"
+    Options: ClassVar[type[Options]] = FakeSourceOptions
+
+    def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
+        """Images "0", "1", …"""
+        for number in range(self.options.count):
+            content = hashlib.sha256(self.read(str(number))).hexdigest()
+            yield SourceItem(native_id=str(number), content=content, caption=self.options.caption)
+
+    def read(self, native_id: str) -> bytes:
+        """A PNG of 32x32 pixels with a darker square."""
+        number = int(native_id)
+        image = Image.new("RGB", (32, 32), (60 + number % 190, 120, 200))
+        ImageDraw.Draw(image).rectangle((8, 8, 20, 20), fill=(20, 20, number % 256))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+class FakeCaptionerOptions(Options):
+    """Options of `fake-captioner`."""
+
+    caption: str = Field("a bee and a rabbit", description="What every image is said to show")
+
+
+class FakeCaptioner(Captioner[FakeCaptionerOptions]):
+    """Says the same of every image."""
+
+    name: ClassVar[str] = "fake-captioner"
+    Options: ClassVar[type[Options]] = FakeCaptionerOptions
+
+    def caption(self, images: Sequence[Image.Image]) -> list[Caption | Problem]:
+        """`options.caption`, as often as there are images."""
+        return [Caption(text=self.options.caption) for _ in images]
+
+
+class FakeExtractor(EntityExtractor[Options]):
+    """Takes the word after every article for a category."""
+
+    name: ClassVar[str] = "fake-extractor"
+
+    def extract(self, captions: Sequence[Caption]) -> list[tuple[Entity, ...] | Problem]:
+        """ "a bee and a rabbit" gives bee and rabbit."""
+        results: list[tuple[Entity, ...] | Problem] = []
+        for caption in captions:
+            words = caption.text.lower().replace(",", " ").split()
+            nouns = [word for article, word in pairwise(words) if article in ("a", "an")]
+            results.append(tuple(Entity(category=n, text=n) for n in dict.fromkeys(nouns)))
+        return results
+
+
+class FakeGrounder(Grounder[Options]):
+    """Finds everything in the middle of the image."""
+
+    name: ClassVar[str] = "fake-grounder"
+
+    def ground(
+        self, images: Sequence[Image.Image], categories: Sequence[Sequence[str]]
+    ) -> list[tuple[Grounding, ...] | Problem]:
+        """The middle quarter of each image, for every category."""
+        results: list[tuple[Grounding, ...] | Problem] = []
+        for image, asked in zip(images, categories, strict=True):
+            w, h = image.size
+            box = Box(x0=w / 4, y0=h / 4, x1=3 * w / 4, y1=3 * h / 4, width=w, height=h)
+            results.append(tuple(Grounding(category=c, box=box, score=1.0) for c in asked))
+        return results
+
+
+class FakePlannerOptions(Options):
+    """Options of `fake-planner`."""
+
+    target: str = Field("pear", description="What everything is replaced by")
+
+
+class FakePlanner(Planner[FakePlannerOptions]):
+    """Replaces the first category."""
+
+    name: ClassVar[str] = "fake-planner"
+    Options: ClassVar[type[Options]] = FakePlannerOptions
+
+    def replace(self, requests: Sequence[ReplaceRequest]) -> list[EditPlan | Problem]:
+        """The first category becomes `options.target`."""
+        return [
+            EditPlan(
+                selected=request.categories[0],
+                target=self.options.target,
+                instruction="Something else would look better there.",
+            )
+            for request in requests
+        ]
+
+
+class FakeEditorOptions(Options):
+    """Options of `fake-editor`."""
+
+    colour: tuple[int, int, int] = Field((200, 40, 40), description="RGB that fills the box")
+
+
+class FakeEditor(Editor[FakeEditorOptions]):
+    """Fills the box with one colour."""
+
+    name: ClassVar[str] = "fake-editor"
+    Options: ClassVar[type[Options]] = FakeEditorOptions
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Image.Image | Problem]:
+        """The image with its box filled."""
+        results: list[Image.Image | Problem] = []
+        for request in requests:
+            image = request.image.copy()
+            image.paste(self.options.colour, request.box.pixels())
+            results.append(image)
+        return results
+
+
+class FakeEncoder(MLLMEncoder[Options]):
+    """Gives states that only depend on image and instruction."""
+
+    name: ClassVar[str] = "fake-encoder"
+
+    def encode(
+        self, images: Sequence[Image.Image], instructions: Sequence[str]
+    ) -> list[NDArray[np.float32] | Problem]:
+        """One state of width 8 for each word."""
+        results: list[NDArray[np.float32] | Problem] = []
+        for image, instruction in zip(images, instructions, strict=True):
+            states = [
+                np.frombuffer(hashlib.sha256(image.tobytes() + word.encode()).digest(), np.uint32)
+                for word in instruction.split()
+            ]
+            results.append((np.array(states).reshape(-1, 8) / 2**32).astype(np.float32))
+        return results
+
+
+class FakeScorer(Scorer[Options]):
+    """Scores every edit 1 and rejects none."""
+
+    name: ClassVar[str] = "fake-scorer"
+
+    def score(
+        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+    ) -> list[dict[str, float] | Problem]:
+        """`one`: 1.0."""
+        return [{"one": 1.0} for _ in pairs]
+
+    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
+        """None of them."""
+        return [None for _ in scores]
+
+
+@hookimpl
+def sources() -> list[type[Source[Any]]]:
+    """The fake source."""
+    return [FakeSource]
+
+
+@hookimpl
+def captioners() -> list[type[Captioner[Any]]]:
+    """The fake captioner."""
+    return [FakeCaptioner]
+
+
+@hookimpl
+def extractors() -> list[type[EntityExtractor[Any]]]:
+    """The fake extractor."""
+    return [FakeExtractor]
+
+
+@hookimpl
+def grounders() -> list[type[Grounder[Any]]]:
+    """The fake grounder."""
+    return [FakeGrounder]
+
+
+@hookimpl
+def planners() -> list[type[Planner[Any]]]:
+    """The fake planner."""
+    return [FakePlanner]
+
+
+@hookimpl
+def editors() -> list[type[Editor[Any]]]:
+    """The fake editor."""
+    return [FakeEditor]
+
+
+@hookimpl
+def encoders() -> list[type[MLLMEncoder[Any]]]:
+    """The fake encoder."""
+    return [FakeEncoder]
+
+
+@hookimpl
+def scorers() -> list[type[Scorer[Any]]]:
+    """The fake scorer."""
+    return [FakeScorer]

@@ -1,0 +1,221 @@
+"""Scorers of edits that also filter: Eq. 1 by value or by rank, and the checks the paper lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, model_validator
+
+from reasonpix.hookspecs import hookimpl
+from reasonpix.records import Box, Problem
+from reasonpix.slots import Component, EditedPair, Grounder, Options, Scorer
+
+Scores = list[dict[str, float] | Problem]
+
+
+def _pixels(image: Image.Image) -> NDArray[np.float32]:
+    """(height, width, 3), float32 in [0, 1]: differences of uint8 would wrap around."""
+    return np.asarray(image, dtype=np.float32) / np.float32(255)
+
+
+def _squared_difference(pair: EditedPair) -> NDArray[np.float32]:
+    """(height, width): squared difference, mean over the channels."""
+    difference = _pixels(pair.input_image) - _pixels(pair.edited_image)
+    result: NDArray[np.float32] = np.square(difference).mean(axis=2)
+    return result
+
+
+def _inside(box: Box) -> NDArray[np.bool_]:
+    x0, y0, x1, y1 = box.pixels()
+    mask = np.zeros((box.height, box.width), dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+class Eq1Options(Options):
+    """Options of `eq1`: exactly one of `value` and `rank`."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"value", "rank"})
+
+    value: float | None = Field(None, gt=0, description="τ: smallest distance that is kept")
+    rank: float | None = Field(
+        None, gt=0, lt=1, description="Share of the run, nearest to their input, to reject"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.value is None) == (self.rank is None):
+            raise ValueError("give either value (τ) or rank (a share), not both and not neither")
+        return self
+
+
+class Eq1(Scorer[Eq1Options]):
+    """Rejects pairs whose images hardly differ: ‖x_in − x_edit‖² < τ (Eq. 1 of the paper).
+
+    The distance is the mean over pixels and channels, of floats in [0, 1], so that τ means the
+    same at any image size; `rank` is not touched by the scale.
+    """
+
+    name: ClassVar[str] = "eq1"
+    Options: ClassVar[type[Options]] = Eq1Options
+
+    def score(
+        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+    ) -> list[dict[str, float] | Problem]:
+        """`distance`: mean squared difference in [0, 1]."""
+        return [{"distance": float(_squared_difference(pair).mean())} for pair in pairs]
+
+    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
+        """By value, or the `rank` share with the smallest distances (ties by order)."""
+        distances = [score["distance"] for score in scores]
+        if self.options.value is not None:
+            tau = self.options.value
+            return [f"distance {d:.5f} < τ {tau}" if d < tau else None for d in distances]
+        assert self.options.rank is not None
+        worst = int(self.options.rank * len(distances))
+        order = sorted(range(len(distances)), key=lambda i: (distances[i], i))
+        lowest = set(order[:worst])
+        return [
+            f"distance {d:.5f} is among the lowest {self.options.rank:.0%}" if i in lowest else None
+            for i, d in enumerate(distances)
+        ]
+
+
+class RegionDistanceOptions(Options):
+    """Options of `region-distance`."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"min_inside", "max_outside"})
+
+    min_inside: float = Field(0.0, ge=0, description="Smallest mean squared change inside the box")
+    max_outside: float = Field(1.0, ge=0, description="Largest mean squared change outside the box")
+
+
+class RegionDistance(Scorer[RegionDistanceOptions]):
+    """Change inside the box and outside: Eq. 1 alone also rewards edits that changed everything."""
+
+    name: ClassVar[str] = "region-distance"
+    Options: ClassVar[type[Options]] = RegionDistanceOptions
+
+    def score(
+        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+    ) -> list[dict[str, float] | Problem]:
+        """`inside` and `outside`: mean squared differences in [0, 1]."""
+        scores: Scores = []
+        for pair in pairs:
+            difference, inside = _squared_difference(pair), _inside(pair.box)
+            outside = 0.0 if inside.all() else float(difference[~inside].mean())
+            scores.append({"inside": float(difference[inside].mean()), "outside": outside})
+        return scores
+
+    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
+        """Too little change inside, or too much outside."""
+        reasons: list[str | None] = []
+        for score in scores:
+            if score["inside"] < self.options.min_inside:
+                reasons.append(f"inside changed by {score['inside']:.5f} only")
+            elif score["outside"] > self.options.max_outside:
+                reasons.append(f"outside changed by {score['outside']:.5f}")
+            else:
+                reasons.append(None)
+        return reasons
+
+
+class NoOpOptions(Options):
+    """Options of `no-op`."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"min_changed"})
+
+    tolerance: int = Field(
+        12, ge=0, le=255, description="Difference of a channel that is no change"
+    )
+    min_changed: float = Field(
+        0.1, ge=0, le=1, description="Smallest share of the box's pixels that must change"
+    )
+
+
+class NoOp(Scorer[NoOpOptions]):
+    """Detects edits that did nothing: hardly a pixel of the box differs visibly."""
+
+    name: ClassVar[str] = "no-op"
+    Options: ClassVar[type[Options]] = NoOpOptions
+
+    def score(
+        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+    ) -> list[dict[str, float] | Problem]:
+        """`changed`: share of the box's pixels that differ by more than the tolerance."""
+        scores: Scores = []
+        for pair in pairs:
+            before = np.asarray(pair.input_image, dtype=np.int16)
+            after = np.asarray(pair.edited_image, dtype=np.int16)
+            changed = np.abs(before - after).max(axis=2) > self.options.tolerance
+            scores.append({"changed": float(changed[_inside(pair.box)].mean())})
+        return scores
+
+    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
+        """Fewer changed pixels than `min_changed`."""
+        limit = self.options.min_changed
+        return [
+            f"{score['changed']:.1%} of the box changed" if score["changed"] < limit else None
+            for score in scores
+        ]
+
+
+class RegroundedOptions(Options):
+    """Options of `regrounded`."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"overlap"})
+
+    overlap: float = Field(
+        0.5, gt=0, le=1, description="Share of the smaller box that two boxes of one object share"
+    )
+
+
+class Regrounded(Scorer[RegroundedOptions]):
+    """The grounder must find the target in the box of the edited image, and the source no more."""
+
+    name: ClassVar[str] = "regrounded"
+    Options: ClassVar[type[Options]] = RegroundedOptions
+    uses: ClassVar[frozenset[str]] = frozenset({"grounder"})
+
+    def score(
+        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+    ) -> list[dict[str, float] | Problem]:
+        """`target` and `source`: how far the category's best box overlaps the edited box.
+
+        The overlap is the intersection as a share of the smaller box, 0 when nothing is found.
+        """
+        grounder = pipeline["grounder"]
+        assert isinstance(grounder, Grounder)
+        found = grounder.ground(
+            [pair.edited_image for pair in pairs], [(pair.target, pair.selected) for pair in pairs]
+        )
+        scores: Scores = []
+        for pair, answer in zip(pairs, found, strict=True):
+            if isinstance(answer, Problem):
+                scores.append(answer)
+                continue
+            target, source = (g.box.overlap(pair.box) if g.box else 0.0 for g in answer)
+            scores.append({"target": target, "source": source})
+        return scores
+
+    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
+        """Target not found where it should be, or the source category still there."""
+        reasons: list[str | None] = []
+        for score in scores:
+            if score["target"] < self.options.overlap:
+                reasons.append("the target category is not found in the box")
+            elif score["source"] >= self.options.overlap:
+                reasons.append("the selected category is still found in the box")
+            else:
+                reasons.append(None)
+        return reasons
+
+
+@hookimpl
+def scorers() -> list[type[Scorer[Any]]]:
+    """The scorers of this module."""
+    return [Eq1, RegionDistance, NoOp, Regrounded]

@@ -1,0 +1,178 @@
+"""How each record of a run ended, read from the run folder alone; filters are applied here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from reasonpix import plugins
+from reasonpix.errors import RunError
+from reasonpix.images import UndecodableImage
+from reasonpix.run import Row, RunFolder, Shard, Status, write_atomically
+from reasonpix.slots import Scorer, Source, SourceItem
+from reasonpix.stages import Sample, Scores
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """A line of `stages.json`: which folder holds a stage's current results, and what made them."""
+
+    stage: str
+    folder: str
+    component: dict[str, Any]
+    """The identity of the component; `use` is None where there is none."""
+    options: dict[str, Any]
+
+
+def write_stages(run: RunFolder, entries: Sequence[StageEntry]) -> None:
+    """Say which stage folders are current."""
+    body = json.dumps([vars(entry) for entry in entries], indent=1)
+    write_atomically(run.root / "stages.json", body.encode() + b"\n")
+
+
+def read_stages(run: RunFolder) -> list[StageEntry]:
+    """The current stages. Raises `RunError` unless all of them are finished."""
+    shards = {shard.name for shard in run.shards()}
+    entries = [StageEntry(**entry) for entry in json.loads((run.root / "stages.json").read_text())]
+    for entry in entries:
+        missing = shards - run.done(entry.folder)
+        if missing:
+            raise RunError(
+                f"{run.root} is not finished: stage {entry.stage} lacks {len(missing)} of "
+                f"{len(shards)} shards; run `reasonpix generate` again to finish it"
+            )
+    return entries
+
+
+def _checked(source: Source[Any], item: SourceItem) -> bytes:
+    """The bytes that were planned; an image that changed since is not taken for it."""
+    data = source.read(item.native_id)
+    if hashlib.sha256(data).hexdigest() != item.content:
+        raise UndecodableImage("the file changed since the run was planned; start a new run")
+    return data
+
+
+def samples_reaching(
+    run: RunFolder, earlier: Sequence[StageEntry], shard: Shard, source: Source[Any]
+) -> Iterator[Sample]:
+    """The samples of a shard that all `earlier` stages let through."""
+    rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in earlier}
+    for planned in run.read("source", shard):
+        if planned.status != "ok":
+            continue
+        item = SourceItem.model_validate_json(planned.output)
+        sample = Sample(planned.record_id, item, partial(_checked, source, item))
+        for entry in earlier:
+            row = rows[entry.folder][planned.record_id]
+            if row.status != "ok":
+                break
+            sample = sample.after(entry.stage, row)
+        else:
+            yield sample
+
+
+def _by_id(rows: Sequence[Row]) -> dict[str, Row]:
+    return {row.record_id: row for row in rows}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a record: `ok` when it is part of the dataset, else where and why it ended."""
+
+    sample: Sample
+    status: Status
+    stage: str
+    reason: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def outcomes(run: RunFolder) -> Iterator[Outcome]:
+    """Every planned record, in the order of the plan, with its end and its scores."""
+    entries = read_stages(run)
+    source = _source(run)
+    verdicts = _verdicts(run, entries)
+    for shard in run.shards():
+        rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in entries}
+        for planned in run.read("source", shard):
+            yield _outcome(planned, entries, rows, verdicts, source)
+
+
+def _source(run: RunFolder) -> Source[Any]:
+    plan = run.plan()
+    cls = plugins.find("source", plan["asked"]["source"]["use"])
+    source = cls(cls.Options.model_validate(plan["source_options"]))
+    assert isinstance(source, Source)
+    source.load()
+    return source
+
+
+def _outcome(
+    planned: Row,
+    entries: Sequence[StageEntry],
+    rows: Mapping[str, Mapping[str, Row]],
+    verdicts: Mapping[tuple[str, str], str],
+    source: Source[Any],
+) -> Outcome:
+    item = SourceItem.model_validate_json(planned.output)
+    sample = Sample(planned.record_id, item, partial(_checked, source, item))
+    if planned.status != "ok":
+        return Outcome(sample, planned.status, "source", planned.reason)
+    scores: dict[str, float] = {}
+    ended: tuple[Status, str, str] = ("ok", "", "")
+    for entry in entries:
+        row = rows[entry.folder].get(planned.record_id)
+        if row is None:
+            break  # it had ended before
+        if row.status != "ok":
+            if ended[0] == "ok":
+                ended = (row.status, entry.stage, row.reason)
+            continue
+        sample = sample.after(entry.stage, row)
+        if entry.stage.startswith("score-"):
+            values = Scores.model_validate_json(row.output).scores
+            prefix = entry.component["use"]
+            scores |= {f"{prefix}.{name}": value for name, value in values.items()}
+            reason = verdicts.get((entry.folder, planned.record_id))
+            if reason and ended[0] == "ok":
+                ended = ("rejected", entry.stage, reason)
+    return Outcome(sample, *ended, scores=scores)
+
+
+def _verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> dict[tuple[str, str], str]:
+    """The reason to reject, by (stage folder, record id), of each filter over the whole run."""
+    verdicts: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        if not entry.stage.startswith("score-"):
+            continue
+        scored = [
+            row
+            for shard in run.shards()
+            for row in run.read(entry.folder, shard)
+            if row.status == "ok"
+        ]
+        cls = plugins.find("filter", entry.component["use"])
+        scorer = cls(cls.Options.model_validate(entry.options))
+        assert isinstance(scorer, Scorer)
+        reasons = scorer.reject([Scores.model_validate_json(row.output).scores for row in scored])
+        for row, reason in zip(scored, reasons, strict=True):
+            if reason:
+                verdicts[entry.folder, row.record_id] = reason
+    return verdicts
+
+
+def funnel(run: RunFolder) -> list[tuple[str, Counter[str]]]:
+    """For each stage, in order, how many records ended ok, rejected or failed there."""
+    counts = {entry.stage: Counter[str]() for entry in read_stages(run)}
+    counts = {"source": Counter[str](), **counts}
+    for outcome in outcomes(run):
+        for stage, counter in counts.items():
+            if stage == outcome.stage:
+                counter[outcome.status] += 1
+                break
+            counter["ok"] += 1
+    return list(counts.items())

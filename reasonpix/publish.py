@@ -1,0 +1,181 @@
+"""Publish a finished run as a dataset: Hugging Face parquet with a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from reasonpix import __version__
+from reasonpix.errors import RunError
+from reasonpix.images import encode_png
+from reasonpix.outcomes import Outcome, StageEntry, funnel, outcomes, read_stages
+from reasonpix.run import RunFolder
+
+ROWS_PER_FILE = 1000
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+# The first three are what diffusers' InstructPix2Pix trainer reads.
+_FIELDS: list[tuple[str, pa.DataType, dict[str, Any]]] = [
+    ("input_image", _IMAGE, {"_type": "Image"}),
+    ("edit_prompt", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("edited_image", _IMAGE, {"_type": "Image"}),
+    ("record_id", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("source_id", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("caption", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("selected", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("target", pa.string(), {"dtype": "string", "_type": "Value"}),
+    (
+        "box",
+        pa.list_(pa.float32()),
+        {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
+    ),
+    ("scores", pa.string(), {"dtype": "string", "_type": "Value"}),
+]
+_SCHEMA = pa.schema(
+    [(name, kind) for name, kind, _ in _FIELDS],
+    metadata={
+        "huggingface": json.dumps({"info": {"features": {n: f for n, _, f in _FIELDS}}}),
+    },
+)
+
+
+def publish(run: RunFolder, out: Path) -> int:
+    """Write the accepted samples of `run` to the new folder `out`; returns their number.
+
+    `datasets.load_dataset(str(out))` loads it. Images are lossless PNG of the size that the
+    pipeline saw. The folder appears complete or not at all. Raises `RunError` when the run is
+    not finished, accepted nothing, or `out` exists.
+    """
+    if out.exists():
+        raise RunError(f"{out} exists; publish to a new folder, or remove it first")
+    accepted = (outcome for outcome in outcomes(run) if outcome.status == "ok")
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    (draft / "data").mkdir(parents=True)
+    try:
+        total = 0
+        while chunk := list(islice(accepted, ROWS_PER_FILE)):
+            table = pa.Table.from_pylist([_row(outcome) for outcome in chunk], schema=_SCHEMA)
+            name = f"train-{total // ROWS_PER_FILE:05d}.parquet"
+            pq.write_table(table, draft / "data" / name, compression="zstd", row_group_size=100)
+            total += len(chunk)
+        if total == 0:
+            raise RunError(f"{run.root} accepted no sample; see `reasonpix gallery {run.root}`")
+        (draft / "README.md").write_text(card(run, total), encoding="utf-8")
+        os.replace(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return total
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    sample = outcome.sample
+    assert sample.plan is not None and sample.caption is not None
+    return {
+        "input_image": {"bytes": encode_png(sample.image()), "path": None},
+        "edit_prompt": sample.plan.instruction,
+        "edited_image": {"bytes": sample.edited, "path": None},
+        "record_id": sample.record_id,
+        "source_id": sample.item.native_id,
+        "caption": sample.caption.text,
+        "selected": sample.plan.selected,
+        "target": sample.plan.target,
+        "box": list(sample.box.xyxy),
+        "scores": json.dumps(dict(outcome.scores), sort_keys=True),
+    }
+
+
+def card(run: RunFolder, total: int) -> str:
+    """The dataset's README.md: what made it, how many came through, and why the others did not.
+
+    Nothing in it changes from one run of the same recipe to the next.
+    """
+    entries = read_stages(run)
+    head = {
+        "pretty_name": "Reasoning edits made with reasonpix",
+        "task_categories": ["image-to-image"],
+        "language": ["en"],
+        "size_categories": [_size(total)],
+        "tags": ["instruction-based-image-editing", "reasonpix"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
+            }
+        ],
+    }
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False).strip(),
+        "---",
+        "",
+        "# Reasoning edits made with reasonpix",
+        "",
+        f"{total} triples of input image, reasoning instruction and edited image, made by the "
+        f"pipeline of ReasonPix2Pix (CVPRW 2024) as implemented in reasonpix {__version__}.",
+        "Images and model outputs keep the licences of their sources, named below.",
+        "",
+        "## What made it",
+        "",
+        "| stage | component | options | weights |",
+        "|---|---|---|---|",
+        *(_component_line(entry) for entry in entries if entry.component["use"]),
+        "",
+        "## How many came through",
+        "",
+        "| stage | ok | rejected | failed |",
+        "|---|---|---|---|",
+        *(
+            f"| {stage} | {counts['ok']} | {counts['rejected']} | {counts['failed']} |"
+            for stage, counts in funnel(run)
+        ),
+        "",
+        "## Why the others did not",
+        "",
+        *(_reason_lines(run) or ["Every record was accepted."]),
+        "",
+        "## Columns",
+        "",
+        "`input_image`, `edit_prompt`, `edited_image` are what diffusers' InstructPix2Pix trainer "
+        "reads. `box` is XYXY in pixels of the input image; `scores` is JSON of what the filters "
+        "measured; `source_id` names the image in its source.",
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        (run.root / "recipe.yaml").read_text(encoding="utf-8").strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _component_line(entry: StageEntry) -> str:
+    component = entry.component
+    options = ", ".join(f"{k}={v}" for k, v in entry.options.items() if v is not None)
+    weights = component.get("weights", "")
+    return f"| {entry.stage} | {component['use']} | {options} | {weights[:12]} |"
+
+
+def _reason_lines(run: RunFolder) -> Iterator[str] | list[str]:
+    reasons = Counter(
+        (outcome.stage, outcome.status) for outcome in outcomes(run) if outcome.status != "ok"
+    )
+    return [f"- {stage}: {count} {status}" for (stage, status), count in sorted(reasons.items())]
+
+
+def _size(total: int) -> str:
+    for limit, name in ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")):
+        if total < limit:
+            return name
+    return "100K<n<1M"

@@ -1,0 +1,135 @@
+"""The values that flow through the pipeline: frozen, checked, changed only by copy."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reasonpix.errors import InvalidBox
+
+
+class Record(BaseModel):
+    """A frozen value that rejects fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Box(Record):
+    """An axis-aligned box, XYXY in absolute pixels of an image of `width` x `height`.
+
+    `x1` and `y1` are exclusive: the box of the whole image is (0, 0, width, height).
+    Raises `InvalidBox` for coordinates that are not finite, swapped, empty or outside.
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    width: int
+    height: int
+
+    @model_validator(mode="after")
+    def _is_a_box(self) -> Self:
+        if not all(map(math.isfinite, self.xyxy)):
+            raise InvalidBox(f"coordinates must be finite, got {self.xyxy}")
+        if self.x1 <= self.x0:
+            raise InvalidBox(f"x1={self.x1} must exceed x0={self.x0}")
+        if self.y1 <= self.y0:
+            raise InvalidBox(f"y1={self.y1} must exceed y0={self.y0}")
+        if self.x0 < 0 or self.y0 < 0 or self.x1 > self.width or self.y1 > self.height:
+            raise InvalidBox(f"{self.xyxy} leaves the image of {self.width}x{self.height} pixels")
+        return self
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) in pixels."""
+        return (self.x0, self.y0, self.x1, self.y1)
+
+    @property
+    def area(self) -> float:
+        """Area in square pixels."""
+        return (self.x1 - self.x0) * (self.y1 - self.y0)
+
+    @property
+    def share(self) -> float:
+        """Area as a share of the image's, in (0, 1]."""
+        return self.area / (self.width * self.height)
+
+    def iou(self, other: Box) -> float:
+        """Intersection over union with a box of the same image, in [0, 1]."""
+        common = self._common(other)
+        return common / (self.area + other.area - common)
+
+    def overlap(self, other: Box) -> float:
+        """Intersection as a share of the smaller box, in [0, 1]: 1 when one holds the other."""
+        common = self._common(other)
+        return min(1.0, common / min(self.area, other.area))
+
+    def _common(self, other: Box) -> float:
+        w = min(self.x1, other.x1) - max(self.x0, other.x0)
+        h = min(self.y1, other.y1) - max(self.y0, other.y0)
+        return max(w, 0.0) * max(h, 0.0)
+
+    def pixels(self) -> tuple[int, int, int, int]:
+        """The smallest whole-pixel box that covers this one: (x0, y0, x1, y1)."""
+        return (
+            math.floor(self.x0),
+            math.floor(self.y0),
+            math.ceil(self.x1),
+            math.ceil(self.y1),
+        )
+
+
+class Problem(Record):
+    """Why a record ends here: the result of a stage in the place of what it could not give.
+
+    `rejected`: the record is sound and the answer is no (no entity, box too small, filtered).
+    `failed`: something broke (unreadable image, invalid answer); a retry may mend it.
+    """
+
+    status: Literal["rejected", "failed"]
+    reason: str
+
+
+class Caption(Record):
+    """What an image shows, in one sentence (C in the paper)."""
+
+    text: str
+
+
+class Entity(Record):
+    """A candidate category (y_k in Eq. 4): `category` is the lemma, `text` as it was written."""
+
+    category: str
+    text: str
+
+
+class Grounding(Record):
+    """Where a category is (b_k in Eq. 5). `box` is None when it was not found."""
+
+    category: str
+    box: Box | None = None
+    score: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class ReplaceRequest(Record):
+    """What P_replace is asked (Eq. 6). `seed` belongs to the record: equal requests may differ."""
+
+    caption: str
+    categories: tuple[str, ...]
+    seed: int
+
+
+class EditPlan(Record):
+    """The planner's answer (Eq. 6): replace `selected` by `target`; `instruction` asks for it.
+
+    `synonyms` are other words for the two categories, when the planner knows them: the
+    instruction should name neither.
+    """
+
+    selected: str
+    target: str
+    instruction: str
+    synonyms: tuple[str, ...] = ()

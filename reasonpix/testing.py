@@ -1,0 +1,217 @@
+"""For plugin authors: the checks that a component of a slot must pass.
+
+A contract is a class of pytest tests: subclass it, name your component, run pytest.
+
+```python
+from reasonpix.testing import CaptionerContract
+
+class TestMyCaptioner(CaptionerContract):
+    component = MyCaptioner
+    options = {"model": "tests/tiny"}
+```
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from reasonpix.records import (
+    Box,
+    Caption,
+    EditPlan,
+    Problem,
+    ReplaceRequest,
+)
+from reasonpix.slots import (
+    Component,
+    EditRequest,
+)
+
+
+def photographs() -> list[Image.Image]:
+    """RGB images of awkward shapes: wide, tall, tiny and odd-sized, the same in every run."""
+    rng = np.random.default_rng(0)
+    sizes = [(64, 64), (101, 37), (33, 97), (17, 16), (128, 80)]
+    return [
+        Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)).resize((w, h))
+        for w, h in sizes
+    ]
+
+
+class _Contract:
+    """What every component promises. `component` and `options` say which one is tested."""
+
+    component: ClassVar[type[Component[Any]]]
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    @cached_property
+    def subject(self) -> Any:
+        """The component, loaded."""
+        subject = self.component(self.component.Options.model_validate(dict(self.options)))
+        subject.load()
+        return subject
+
+    def test_options_describe_themselves(self) -> None:
+        """Every option has a description."""
+        for name, field in self.component.Options.model_fields.items():
+            assert field.description, f"option {name} has no description"
+
+    def test_neutral_options_exist(self) -> None:
+        """`neutral` names options only."""
+        assert self.component.Options.neutral <= set(self.component.Options.model_fields)
+
+    def test_identity_is_json(self) -> None:
+        """What enters a fingerprint can be written down."""
+        json.dumps(dict(self.subject.identity()))
+
+    def test_importing_is_light(self) -> None:
+        """Importing the plugin imports no torch, transformers, diffusers or spacy."""
+        heavy = {"torch", "transformers", "diffusers", "spacy", "datasets", "openai"}
+        code = f"import sys, {self.component.__module__}; print(*set(sys.modules) & {heavy})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [], f"importing the plugin imports {done.stdout.strip()}"
+
+    def _same_alone_and_together(self, call: Any, *batches: Sequence[Any]) -> list[Any]:
+        """Results of a batch; each must equal the result of its item alone, in any order."""
+        together = call(*batches)
+        assert len(together) == len(batches[0])
+        backwards = call(*(list(reversed(batch)) for batch in batches))
+        for i, result in enumerate(together):
+            alone = call(*([batch[i]] for batch in batches))
+            assert _same(alone[0], result), f"item {i} differs alone and in a batch"
+            assert _same(backwards[-1 - i], result), f"item {i} depends on the order of the batch"
+        return list(together)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Image.Image) and isinstance(other, Image.Image):
+        return one.size == other.size and one.tobytes() == other.tobytes()
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.shape == other.shape and bool((one == other).all())
+    return bool(one == other)
+
+
+class CaptionerContract(_Contract):
+    """What a captioner promises."""
+
+    def test_captions_follow_images(self) -> None:
+        """One caption each, whatever the batch."""
+        for result in self._same_alone_and_together(self.subject.caption, photographs()):
+            assert isinstance(result, Caption | Problem)
+
+    def test_empty_batch(self) -> None:
+        """No images, no captions."""
+        assert self.subject.caption([]) == []
+
+
+class EntityExtractorContract(_Contract):
+    """What an entity extractor promises."""
+
+    def test_entities_follow_captions(self) -> None:
+        """A tuple each, without repeats; a caption without entities gives none."""
+        texts = ["a bee and a rabbit", "a bee, a bee and a bee", "", "it is what it is"]
+        captions = [Caption(text=text) for text in texts]
+        for result in self._same_alone_and_together(self.subject.extract, captions):
+            if not isinstance(result, Problem):
+                names = [entity.category for entity in result]
+                assert len(names) == len(set(names))
+
+
+class GrounderContract(_Contract):
+    """What a grounder promises."""
+
+    def test_groundings_follow_categories(self) -> None:
+        """One grounding per category in the order asked; boxes belong to the image given."""
+        images = photographs()
+        asked = [("bee",), ("rabbit", "bee"), (), ("apple",), ("drum", "cake", "bee")]
+        results = self._same_alone_and_together(self.subject.ground, images, asked)
+        for image, categories, result in zip(images, asked, results, strict=True):
+            if isinstance(result, Problem):
+                continue
+            assert [grounding.category for grounding in result] == list(categories)
+            for grounding in result:
+                if grounding.box:
+                    assert (grounding.box.width, grounding.box.height) == image.size
+
+
+class PlannerContract(_Contract):
+    """What a planner promises."""
+
+    requests: ClassVar[Sequence[ReplaceRequest]] = [
+        ReplaceRequest(caption="a bee and a rabbit", categories=("bee", "rabbit"), seed=seed)
+        for seed in range(4)
+    ]
+
+    def test_plans_follow_requests(self) -> None:
+        """The selected category is one that was asked, and not the target."""
+        results = self._same_alone_and_together(self.subject.replace, self.requests)
+        for request, result in zip(self.requests, results, strict=True):
+            if isinstance(result, EditPlan):
+                assert result.selected in request.categories
+                assert result.target != result.selected
+                assert result.instruction.strip()
+
+
+class EditorContract(_Contract):
+    """What an editor promises."""
+
+    def requests(self) -> list[EditRequest]:
+        """An edit of each photograph."""
+        return [
+            EditRequest(
+                image=image,
+                box=Box(
+                    x0=image.width / 4,
+                    y0=image.height / 4,
+                    x1=image.width * 0.8,
+                    y1=image.height * 0.7,
+                    width=image.width,
+                    height=image.height,
+                ),
+                selected="bee",
+                target="rabbit",
+                caption="a bee",
+                seed=number,
+            )
+            for number, image in enumerate(photographs())
+        ]
+
+    def test_edits_follow_requests(self) -> None:
+        """An image of the same size each, the same whatever the batch."""
+        requests = self.requests()
+        results = self._same_alone_and_together(self.subject.edit, requests)
+        for request, result in zip(requests, results, strict=True):
+            if not isinstance(result, Problem):
+                assert result.size == request.image.size
+                assert result.mode == "RGB"
+
+    def test_input_is_left_alone(self) -> None:
+        """The request's image is not drawn on."""
+        requests = self.requests()[:1]
+        before = requests[0].image.tobytes()
+        self.subject.edit(requests)
+        assert requests[0].image.tobytes() == before
+
+
+class EncoderContract(_Contract):
+    """What an MLLM encoder promises."""
+
+    def test_states_follow_pairs(self) -> None:
+        """float32 (tokens, width), one width for all."""
+        images = photographs()
+        instructions = ["make it red", "more", "it is cold outside", "a b c", "Summer!"]
+        widths = set()
+        for states in self._same_alone_and_together(self.subject.encode, images, instructions):
+            assert states.dtype == np.float32
+            assert states.ndim == 2
+            widths.add(states.shape[1])
+        assert len(widths) == 1

@@ -1,0 +1,213 @@
+"""The plugin grounding-dino, on the mini checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from reasonpix_grounding_dino import GroundingDino, GroundingDinoOptions, grounders
+from reasonpix_mini import world
+from reasonpix_mini.measure.grounding import THRESHOLD
+
+from reasonpix.errors import WeightsError
+from reasonpix.records import Box, Grounding, Problem
+
+FOLDER = resources.files("reasonpix_mini") / "checkpoints" / "grounding-dino"
+
+
+def loaded(**options: object) -> GroundingDino:
+    options = {"model": str(FOLDER), "device": "cpu", "threshold": THRESHOLD} | options
+    grounder = GroundingDino(GroundingDinoOptions(**options))
+    grounder.load()
+    return grounder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def grounder() -> GroundingDino:
+    return loaded()
+
+
+def groundings(result: tuple[Grounding, ...] | Problem) -> tuple[Grounding, ...]:
+    assert not isinstance(result, Problem), result
+    return result
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[world.Scene]:
+    return [world.scene("test", index) for index in range(24)]
+
+
+@pytest.fixture(scope="module")
+def pictures(scenes: list[world.Scene]) -> list[Image.Image]:
+    return [Image.fromarray(scene.render()) for scene in scenes]
+
+
+def test_finds_what_is_there(grounder, scenes, pictures):
+    asked = [[p.category for p in scene.placements] for scene in scenes]
+    hits = []
+    for scene, result in zip(scenes, grounder.ground(pictures, asked), strict=True):
+        found = groundings(result)
+        assert [g.category for g in found] == [p.category for p in scene.placements]
+        for placement, grounding in zip(scene.placements, found, strict=True):
+            x0, y0, x1, y1 = placement.box
+            truth = Box(x0=x0, y0=y0, x1=x1, y1=y1, width=64, height=64)
+            hits.append(grounding.box is not None and grounding.box.iou(truth) >= 0.5)
+            assert (grounding.score > THRESHOLD) == (grounding.box is not None)
+    assert np.mean(hits) >= 0.85
+
+
+def test_does_not_find_what_is_absent(grounder, scenes, pictures):
+    names = list(world.categories())
+    asked = [[n for n in names if n not in scene.names][i % 8 :: 8] for i, scene in enumerate(scenes)]
+    found = [g.box is not None for r in grounder.ground(pictures, asked) for g in groundings(r)]
+    assert len(found) > 60
+    assert np.mean(found) <= 0.15
+
+
+def test_the_word_decides(grounder):
+    """One picture, two words: each gets its own box."""
+    pair = world.scene("test", 7, names=["bee", "pizza"])
+    (result,) = grounder.ground([Image.fromarray(pair.render())], [["pizza", "bee"]])
+    pizza, bee = groundings(result)
+    assert pizza.box and bee.box
+    assert pizza.box.iou(bee.box) < 0.1
+    bee_box = Box(**dict(zip(("x0", "y0", "x1", "y1"), pair.placements[0].box, strict=True)),
+                  width=64, height=64)  # fmt: skip
+    assert bee.box.iou(bee_box) > 0.5
+
+
+def test_unknown_words_find_nothing(grounder, pictures):
+    results = grounder.ground(pictures[:8], [["zeppelin", "", "..."]] * 8)
+    assert np.mean([g.box is not None for r in results for g in groundings(r)]) <= 0.1
+
+
+def test_case_and_full_stop_do_not_matter(grounder, scenes, pictures):
+    name = scenes[0].names[0]
+    (result,) = grounder.ground(pictures[:1], [[name, name.upper(), f" {name}. "]])
+    plain, *others = groundings(result)
+    assert plain.box
+    assert all((g.box, g.score) == (plain.box, plain.score) for g in others)
+    assert others[0].category == name.upper()
+
+
+def test_result_does_not_depend_on_the_batch(pictures):
+    """Sizes and text lengths are mixed, so batches fall differently for each batch size."""
+    photograph = Image.effect_noise((150, 97), 60).convert("RGB")
+    images = [*pictures[:6], photograph, pictures[6].resize((96, 96)), *pictures[7:12]]
+    asked = [["bee", "red fish"], ["snail"], ["cake", "frog", "dog"], ["apple"], [], ["drum"]] * 2
+    asked += [["rocket"]]
+    one, eight = loaded(batch_size=1), loaded(batch_size=8)
+    expected = one.ground(images, asked)
+    assert eight.ground(images, asked) == expected
+    assert eight.ground(images[::-1], asked[::-1]) == expected[::-1]
+    assert [eight.ground([i], [a])[0] for i, a in zip(images, asked, strict=True)] == expected
+
+
+def test_photographs_of_any_size_and_mode():
+    from skimage import data
+
+    images = [
+        Image.fromarray(data.astronaut()).crop((0, 0, 211, 333)),
+        Image.fromarray(data.camera()).resize((301, 127)),
+        Image.fromarray(data.horse()).convert("1"),
+        Image.fromarray(data.logo()),
+        Image.fromarray(data.coffee()).resize((31, 29)),
+    ]
+    assert {image.mode for image in images} >= {"RGB", "L", "RGBA"}
+    results = loaded(threshold=0.0, text_threshold=0.0).ground(images, [["dog", "cake"]] * 5)
+    for image, result in zip(images, results, strict=True):
+        for grounding in groundings(result):
+            # Box itself rejects corners outside its image.
+            assert grounding.box
+            assert (grounding.box.width, grounding.box.height) == image.size
+
+
+def test_a_picture_too_narrow_is_a_problem(grounder, pictures):
+    results = grounder.ground([Image.new("RGB", (4, 900)), pictures[0]], [["bee"], ["bee"]])
+    assert isinstance(results[0], Problem)
+    assert results[0].status == "rejected"
+    assert "4x900" in results[0].reason
+    assert isinstance(results[1], tuple)
+
+
+def test_nothing_asked(grounder, pictures):
+    assert grounder.ground(pictures[:2], [[], []]) == [(), ()]
+    assert grounder.ground([], []) == []
+    with pytest.raises(ValueError, match="shorter"):
+        grounder.ground(pictures[:2], [["bee"]])
+
+
+def test_thresholds(scenes, pictures):
+    asked = [scene.names for scene in scenes[:6]]
+    for options in ({"threshold": 1.0}, {"text_threshold": 1.0}):
+        results = loaded(**options).ground(pictures[:6], asked)
+        assert all(g.box is None and g.score == 0 for r in results for g in groundings(r))
+
+
+def test_bfloat16(grounder, scenes, pictures):
+    asked = [scene.names for scene in scenes[:8]]
+    exact = grounder.ground(pictures[:8], asked)
+    rough = loaded(dtype="bfloat16").ground(pictures[:8], asked)
+    same = [
+        a.box.iou(b.box) > 0.7 if a.box and b.box else a.box is b.box
+        for x, y in zip(exact, rough, strict=True)
+        for a, b in zip(groundings(x), groundings(y), strict=True)
+    ]
+    assert np.mean(same) >= 0.8
+
+
+def test_missing_folder_says_so():
+    with pytest.raises(WeightsError, match="no folder './no/such'"):
+        loaded(model="./no/such")
+
+
+def test_folder_without_weights_says_what_is_missing(tmp_path: Path):
+    copied = tmp_path / "checkpoint"
+    shutil.copytree(str(FOLDER), copied)
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"GroundingDinoForObjectDetection.*model\.safetensors"):
+        loaded(model=str(copied))
+
+
+def test_hub_offline_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE"):
+        loaded(model="IDEA-Research/grounding-dino-base", cache_dir=tmp_path)
+
+
+def test_hook_and_defaults():
+    assert grounders() == [GroundingDino]
+    assert GroundingDinoOptions().model == "IDEA-Research/grounding-dino-base"
+    assert json.loads(GroundingDinoOptions().model_dump_json())["threshold"] == 0.35
+
+
+def test_close_lets_go(pictures):
+    grounder = loaded()
+    grounder.close()
+    with pytest.raises(AttributeError):
+        grounder.ground(pictures[:1], [["bee"]])
+
+
+def test_shipped_weights_are_small_and_half_precision():
+    from safetensors import safe_open
+
+    path = Path(str(FOLDER)) / "model.safetensors"
+    assert path.stat().st_size < 3_000_000
+    with safe_open(path, "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
