@@ -173,6 +173,7 @@ def recipes_copy(recipe: str, to: Path) -> None:
 
     if to.exists():
         raise RecipeError([f"{to} exists; name a new file"])
+    to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(locate(recipe).read_text(encoding="utf-8"), encoding="utf-8")
     click.echo(to)
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from reasonpix import plugins, stages
-from reasonpix.errors import ReasonpixError, RunError
+from reasonpix.errors import InvalidBox, ReasonpixError, RunError
 from reasonpix.outcomes import StageEntry, samples_reaching, write_stages
 from reasonpix.recipe import Recipe, Use
 from reasonpix.records import Problem
 from reasonpix.run import Row, RunFolder, Shard, fingerprint, write_atomically
-from reasonpix.slots import Component, Scorer, Source, SourceItem
+from reasonpix.slots import Component, ModelOptions, Scorer, Source, SourceItem
 from reasonpix.stages import Result, Sample
+from reasonpix.weights import check_weights
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,29 @@ def generate(
     source = plugins.build("source", recipe.source.name, recipe.source.options)
     assert isinstance(source, Source)
     source.load()
-    all_stages = list(_stages(recipe))
-    _freeze_plan(recipe, run, source, limit)
-    write_atomically(out / "recipe.yaml", recipe.as_yaml().encode())
-    write_stages(run, [stage.entry for stage in all_stages])
-    for stage in all_stages:
-        _run_stage(run, stage, all_stages, source, report)
-    source.close()
+    try:
+        all_stages = list(_stages(recipe))
+        _check_components(run, all_stages)
+        _freeze_plan(recipe, run, source, limit)
+        write_atomically(out / "recipe.yaml", recipe.as_yaml().encode())
+        write_stages(run, [stage.entry for stage in all_stages])
+        for stage in all_stages:
+            _run_stage(run, stage, all_stages, source, report)
+    finally:
+        source.close()
     return run
+
+
+def _check_components(run: RunFolder, all_stages: Sequence[Stage]) -> None:
+    """Let every component that has work to do say what it misses, before any of it begins."""
+    shards = {shard.name for shard in run.shards()} if run.plan_path.exists() else None
+    for stage in all_stages:
+        if shards is None or shards - run.done(stage.entry.folder):
+            for use in filter(None, (stage.use, *stage.needs)):
+                component = plugins.build(use.slot, use.name, use.options)
+                if isinstance(component.options, ModelOptions):
+                    check_weights(component.options)
+                component.check()
 
 
 def _stages(recipe: Recipe) -> Iterator[Stage]:
@@ -191,7 +207,7 @@ def _run_stage(
         for number, shard in enumerate(todo, start=1):
             started = time.perf_counter()
             samples = list(samples_reaching(run, earlier, shard, source))
-            rows = _rows(samples, lambda batch: stage.compute(batch, parts), stage)
+            rows = _rows(samples, lambda batch: stage.compute(batch, parts))
             run.write(stage.entry.folder, shard, rows)
             seconds = round(time.perf_counter() - started, 3)
             run.note(stage=stage.entry.folder, shard=shard.name, records=len(rows), seconds=seconds)
@@ -208,31 +224,22 @@ def _is_before(other: Stage, stage: Stage) -> bool:
 
 
 def _rows(
-    samples: Sequence[Sample], compute: Callable[[Sequence[Sample]], list[Result]], stage: Stage
+    samples: Sequence[Sample], compute: Callable[[Sequence[Sample]], list[Result]]
 ) -> list[Row]:
     """The shard's rows. When a batch breaks, each record is tried alone: a bad one costs one."""
+    if not samples:
+        return []
     try:
-        results = _computed(samples, compute, stage)
-    except ReasonpixError:
-        raise
+        results = compute(samples)
+        return [_row(s.record_id, result) for s, result in zip(samples, results, strict=True)]
     except Exception as error:
+        # A wrong box is of one image; our other errors are of the component, and stop the run.
+        if isinstance(error, ReasonpixError) and not isinstance(error, InvalidBox):
+            raise
         if len(samples) == 1:
             reason = f"{type(error).__name__}: {error}"
             return [Row(samples[0].record_id, "failed", reason)]
-        return [row for sample in samples for row in _rows([sample], compute, stage)]
-    return [_row(s.record_id, result) for s, result in zip(samples, results, strict=True)]
-
-
-def _computed(
-    samples: Sequence[Sample], compute: Callable[[Sequence[Sample]], list[Result]], stage: Stage
-) -> list[Result]:
-    if not samples:
-        return []
-    results = compute(samples)
-    if len(results) != len(samples):
-        name = stage.use.name if stage.use else stage.name
-        raise RunError(f"{name!r} gave {len(results)} results for a batch of {len(samples)}")
-    return results
+        return [row for sample in samples for row in _rows([sample], compute)]
 
 
 def _row(record_id: str, result: Result) -> Row:

@@ -76,7 +76,8 @@ class Eq1(Scorer[Eq1Options]):
             tau = self.options.value
             return [f"distance {d:.5f} < τ {tau}" if d < tau else None for d in distances]
         assert self.options.rank is not None
-        worst = int(self.options.rank * len(distances))
+        # 0.29 * 100 is a little less than 29 in floats.
+        worst = int(round(self.options.rank * len(distances), 6))
         order = sorted(range(len(distances)), key=lambda i: (distances[i], i))
         lowest = set(order[:worst])
         return [

@@ -18,7 +18,8 @@ class UndecodableImage(ValueError):
 def decode(data: bytes) -> Image.Image:
     """An encoded image as RGB: EXIF rotation applied, transparency over white, first frame.
 
-    16-bit greys are scaled to 8 bits. Raises `UndecodableImage`.
+    16-bit greys are scaled to 8 bits. Raises `UndecodableImage`, also for greys of 32 bits and of
+    floats: nothing says which of their values is white.
     """
     if not data:
         raise UndecodableImage("the file is empty")
@@ -37,13 +38,21 @@ def decode(data: bytes) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise UndecodableImage("not an image, or a format that cannot be read") from error
+    except Image.DecompressionBombError as error:
+        raise UndecodableImage(f"{error}") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise UndecodableImage(f"damaged image: {error}") from error
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB, transparency over white, 16-bit greys scaled to 8 bits."""
+    """Any Pillow image as RGB, transparency over white, 16-bit greys scaled to 8 bits.
+
+    Raises `UndecodableImage` for greys of 32 bits and of floats.
+    """
     if image.mode.startswith("I") or image.mode == "F":
+        lowest, highest = image.getextrema()
+        if image.mode == "F" or lowest < 0 or highest > 65535:  # type: ignore[operator]
+            raise UndecodableImage("its greys are no 8 or 16-bit numbers; convert it to 8 bits")
         grey = image.convert("F").point(lambda value: value / 257 + 0.0)
         return grey.convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

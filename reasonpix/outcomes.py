@@ -38,7 +38,13 @@ def write_stages(run: RunFolder, entries: Sequence[StageEntry]) -> None:
 def read_stages(run: RunFolder) -> list[StageEntry]:
     """The current stages. Raises `RunError` unless all of them are finished."""
     shards = {shard.name for shard in run.shards()}
-    entries = [StageEntry(**entry) for entry in json.loads((run.root / "stages.json").read_text())]
+    path = run.root / "stages.json"
+    try:
+        entries = [StageEntry(**entry) for entry in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}; run `reasonpix generate` again to write it"
+        ) from error
     for entry in entries:
         missing = shards - run.done(entry.folder)
         if missing:

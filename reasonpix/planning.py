@@ -8,8 +8,6 @@ are in `prompts/replace.yaml`.
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -24,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from reasonpix.errors import RecipeError
 from reasonpix.records import EditPlan, Problem, Record, ReplaceRequest
 from reasonpix.slots import Options, Planner
+from reasonpix.words import canonical, mentions, words_of
 
 LONGEST_INSTRUCTION = 300
 """Characters of the longest instruction that is accepted."""
@@ -187,7 +186,7 @@ class LLMPlanner(Planner[P_co]):
         nothing = Problem(status="rejected", reason="no category to choose from")
         return [next(plans) if request.categories else nothing for request in requests]
 
-    def load(self) -> None:
+    def check(self) -> None:
         """Read the prompt, so that a bad file is known before the first question."""
         _ = self.prompt
 
@@ -289,28 +288,28 @@ def read_plan(categories: Sequence[str], answer: ReplaceAnswer) -> EditPlan:
     """
     target, instruction = (" ".join(text.split()) for text in (answer.target, answer.instruction))
     synonyms = {
-        "selected": [word for word in answer.selected_synonyms if _words(word)],
-        "target": [word for word in answer.target_synonyms if _words(word)],
+        "selected": [word for word in answer.selected_synonyms if words_of(word)],
+        "target": [word for word in answer.target_synonyms if words_of(word)],
     }
     problems = []
 
-    selected = _canonical(answer.selected, categories)
+    selected = canonical(answer.selected, categories)
     if selected is None:
         problems.append(
             f"selected must be one of {', '.join(categories)}, not {_quote(answer.selected)}"
         )
-    if not 1 <= len(_words(target)) <= LONGEST_TARGET or not target.isprintable():
+    if not 1 <= len(words_of(target)) <= LONGEST_TARGET or not target.isprintable():
         problems.append(
             f"target must be a name of at most {LONGEST_TARGET} words, not {_quote(target)}"
         )
-    elif (present := _canonical(target, categories)) is not None:
+    elif (present := canonical(target, categories)) is not None:
         problems.append(f"target must not be in the picture yet, but {_quote(target)} is {present}")
     elif selected is not None and (
-        _canonical(target, synonyms["selected"]) or _canonical(selected, synonyms["target"])
+        canonical(target, synonyms["selected"]) or canonical(selected, synonyms["target"])
     ):
         problems.append(f"target {_quote(target)} is another word for {selected}")
 
-    if not _words(instruction):
+    if not words_of(instruction):
         problems.append("instruction is empty")
     elif len(instruction) > LONGEST_INSTRUCTION:
         problems.append(
@@ -320,7 +319,7 @@ def read_plan(categories: Sequence[str], answer: ReplaceAnswer) -> EditPlan:
         problems.append("instruction holds control characters")
     for role, name in (("selected", selected or answer.selected), ("target", target)):
         # The last word of a compound gives it away as well: "butterfly" for "monarch butterfly".
-        words = dict.fromkeys((name, *_words(name)[-1:], *synonyms[role]))
+        words = dict.fromkeys((name, *words_of(name)[-1:], *synonyms[role]))
         if leaked := [word for word in words if mentions(instruction, word)]:
             problems.append(
                 f"instruction gives the {role} category away by the word {_quote(leaked[0])}"
@@ -339,76 +338,6 @@ def read_plan(categories: Sequence[str], answer: ReplaceAnswer) -> EditPlan:
         instruction=instruction,
         synonyms=tuple(dict.fromkeys(others)),
     )
-
-
-def mentions(text: str, name: str) -> bool:
-    """Whether a text holds a name as whole words, in any case, singular or plural.
-
-    "Bee" is in "Two bees!" and not in "beekeeper"; "desk lamp" is in "desk-lamps" and
-    "desklamp"; "honeybee" is in "honey-bees", but not in "honey bee", or "bean" would be in
-    "it must be an apple".
-    """
-    wanted, found = _words(name), _words(text)
-    if not wanted:
-        return False
-    closed = [re.sub(r"\W", "", compound) for compound in _COMPOUND.findall(_plain(text))]
-    if any(_same_word(word, "".join(wanted)) for word in (*found, *closed)):
-        return True
-    size = len(wanted)
-    return any(
-        all(map(_same_word, found[start : start + size], wanted))
-        for start in range(len(found) - size + 1)
-    )
-
-
-_WORD = re.compile(r"[^\W_]+")
-_COMPOUND = re.compile(r"[^\W_]+(?:[-\u2010][^\W_]+)+")
-
-_PLURALS = (
-    ("people", "person"), ("children", "child"), ("men", "man"), ("mice", "mouse"),
-    ("lice", "louse"), ("feet", "foot"), ("teeth", "tooth"), ("geese", "goose"), ("oxen", "ox"),
-    ("dice", "die"), ("i", "us"), ("ae", "a"), ("ves", "f"), ("ves", "fe"), ("ies", "y"),
-    ("zzes", "z"), ("sses", "s"), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"),
-    ("shes", "sh"), ("oes", "o"),
-)  # fmt: skip
-"""Endings of English plurals and their singulars; a final s is seen to apart."""
-
-
-def _plain(text: str) -> str:
-    """Without case, accents and typographic variants."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(_plain(text))
-
-
-def _singulars(word: str) -> set[str]:
-    """The word, and what it may be the plural of. Forms that are no words do no harm."""
-    forms = {word}
-    for plural, singular in _PLURALS:
-        if word.endswith(plural):
-            forms.add(word.removesuffix(plural) + singular)
-    if word.endswith("s") and not word.endswith("ss") and len(word) > 2:
-        forms.add(word[:-1])
-    return forms
-
-
-def _same_word(one: str, other: str) -> bool:
-    return not _singulars(one).isdisjoint(_singulars(other))
-
-
-def _canonical(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` is, exactly or but for case, plural, hyphens and spaces."""
-    candidates = list(names)
-    if name in candidates:
-        return name
-    closed = "".join(_words(name))
-    for candidate in candidates:
-        if closed and _same_word(closed, "".join(_words(candidate))):
-            return candidate
-    return None
 
 
 def _quote(text: str) -> str:

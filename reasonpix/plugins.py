@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,23 @@ _HOOKS = {
 }
 
 
+@cache
+def _entries(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points on the import path; reading all installed packages takes a while."""
+    return tuple(entry_points(group=GROUP))
+
+
 def names() -> list[str]:
     """All installed plugin names, sorted; imports none of them."""
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return sorted({entry.name for entry in _entries(tuple(sys.path))})
 
 
 def entry(name: str) -> EntryPoint:
     """The entry point `name`. Raises `PluginError` when there is none, or more than one."""
     found = {
-        (e.value, e.dist.name if e.dist else "?"): e for e in entry_points(group=GROUP, name=name)
+        (e.value, e.dist.name if e.dist else "?"): e
+        for e in _entries(tuple(sys.path))
+        if e.name == name
     }
     if not found:
         raise PluginError(f"no plugin {name!r}{nearest(name, names())}")
@@ -80,15 +90,19 @@ def offers(name: str) -> dict[str, type[Component[Any]]]:
     hooks = _hooks(name)
     found: dict[str, type[Component[Any]]] = {}
     for slot, hook in _HOOKS.items():
-        for offered in getattr(hooks, hook)():
-            for component in offered:
-                if component.name != name:
-                    continue
-                if not issubclass(component, SLOTS[slot]):
-                    raise PluginError(
-                        f"plugin {name!r}: hook {hook}() returned {component.__qualname__}, "
-                        f"which is no {SLOTS[slot].__name__}"
-                    )
+        try:
+            components = [component for offered in getattr(hooks, hook)() for component in offered]
+        except Exception as error:
+            raise PluginError(
+                f"plugin {name!r} is broken: hook {hook}() raised {type(error).__name__}: {error}"
+            ) from error
+        for component in components:
+            if not (isinstance(component, type) and issubclass(component, SLOTS[slot])):
+                raise PluginError(
+                    f"plugin {name!r}: hook {hook}() returned {component!r}, "
+                    f"which is no {SLOTS[slot].__name__}"
+                )
+            if getattr(component, "name", None) == name:
                 found[slot] = component
     return found
 

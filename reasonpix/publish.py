@@ -17,7 +17,7 @@ import yaml
 
 from reasonpix import __version__
 from reasonpix.errors import RunError
-from reasonpix.images import encode_png
+from reasonpix.images import UndecodableImage, encode_png
 from reasonpix.outcomes import Outcome, StageEntry, funnel, outcomes, read_stages
 from reasonpix.run import RunFolder
 
@@ -81,8 +81,12 @@ def publish(run: RunFolder, out: Path) -> int:
 def _row(outcome: Outcome) -> dict[str, Any]:
     sample = outcome.sample
     assert sample.plan is not None and sample.caption is not None
+    try:
+        image = sample.image()
+    except (UndecodableImage, OSError) as error:
+        raise RunError(f"{sample.item.native_id}: {error}") from error
     return {
-        "input_image": {"bytes": encode_png(sample.image()), "path": None},
+        "input_image": {"bytes": encode_png(image), "path": None},
         "edit_prompt": sample.plan.instruction,
         "edited_image": {"bytes": sample.edited, "path": None},
         "record_id": sample.record_id,
@@ -153,11 +157,17 @@ def card(run: RunFolder, total: int) -> str:
         "## Recipe",
         "",
         "```yaml",
-        (run.root / "recipe.yaml").read_text(encoding="utf-8").strip(),
+        _recipe(run),
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+def _recipe(run: RunFolder) -> str:
+    """The resolved recipe, without what leaves no trace in the dataset."""
+    lines = (run.root / "recipe.yaml").read_text(encoding="utf-8").strip().split("\n")
+    return "\n".join(line for line in lines if not line.startswith("shard_size:"))
 
 
 def _component_line(entry: StageEntry) -> str:

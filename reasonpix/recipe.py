@@ -28,7 +28,13 @@ class Use:
 
     def as_yaml(self) -> dict[str, Any]:
         """The block that gives this use again, defaults included."""
-        return {"use": self.name, **self.options.model_dump(mode="json", exclude_none=True)}
+        fields = type(self.options).model_fields
+        options = {
+            name: value
+            for name, value in self.options.model_dump(mode="json").items()
+            if value is not None or fields[name].default is not None
+        }
+        return {"use": self.name, **options}
 
 
 @dataclass(frozen=True)
@@ -131,13 +137,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         problems.append(f"{marks.nearest(where)}: {f'{dotted}: ' if dotted else ''}{what}")
 
     document = _check(_Document, data, (), complain)
-    uses: dict[str, Use | None] = {
-        "source": _use("source", data.get("source"), ("source",), complain)
-    }
+    uses: dict[str, Use | None] = dict.fromkeys(PIPELINE)
+    if "source" in data:
+        uses["source"] = _use("source", data["source"], ("source",), complain)
     pipeline = data.get("pipeline")
-    pipeline = pipeline if isinstance(pipeline, dict) else {}
+    named = pipeline if isinstance(pipeline, dict) else {}
     for slot in PIPELINE:
-        uses[slot] = _use(slot, pipeline.get(slot), ("pipeline", slot), complain)
+        if slot in named and not (slot == "captioner" and named[slot] is None):
+            uses[slot] = _use(slot, named[slot], ("pipeline", slot), complain)
     listed = data.get("filters")
     filters = [
         _use("filter", value, ("filters", i), complain)
@@ -148,6 +155,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if use and use.name in seen:
             complain(("filters", i), f"filter {use.name!r} stands here twice; keep one")
         seen.add(use.name if use else "")
+        needs = getattr(plugins.find("filter", use.name), "uses", ()) if use else ()
+        for slot in sorted(slot for slot in needs if named.get(slot) is None):
+            complain(("filters", i), f"it needs the pipeline's {slot}, and there is none")
     if problems or document is None:
         raise RecipeError(problems)
     return Recipe(
@@ -169,11 +179,14 @@ def _check(model: type[Any], data: Any, at: _Path, complain: Any) -> Any:
                 fields = _fields(model, tuple(detail["loc"]))
                 complain(where, f"no such option{plugins.nearest(str(where[-1]), fields)}")
             elif detail["type"] == "missing":
-                complain(where[:-1], f"{where[-1]!r} is missing")
+                entry = "entry " if isinstance(where[-1], int) else ""
+                complain(where[:-1], f"{entry}{where[-1]!r} is missing")
             elif detail["type"] == "model_type":
                 complain(where, f"expected a mapping, got {detail['input']!r}")
             else:
-                complain(where, f"{_lowered(detail['msg'])}, got {detail['input']!r}")
+                # What a validator of ours raised is told in its own words.
+                what = str(detail.get("ctx", {}).get("error", _lowered(detail["msg"])))
+                complain(where, f"{what}, got {detail['input']!r}")
     return None
 
 
@@ -191,9 +204,7 @@ def _fields(model: type[BaseModel], path: _Path) -> list[str]:
 
 
 def _use(slot: str, value: Any, at: _Path, complain: Any) -> Use | None:
-    """The component that a recipe's value names, or None (after complaining, if it is wrong)."""
-    if value is None:
-        return None  # a missing value was complained of by the document
+    """The component that a recipe's value names, or None after complaining."""
     if isinstance(value, str):
         value = {"use": value}
     if not isinstance(value, dict) or not isinstance(value.get("use"), str):
@@ -237,20 +248,26 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], _Marks]:
                 values[key] = walk(value_node, (*path, key))
                 marks[(*path, key)] = here
             return values
-        return loader.construct_object(node, deep=True)
+        try:
+            return scalars.construct_object(node)
+        except ValueError as error:  # such as the 30th of February
+            problems.append(f"{marks[path]}: not valid YAML: {error}")
+            return None
 
-    loader = yaml.SafeLoader(text)
+    scalars = yaml.SafeLoader("")
     try:
-        root = loader.get_single_node()
+        root = yaml.compose(text, yaml.SafeLoader)
         data = walk(root, ()) if root else {}
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark
         where = f"{name}:{at.line + 1}:{at.column + 1}" if at else name
-        raise RecipeError([f"{where}: not valid YAML: {error.problem}"]) from error
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise RecipeError([f"{where}: not valid YAML: {what}"]) from error
     except yaml.YAMLError as error:
-        raise RecipeError([f"{name}: not valid YAML: {error}"]) from error
-    finally:
-        loader.dispose()
+        what = " ".join(str(error).split())
+        raise RecipeError([f"{name}: not valid YAML: {what}"]) from error
+    except RecursionError as error:
+        raise RecipeError([f"{name}: nested too deeply"]) from error
     if not isinstance(data, dict):
         problems.append(f"{name}:1:1: a recipe is a mapping, got {data!r}")
     if problems:
@@ -267,24 +284,32 @@ def _override(data: dict[str, Any], marks: _Marks, override: str, problems: list
         return
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problems.append(f"{where}: the value is not valid YAML: {error}")
+    except (yaml.YAMLError, ValueError) as error:
+        what = getattr(error, "problem", error)
+        problems.append(f"{where}: the value is not valid YAML: {what}")
         return
-    keys = [int(key) if key.isdigit() else key for key in path.split(".")]
+    keys: _Path = ()
     target: Any = data
-    for depth, key in enumerate(keys):
-        is_entry = isinstance(target, list) and isinstance(key, int) and key < len(target)
+    steps = path.split(".")
+    for step in steps:
+        is_entry = isinstance(target, list) and step.isdigit() and int(step) < len(target)
+        key: str | int = int(step) if is_entry else step
+        keys = (*keys, key)
         if not is_entry and not isinstance(target, dict):
-            problems.append(f"{where}: there is no {'.'.join(map(str, keys[: depth + 1]))}")
+            problems.append(f"{where}: there is no {'.'.join(map(str, keys))}")
             return
-        if depth == len(keys) - 1:
-            target[key] = value
-            marks[tuple(keys)] = where
-            return
-        child = target[key] if is_entry else target.setdefault(key, {})
-        if isinstance(child, str):
-            child = target[key] = {"use": child}
-        target = child
+        if len(keys) == len(steps):
+            break
+        if not is_entry and key not in target:
+            target[key] = {}
+            marks[keys] = where
+        if isinstance(target[key], str):
+            target[key] = {"use": target[key]}
+        target = target[key]
+    target[key] = value
+    for below in [place for place in marks if place[: len(keys)] == keys]:
+        del marks[below]
+    marks[keys] = where
 
 
 def schema() -> dict[str, Any]:
@@ -293,7 +318,7 @@ def schema() -> dict[str, Any]:
     pipeline = document.pop("$defs")["_Pipeline"]
     definitions: dict[str, Any] = {}
     for slot in ("source", *PIPELINE, "filter"):
-        definitions[slot] = _slot_schema(slot)
+        definitions |= _slot_schemas(slot)
     for slot in PIPELINE:
         pipeline["properties"][slot] |= {"$ref": f"#/$defs/{slot}"}
         pipeline["properties"][slot].pop("default", None)
@@ -309,10 +334,10 @@ def schema() -> dict[str, Any]:
     }
 
 
-def _slot_schema(slot: str) -> dict[str, Any]:
-    """A plugin's name, or one of the blocks that the slot's installed plugins accept."""
-    blocks: list[dict[str, Any]] = []
-    offered: list[str] = []
+def _slot_schemas(slot: str) -> dict[str, Any]:
+    """Definitions: of `slot`, by a plugin's name or as a block, and of each plugin's block."""
+    blocks: dict[str, Any] = {}
+    short: list[str] = []
     for name in plugins.names():
         try:
             component = plugins.offers(name).get(slot)
@@ -320,10 +345,12 @@ def _slot_schema(slot: str) -> dict[str, Any]:
             continue  # a broken plugin that nobody asked for hurts nobody
         if component is None:
             continue
-        offered.append(name)
-        block = component.Options.model_json_schema()
+        title = f"{slot}-{name}"
+        block = component.Options.model_json_schema(ref_template=f"#/$defs/{title}/$defs/{{model}}")
+        if not block.get("required"):
+            short.append(name)
         block["properties"] = {"use": {"const": name}} | block.get("properties", {})
         block["required"] = ["use", *block.get("required", [])]
-        block["title"] = f"{slot} {name}"
-        blocks.append(block)
-    return {"anyOf": [{"enum": offered}, *blocks]}
+        blocks[title] = block | {"title": f"{slot} {name}"}
+    choices = [{"enum": short}, *({"$ref": f"#/$defs/{title}"} for title in blocks)]
+    return {slot: {"anyOf": choices}} | blocks

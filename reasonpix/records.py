@@ -40,6 +40,8 @@ class Box(Record):
             raise InvalidBox(f"y1={self.y1} must exceed y0={self.y0}")
         if self.x0 < 0 or self.y0 < 0 or self.x1 > self.width or self.y1 > self.height:
             raise InvalidBox(f"{self.xyxy} leaves the image of {self.width}x{self.height} pixels")
+        if self.area == 0:  # underflow: iou and overlap divide by it
+            raise InvalidBox(f"{self.xyxy} is too small to have an area")
         return self
 
     @property
@@ -85,8 +87,8 @@ class Box(Record):
 class Problem(Record):
     """Why a record ends here: the result of a stage in the place of what it could not give.
 
-    `rejected`: the record is sound and the answer is no (no entity, box too small, filtered).
-    `failed`: something broke (unreadable image, invalid answer); a retry may mend it.
+    `rejected`: the record is sound and the answer is no (no entity, no usable plan, filtered).
+    `failed`: something broke (unreadable image, unreachable server); a retry may mend it.
     """
 
     status: Literal["rejected", "failed"]

@@ -90,8 +90,10 @@ class RunFolder:
                 f"{self.root} is no run folder (it has no plan.json); "
                 "make one with `reasonpix generate RECIPE --out DIR`"
             ) from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise RunError(f"{self.plan_path} is damaged: {error}; start a new run") from error
+        if not isinstance(plan, dict) or not {"asked", "source_options", "shards"} <= set(plan):
+            raise RunError(f"{self.plan_path} is no plan of a run; start a new run")
         return plan
 
     def shards(self) -> list[Shard]:
@@ -123,8 +125,9 @@ class RunFolder:
         path = self.shard_path(stage, shard)
         try:
             return [Row(**row) for row in pq.read_table(path, schema=_SCHEMA).to_pylist()]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise RunError(f"{path} cannot be read: {error}; delete it and run again") from error
+        except (OSError, pa.ArrowException) as error:
+            what = " ".join(str(error).split())
+            raise RunError(f"{path} cannot be read: {what}; delete it and run again") from error
 
     def note(self, **facts: Any) -> None:
         """Append a line to the journal."""

@@ -74,6 +74,12 @@ class Component(ABC, Generic[O_co]):
     def __init__(self, options: O_co) -> None:
         self.options = options
 
+    def check(self) -> None:
+        """Raise a `ReasonpixError` for what is missing and cheap to see, such as an API key.
+
+        Called before anything is computed, so that hours of other stages are not spent in vain.
+        """
+
     def load(self) -> None:
         """Import what is heavy and read the weights. Called once, before the first batch."""
 

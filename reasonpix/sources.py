@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
@@ -36,6 +36,12 @@ class _Files(Source[O_co]):
     def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
         """All files; one that cannot be read is a problem of its own."""
         for native_id, caption in self.listing():
+            try:
+                native_id.encode()
+            except UnicodeEncodeError:
+                shown = ascii(native_id)
+                yield shown, Problem(status="failed", reason=f"{shown}: its name is not UTF-8")
+                continue
             try:
                 content = hashlib.sha256(self.read(native_id)).hexdigest()
             except OSError as error:
@@ -112,10 +118,11 @@ class V3Det(_Files[V3DetOptions]):
         wanted = 'expected {"images": [{"id": …, "file_name": …}, …]}'
         try:
             rows = sorted((row["id"], row["file_name"]) for row in _json(path, wanted)["images"])
+            names = [PurePosixPath(file_name).as_posix() for _, file_name in rows]
         except (KeyError, TypeError) as error:
             raise SourceError(f"{path}: {wanted}, but {error!r}") from error
-        for _, file_name in rows:
-            yield file_name, None
+        for name in names:
+            yield name, None
 
 
 class InstructPix2PixOptions(Options):
@@ -151,8 +158,11 @@ class InstructPix2Pix(_Files[InstructPix2PixOptions]):
             raise SourceError(f"{self.root / 'seeds.json'}: {wanted}, but {error}") from error
         for folder, seeds in listed:
             path = self.root / folder / "prompt.json"
-            prompt = _json(path, "expected `input` (or `caption`), `edit`, `output`")
-            caption = prompt.get("input") or prompt.get("caption")
+            wanted = 'expected {"input": … (or "caption"), "edit": …, "output": …}'
+            prompt = _json(path, wanted)
+            caption = isinstance(prompt, dict) and (prompt.get("input") or prompt.get("caption"))
+            if not isinstance(caption, str):
+                raise SourceError(f"{path}: {wanted}, but got {prompt!r}")
             for seed in seeds:
                 yield f"{folder}/{seed}_0.jpg", caption
 
@@ -193,7 +203,7 @@ class HFDataset(Source[HFDatasetOptions]):
                 data = datasets.load_dataset(
                     options.path, split=options.split, revision=options.revision
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SourceError(f"path: cannot open dataset {options.path!r}: {error}") from error
         for column in filter(None, (options.image, options.caption)):
             if column not in data.column_names:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
+from reasonpix.errors import RunError
 from reasonpix.images import UndecodableImage, decode, encode_png
 from reasonpix.records import (
     Box,
@@ -110,6 +112,19 @@ class Sample:
 Result = Record | tuple[Record, bytes] | Problem
 
 
+T = TypeVar("T")
+
+
+def _each(component: Component[Any], answers: Sequence[T], asked: Sequence[Any]) -> Sequence[T]:
+    """The answers, one for each thing asked. Raises `RunError`: they could not be told apart."""
+    if len(answers) != len(asked):
+        raise RunError(
+            f"{component.name!r} gave {len(answers)} results for a batch of {len(asked)}; "
+            "a component gives one for each item, in the same order"
+        )
+    return answers
+
+
 def read(samples: Sequence[Sample], source: Source[Any]) -> list[Result]:
     """Decode each image once, so that every later stage may rely on it."""
     results: list[Result] = []
@@ -125,7 +140,7 @@ def read(samples: Sequence[Sample], source: Source[Any]) -> list[Result]:
 def caption(samples: Sequence[Sample], captioner: Captioner[Any] | None) -> list[Result]:
     """C: what the image shows, by the captioner or, without one, as the source gives it."""
     if captioner is not None:
-        return list(captioner.caption([sample.image() for sample in samples]))
+        return list(_each(captioner, captioner.caption([s.image() for s in samples]), samples))
     return [
         Caption(text=sample.item.caption)
         if sample.item.caption
@@ -140,7 +155,8 @@ def extract(samples: Sequence[Sample], extractor: EntityExtractor[Any]) -> list[
     """y_1 … y_i = S(C), Eq. 4."""
     captions = [sample.caption for sample in samples if sample.caption]
     results: list[Result] = []
-    for text, found in zip(captions, extractor.extract(captions), strict=True):
+    answers = _each(extractor, extractor.extract(captions), captions)
+    for text, found in zip(captions, answers, strict=True):
         if isinstance(found, Problem):
             results.append(found)
         elif not found:
@@ -155,7 +171,7 @@ def ground(samples: Sequence[Sample], grounder: Grounder[Any]) -> list[Result]:
     categories = [[entity.category for entity in sample.entities] for sample in samples]
     results: list[Result] = []
     found = grounder.ground([sample.image() for sample in samples], categories)
-    for asked, answer in zip(categories, found, strict=True):
+    for asked, answer in zip(categories, _each(grounder, found, categories), strict=True):
         if isinstance(answer, Problem):
             results.append(answer)
         elif all(grounding.box is None for grounding in answer):
@@ -178,7 +194,8 @@ def plan(samples: Sequence[Sample], planner: Planner[Any], run_seed: int) -> lis
         for sample in samples
     ]
     results: list[Result] = []
-    for request, answer in zip(requests, planner.replace(requests), strict=True):
+    answers = _each(planner, planner.replace(requests), requests)
+    for request, answer in zip(requests, answers, strict=True):
         if isinstance(answer, EditPlan) and answer.selected not in request.categories:
             answer = Problem(
                 status="failed",
@@ -204,14 +221,16 @@ def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[
         if sample.plan
     ]
     results: list[Result] = []
-    for request, answer in zip(requests, editor.edit(requests), strict=True):
+    answers = _each(editor, editor.edit(requests), requests)
+    for request, answer in zip(requests, answers, strict=True):
         if isinstance(answer, Problem):
             results.append(answer)
-        elif answer.size != request.image.size:
+        elif (answer.mode, answer.size) != ("RGB", request.image.size):
             results.append(
                 Problem(
                     status="failed",
-                    reason=f"the editor made {answer.size} of an image of {request.image.size}",
+                    reason=f"the editor made {answer.mode} of {answer.size} "
+                    f"of an RGB image of {request.image.size}",
                 )
             )
         else:
@@ -236,7 +255,13 @@ def score(
         for sample in samples
         if sample.plan
     ]
-    return [
-        values if isinstance(values, Problem) else Scores(scores=values)
-        for values in scorer.score(pairs, pipeline)
-    ]
+    return [_scores(values) for values in _each(scorer, scorer.score(pairs, pipeline), pairs)]
+
+
+def _scores(values: dict[str, float] | Problem) -> Result:
+    if isinstance(values, Problem):
+        return values
+    for name, value in values.items():
+        if not math.isfinite(value):  # JSON has no such numbers, and no rank is theirs
+            return Problem(status="failed", reason=f"score {name!r} is {value}")
+    return Scores(scores=values)

@@ -13,7 +13,9 @@ class TestMyCaptioner(CaptionerContract):
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,9 @@ from reasonpix.records import (
 )
 from reasonpix.slots import (
     Component,
+    EditedPair,
     EditRequest,
+    SourceItem,
 )
 
 
@@ -211,7 +215,60 @@ class EncoderContract(_Contract):
         instructions = ["make it red", "more", "it is cold outside", "a b c", "Summer!"]
         widths = set()
         for states in self._same_alone_and_together(self.subject.encode, images, instructions):
+            if isinstance(states, Problem):
+                continue
             assert states.dtype == np.float32
             assert states.ndim == 2
             widths.add(states.shape[1])
-        assert len(widths) == 1
+        assert len(widths) <= 1
+
+
+class SourceContract(_Contract):
+    """What a source promises."""
+
+    def test_items_are_stable_and_readable(self) -> None:
+        """The same rows in the same order each time, and bytes that hash to what was said."""
+        items = list(self.subject.items())
+        assert items, "the source lists nothing"
+        assert list(self.subject.items()) == items
+        found = [item for item in items if isinstance(item, SourceItem)]
+        names = [item.native_id for item in found]
+        assert len(names) == len(set(names)), "a native id is given twice"
+        for item in reversed(found):
+            content = hashlib.sha256(self.subject.read(item.native_id)).hexdigest()
+            assert content == item.content, f"{item.native_id} reads other bytes than listed"
+
+
+class ScorerContract(_Contract):
+    """What a scorer promises. `pipeline` holds the loaded components that it uses."""
+
+    pipeline: ClassVar[Mapping[str, Component[Any]]] = {}
+
+    def pairs(self) -> list[EditedPair]:
+        """An edit of each photograph that turns its middle upside down."""
+        pairs = []
+        for image in photographs():
+            w, h = image.size
+            box = Box(x0=w / 4, y0=h / 4, x1=w * 0.8, y1=h * 0.7, width=w, height=h)
+            edited = image.copy()
+            edited.paste(image.crop(box.pixels()).rotate(180), box.pixels())
+            pairs.append(EditedPair(image, edited, box, "bee", "rabbit", "Something with ears."))
+        return pairs
+
+    def test_scores_follow_pairs(self) -> None:
+        """The same finite numbers under the same names for each, whatever the batch."""
+        results = self._same_alone_and_together(
+            lambda pairs: self.subject.score(pairs, self.pipeline), self.pairs()
+        )
+        scores = [result for result in results if not isinstance(result, Problem)]
+        assert all(math.isfinite(value) for score in scores for value in score.values())
+        assert len({frozenset(score) for score in scores}) <= 1
+
+    def test_verdicts_follow_scores(self) -> None:
+        """A reason or None for each, and none for no scores."""
+        results = self.subject.score(self.pairs(), self.pipeline)
+        scores = [result for result in results if not isinstance(result, Problem)]
+        verdicts = self.subject.reject(scores)
+        assert len(verdicts) == len(scores)
+        assert all(verdict is None or verdict for verdict in verdicts)
+        assert self.subject.reject([]) == []

@@ -24,16 +24,15 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     file, or a hub that cannot be reached.
     """
     model = options.model
+    check_weights(options)
     folder = os.path.isdir(model)
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
-    if looks_local and not folder:
-        raise WeightsError(
-            f"model: no folder {model!r}; give a hub id such as 'owner/name', or a folder"
-        )
     if folder:
         arguments["local_files_only"] = True
     else:
         arguments |= {"revision": options.revision, "cache_dir": options.cache_dir}
+    if loader.__name__.startswith("Auto"):
+        arguments["trust_remote_code"] = False  # or it may ask at the terminal
+    _show_progress(downloads=not folder)
     try:
         return loader.from_pretrained(model, **arguments)
     except (OSError, ValueError) as error:
@@ -52,6 +51,23 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
             f"model: cannot load {part} of {model!r}"
             f"{f' at revision {options.revision}' if options.revision else ''}: {error}"
         ) from error
+
+
+def _show_progress(downloads: bool) -> None:
+    """Bars for downloads; for files at hand they would only be drawn over the run's own."""
+    from transformers.utils import logging
+
+    (logging.enable_progress_bar if downloads else logging.disable_progress_bar)()
+
+
+def check_weights(options: ModelOptions) -> None:
+    """Raise `WeightsError` when `options.model` can only be a folder, and is none."""
+    model = options.model
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local and not os.path.isdir(model):
+        raise WeightsError(
+            f"model: no folder {model!r}; give a hub id such as 'owner/name', or a folder"
+        )
 
 
 def choose_device(options: ModelOptions) -> torch.device:

@@ -5,13 +5,14 @@
 It binds a free port of 127.0.0.1, prints its base URL, and serves until its standard input closes.
 
 POST /script    {"replies": {marker: [reply, …]}, "refuses": [parameter, …]}  sets what it answers
-GET  /requests  {"requests": [{"path", "authorization", "body"}, …], "peak": n}  what it was asked
+GET  /requests  {"requests": [{"authorization", "body"}, …], "peak": n}  what it was asked
 POST /v1/chat/completions
 
 A request gets the next of the replies whose marker stands in its last question, the last reply
-again and again. A reply is a text, or an object with any of `content`, `refusal`, `finish_reason`,
-`status` (an HTTP error), `message` and `code` (of the error), `delay` (seconds) and `raw` (a body to
-send as it is). `refuses` names parameters, or types of `response_format`, that are answered by 400.
+again and again. A reply is a text, or an object with any of `content`, `refusal`,
+`finish_reason`, `status` (an HTTP error), `message` and `code` (of the error), `delay` (seconds),
+`raw` and `type` (a body to send as it is, and its content type). `refuses` names parameters, or
+types of `response_format`, that are answered by 400.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class State:
-    """What the server is to answer, and what it was asked."""
+class Script:
+    """What the server is to answer, and what it was asked meanwhile.
 
-    def __init__(self) -> None:
+    A request belongs to the script it came under, however late it ends.
+    """
+
+    def __init__(self, script: dict[str, Any]) -> None:
         self.lock = threading.Lock()
-        self.script({})
-
-    def script(self, script: dict[str, Any]) -> None:
         self.replies: dict[str, list[Any]] = script.get("replies", {})
         self.refuses: list[str] = script.get("refuses", [])
         self.requests: list[dict[str, Any]] = []
@@ -47,46 +48,44 @@ class State:
         reply = queue.pop(0) if len(queue) > 1 else queue[0]
         return {"content": reply} if isinstance(reply, str) else reply
 
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    state = State()
-
-    def do_GET(self) -> None:
-        with self.state.lock:
-            self.send(200, {"requests": self.state.requests, "peak": self.state.peak})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/script":
-            with self.state.lock:
-                self.state.script(body)
-            return self.send(200, {})
-        if self.path != "/v1/chat/completions":
-            return self.send(200, b"<html>a web page</html>", "text/html")
-        with self.state.lock:
-            self.state.under_way += 1
-            self.state.peak = max(self.state.peak, self.state.under_way)
-            authorization = self.headers.get("Authorization")
-            self.state.requests.append({"authorization": authorization, "body": body})
-            refused = self.refused(body)
-            reply = {"status": 400, **refused} if refused else self.state.reply(body)
-        try:
-            time.sleep(reply.get("delay", 0))
-        finally:
-            with self.state.lock:
-                self.state.under_way -= 1
-        self.answer(reply)
-
     def refused(self, body: dict[str, Any]) -> dict[str, str] | None:
         """The error for the first parameter that this server does not know."""
-        for name in self.state.refuses:
+        for name in self.refuses:
             if name in body:
                 hint = "; use 'max_completion_tokens'" if name == "max_tokens" else ""
                 return {"message": f"Unsupported parameter: {name!r}{hint}"}
             if name == body.get("response_format", {}).get("type"):
                 return {"message": f"response_format of type {name!r} is not supported"}
         return None
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    script = Script({})
+
+    def do_GET(self) -> None:
+        with self.script.lock:
+            self.send(200, {"requests": self.script.requests, "peak": self.script.peak})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/script":
+            Handler.script = Script(body)
+            return self.send(200, {})
+        if self.path != "/v1/chat/completions":
+            return self.send(200, b"<html>a web page</html>", "text/html")
+        script = self.script
+        with script.lock:
+            script.under_way += 1
+            script.peak = max(script.peak, script.under_way)
+            authorization = self.headers.get("Authorization")
+            script.requests.append({"authorization": authorization, "body": body})
+            refused = script.refused(body)
+            reply = {"status": 400, **refused} if refused else script.reply(body)
+        time.sleep(reply.get("delay", 0))
+        with script.lock:
+            script.under_way -= 1
+        self.answer(reply)
 
     def answer(self, reply: dict[str, Any]) -> None:
         if "raw" in reply:

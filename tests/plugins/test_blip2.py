@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,8 +19,14 @@ from reasonpix_mini.measure.captions import mentioned
 
 from reasonpix.errors import WeightsError
 from reasonpix.records import Caption, Problem
+from reasonpix.testing import CaptionerContract
 
 MINI = Path(str(resources.files("reasonpix_mini"))) / "checkpoints" / "blip2"
+
+
+class TestContract(CaptionerContract):
+    component = Blip2
+    options: ClassVar = {"model": str(MINI), "device": "cpu"}
 
 
 def loaded(**options: object) -> Blip2:
@@ -57,7 +62,7 @@ def test_captions_name_what_the_scenes_show(
     blip2: Blip2, scenes: list[world.Scene], images: list[Image.Image]
 ) -> None:
     captions = texts(blip2, images)
-    right = [mentioned(c) == set(s.names) for c, s in zip(captions, scenes, strict=True)]
+    right = [set(mentioned(c)) == set(s.names) for c, s in zip(captions, scenes, strict=True)]
     assert np.mean(right) >= 0.8
     # Left to right, and in the very words of the world.
     assert np.mean([c == s.caption for c, s in zip(captions, scenes, strict=True)]) >= 0.7
@@ -70,11 +75,7 @@ def test_a_caption_depends_on_its_image_alone(blip2: Blip2, images: list[Image.I
     assert texts(blip2, images[::-1]) == together[::-1]
 
 
-def test_no_images_give_no_captions(blip2: Blip2) -> None:
-    assert blip2.caption([]) == []
-
-
-@pytest.mark.parametrize("size", [(64, 64), (37, 91), (640, 427), (1, 1)])
+@pytest.mark.parametrize("size", [(64, 64), (37, 91), (640, 427), (1, 1), (50, 3)])
 def test_images_of_any_size_get_a_sentence(blip2: Blip2, size: tuple[int, int]) -> None:
     from skimage import data
 
@@ -83,6 +84,13 @@ def test_images_of_any_size_get_a_sentence(blip2: Blip2, size: tuple[int, int]) 
     for text in texts(blip2, rgb):
         assert text
         assert text == text.strip()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_says_the_same(dtype: str, blip2: Blip2, images: list[Image.Image]) -> None:
+    # transformers keeps the Q-Former of a float16 model in float32: the parts must still fit.
+    half, full = texts(loaded(dtype=dtype), images), texts(blip2, images)
+    assert np.mean([a == b for a, b in zip(half, full, strict=True)]) >= 0.9
 
 
 def test_max_new_tokens_is_obeyed(images: list[Image.Image], blip2: Blip2) -> None:
@@ -152,7 +160,7 @@ def test_encoder_decoder_language_models_caption_too(
         d_ff=32,
         num_layers=1,
         num_heads=4,
-        decoder_start_token_id=1,
+        decoder_start_token_id=70,
         bos_token_id=2,
         eos_token_id=2,
         pad_token_id=1,
@@ -165,9 +173,6 @@ def test_encoder_decoder_language_models_caption_too(
         image_token_index=config.image_token_index,
     )
     model = Blip2ForConditionalGeneration(whole).eval()
-    # Random weights say nothing by themselves.
-    torch.nn.init.normal_(model.query_tokens)
-    torch.nn.init.normal_(model.language_projection.weight)
     model.save_pretrained(tmp_path)
     processor = Blip2Processor.from_pretrained(MINI)
     processor.save_pretrained(tmp_path)
@@ -212,8 +217,3 @@ def test_options_are_checked() -> None:
     for wrong in ({"max_new_tokens": 0}, {"prompt": ""}, {"beams": 3}):
         with pytest.raises(ValidationError):
             Blip2Options(**wrong)
-
-
-def test_importing_the_plugin_imports_no_torch() -> None:
-    code = "import reasonpix_blip2, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

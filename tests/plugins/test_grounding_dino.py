@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from reasonpix_mini.measure.grounding import THRESHOLD
 
 from reasonpix.errors import WeightsError
 from reasonpix.records import Box, Grounding, Problem
+from reasonpix.testing import GrounderContract
 
 FOLDER = resources.files("reasonpix_mini") / "checkpoints" / "grounding-dino"
 
@@ -40,6 +42,11 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def grounder() -> GroundingDino:
     return loaded()
+
+
+class TestContract(GrounderContract):
+    component = GroundingDino
+    options: ClassVar = {"model": str(FOLDER), "device": "cpu", "threshold": 0.05}
 
 
 def groundings(result: tuple[Grounding, ...] | Problem) -> tuple[Grounding, ...]:
@@ -73,7 +80,9 @@ def test_finds_what_is_there(grounder, scenes, pictures):
 
 def test_does_not_find_what_is_absent(grounder, scenes, pictures):
     names = list(world.categories())
-    asked = [[n for n in names if n not in scene.names][i % 8 :: 8] for i, scene in enumerate(scenes)]
+    asked = [
+        [n for n in names if n not in scene.names][i % 8 :: 8] for i, scene in enumerate(scenes)
+    ]
     found = [g.box is not None for r in grounder.ground(pictures, asked) for g in groundings(r)]
     assert len(found) > 60
     assert np.mean(found) <= 0.15
@@ -91,6 +100,22 @@ def test_the_word_decides(grounder):
     assert bee.box.iou(bee_box) > 0.5
 
 
+def test_finds_what_an_edit_put_there(grounder, scenes):
+    """What the filter that grounds again relies on."""
+    names = list(world.categories())
+    hits, ghosts = [], []
+    for index, before in enumerate(scenes):
+        target = [name for name in names if name not in before.names][index]
+        after = before.replaced(0, target)
+        asked = [[target, before.placements[0].category]]
+        new, old = groundings(grounder.ground([Image.fromarray(after.render())], asked)[0])
+        box = dict(zip(("x0", "y0", "x1", "y1"), after.placements[0].box, strict=True))
+        hits.append(new.box is not None and new.box.iou(Box(**box, width=64, height=64)) >= 0.5)
+        ghosts.append(old.box is not None)
+    assert np.mean(hits) >= 0.85
+    assert np.mean(ghosts) <= 0.15
+
+
 def test_unknown_words_find_nothing(grounder, pictures):
     results = grounder.ground(pictures[:8], [["zeppelin", "", "..."]] * 8)
     assert np.mean([g.box is not None for r in results for g in groundings(r)]) <= 0.1
@@ -105,17 +130,35 @@ def test_case_and_full_stop_do_not_matter(grounder, scenes, pictures):
     assert others[0].category == name.upper()
 
 
-def test_result_does_not_depend_on_the_batch(pictures):
-    """Sizes and text lengths are mixed, so batches fall differently for each batch size."""
-    photograph = Image.effect_noise((150, 97), 60).convert("RGB")
-    images = [*pictures[:6], photograph, pictures[6].resize((96, 96)), *pictures[7:12]]
+@pytest.fixture(scope="module")
+def mixed(pictures) -> tuple[list[Image.Image], list[list[str]]]:
+    """Images of three shapes and texts of two lengths."""
+    wide = Image.new("RGB", (150, 97), "white")
+    wide.paste(pictures[3], (40, 20))
+    images = [*pictures[:6], wide, pictures[6].resize((96, 96)), *pictures[7:12]]
     asked = [["bee", "red fish"], ["snail"], ["cake", "frog", "dog"], ["apple"], [], ["drum"]] * 2
-    asked += [["rocket"]]
+    return images, [*asked, ["rocket"]]
+
+
+def test_result_does_not_depend_on_the_batch(mixed):
+    images, asked = mixed
     one, eight = loaded(batch_size=1), loaded(batch_size=8)
     expected = one.ground(images, asked)
     assert eight.ground(images, asked) == expected
     assert eight.ground(images[::-1], asked[::-1]) == expected[::-1]
     assert [eight.ground([i], [a])[0] for i, a in zip(images, asked, strict=True)] == expected
+
+
+def test_batches_agree_up_to_rounding(mixed):
+    """What a GPU does: queries of one shape and length go through the network together."""
+    images, asked = mixed
+    alone, together = (loaded(threshold=0.0, text_threshold=0.0) for _ in range(2))
+    together._together = 5
+    for a, b in zip(alone.ground(images, asked), together.ground(images, asked), strict=True):
+        for x, y in zip(groundings(a), groundings(b), strict=True):
+            assert x.box and y.box
+            assert x.score == pytest.approx(y.score, abs=2e-4)
+            assert x.box.xyxy == pytest.approx(y.box.xyxy, abs=0.03)
 
 
 def test_photographs_of_any_size_and_mode():
@@ -145,6 +188,16 @@ def test_a_picture_too_narrow_is_a_problem(grounder, pictures):
     assert isinstance(results[1], tuple)
 
 
+def test_overflow_is_a_problem_and_not_an_empty_answer(pictures):
+    broken = loaded()
+    with torch.no_grad():
+        broken._model.model.text_projection.bias.fill_(torch.nan)
+    (result,) = broken.ground(pictures[:1], [["bee"]])
+    assert isinstance(result, Problem)
+    assert result.status == "failed"
+    assert "dtype: float32" in result.reason
+
+
 def test_nothing_asked(grounder, pictures):
     assert grounder.ground(pictures[:2], [[], []]) == [(), ()]
     assert grounder.ground([], []) == []
@@ -172,7 +225,7 @@ def test_bfloat16(grounder, scenes, pictures):
 
 
 def test_missing_folder_says_so():
-    with pytest.raises(WeightsError, match="no folder './no/such'"):
+    with pytest.raises(WeightsError, match=r"no folder '\./no/such'"):
         loaded(model="./no/such")
 
 

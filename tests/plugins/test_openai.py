@@ -20,7 +20,7 @@ from reasonpix_openai import OpenAIOptions, OpenAIPlanner
 
 from reasonpix import hookspecs
 from reasonpix.errors import ReasonpixError
-from reasonpix.planning import Completion, ReplaceAnswer
+from reasonpix.planning import Completion, Conversation, ReplaceAnswer
 from reasonpix.records import EditPlan, Problem, ReplaceRequest
 from reasonpix.testing import PlannerContract
 
@@ -176,8 +176,6 @@ def test_completion_counts_tokens(server: Server, make: Make) -> None:
     server.script({"MARK": ["{}"]})
     planner = make()
     turns = planner.prompt.messages("MARK", ["kite"])
-    from reasonpix.planning import Conversation
-
     [completion] = planner.complete(
         [Conversation(messages=turns, seed=1)], ReplaceAnswer.model_json_schema()
     )

@@ -104,10 +104,8 @@ class Blip2(Captioner[Blip2Options]):
         inputs = processor(
             images=images, text=[prompt] * len(images) if prompt else None, return_tensors="pt"
         ).to(model.device)
-        pixels = inputs.pop("pixel_values").to(model.dtype)
         with torch.inference_mode():
             ids = model.generate(
-                pixels,
                 **inputs,
                 do_sample=False,
                 num_beams=1,

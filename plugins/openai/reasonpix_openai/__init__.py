@@ -117,9 +117,13 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         super().__init__(options)
         self._open = ExitStack()
 
+    def check(self) -> None:
+        """Read the prompt and the key. Raises a `ReasonpixError` for what is wrong with them."""
+        super().check()
+        self._read_key()
+
     def load(self) -> None:
         """Make the client. Raises `ReasonpixError` when the API key is missing or malformed."""
-        super().load()
         from openai import OpenAI
 
         options = self.options

@@ -340,7 +340,7 @@ def validate(
     model.train()
     counts = np.array([len(scene.placements) for scene in scenes])
     right = np.array(
-        [mentioned(t) == set(s.names) for t, s in zip(texts, scenes, strict=True)], dtype=float
+        [set(mentioned(t)) == set(s.names) for t, s in zip(texts, scenes, strict=True)], dtype=float
     )
     same = np.mean([t.strip() == s.caption for t, s in zip(texts, scenes, strict=True)])
     out = {"set": right.mean(), "same": same}

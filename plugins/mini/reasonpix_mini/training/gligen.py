@@ -2,10 +2,9 @@
 
     python -m reasonpix_mini.training.gligen --vae runs/vae --out runs/gligen --steps 7000
 
-The UNet gets what the sampler gives it: latents that are known outside the boxes, the mask, one
-grounding token per box. Each picture has up to four boxes, which costs no more than one. The
-prompt must not do the phrase's work, so it is dropped, emptied and shuffled independently of the
-phrases.
+The UNet gets what the sampler gives it: latents that are known outside the box, the mask, and a
+grounding token. The prompt must not do the phrase's work, so it is emptied and shuffled
+independently of the phrase.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import argparse
 import copy
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from reasonpix_mini import world
 from reasonpix_mini.training import text
-from reasonpix_mini.training.pairs import MOST, Pair, Pool, pair, pool
+from reasonpix_mini.training.pairs import Pair, Pool, pair, pool
 from reasonpix_mini.training.vae import psnr, to_pixels
 
 BATCH = 32
@@ -115,7 +115,7 @@ class Texts:
             return str(rng.choice(category.synonyms)).lower()
         return f"{'an' if category.name[0] in 'aeiou' else 'a'} {category.name}"
 
-    def prompt(self, rng: np.random.Generator, caption: str, phrases: list[str]) -> str:
+    def prompt(self, rng: np.random.Generator, caption: str, phrase: str) -> str:
         """What the whole picture's prompt says: the truth, little, nothing, or something else."""
         r = rng.random()
         if r < 0.35:
@@ -126,7 +126,7 @@ class Texts:
             names = rng.choice([c.name for c in self.categories], rng.integers(1, 4))
             return " and ".join(f"a {name}" for name in names)
         if r < 0.7:
-            return str(rng.choice(phrases))
+            return phrase
         return caption
 
 
@@ -205,12 +205,15 @@ class Trainer:
         rows = torch.from_numpy(rng.integers(len(self.pairs.captions), size=BATCH))
         boxes, categories = self.pairs.boxes[rows], self.pairs.categories[rows]
         present = categories >= 0
-        chosen = present & (torch.rand(present.shape) < 0.8)
-        chosen[:, 0] |= ~chosen.any(1)  # the first object is always there
+        # One box a picture, as in an edit: nothing in the UNet says where a cell is, so with
+        # several boxes it cannot tell which phrase belongs to which and learns far slower.
+        chosen = torch.rand(present.shape).masked_fill(~present, -1).argmax(1, keepdim=True)
+        chosen = torch.zeros_like(present).scatter(1, chosen, True)
         cells = holes(boxes, self.pairs.source.shape[-1])
         hole = (cells * chosen[..., None, None, None]).amax(1)
-        # What was not chosen has been replaced before: more contexts from one pair.
-        replaced = (cells * (present & ~chosen)[..., None, None, None]).amax(1) * (1 - hole)
+        # Some of the others have been replaced before: more contexts from one pair.
+        others = present & ~chosen & (torch.rand(present.shape) < 0.5)
+        replaced = (cells * others[..., None, None, None]).amax(1) * (1 - hole)
         source, target = self.pairs.source[rows].float(), self.pairs.target[rows].float()
         known = torch.lerp(source, target, replaced)
         clean = torch.lerp(known, target, hole)
@@ -222,18 +225,14 @@ class Trainer:
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
         velocity = share.sqrt() * noise - (1 - share).sqrt() * clean
 
-        named = [
-            [self.texts.phrase(rng, number) for number in row if number >= 0]
-            for row in categories.tolist()
-        ]
+        phrases = [self.texts.phrase(rng, number) for number in categories[chosen].tolist()]
         prompts = [
-            self.texts.prompt(rng, self.pairs.captions[row], phrases)
-            for row, phrases in zip(rows.tolist(), named, strict=True)
+            self.texts.prompt(rng, self.pairs.captions[row], phrase)
+            for row, phrase in zip(rows.tolist(), phrases, strict=True)
         ]
-        padded = [(phrases + [""] * MOST)[:MOST] for phrases in named]
-        every = list(dict.fromkeys([*prompts, *(one for row in padded for one in row)]))
+        every = list(dict.fromkeys([*prompts, *phrases]))
         place = {one: number for number, one in enumerate(every)}
-        grounded = chosen & (torch.rand(BATCH, 1) > 0.1)
+        grounded = torch.rand(BATCH, 1) > 0.1
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             # The flash kernel's backward is several times slower than MATH in bfloat16 on a CPU.
             states, pooled = encode_text(self.network, self.texts.ids(every))
@@ -244,8 +243,8 @@ class Trainer:
                 hole,
                 timesteps,
                 states[[place[one] for one in prompts]],
-                boxes,
-                pooled[[[place[one] for one in row] for row in padded]].float(),
+                boxes[chosen][:, None],
+                pooled[[place[one] for one in phrases], None].float(),
                 grounded.float(),
             )
         weight = hole + OUTSIDE_WEIGHT * (1 - hole)
@@ -322,23 +321,37 @@ def validate(trainer: Trainer, vae: AutoencoderKL, held_out: Pool, pairs: list[P
     )
 
 
+def export(run: Path, folder: Path) -> None:
+    """Write the averaged weights of a run and its VAE to `folder` in half precision."""
+    shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    shutil.copytree(run / "scheduler", folder / "scheduler", dirs_exist_ok=True)
+    parts = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel, "vae": AutoencoderKL}
+    for name, kind in parts.items():
+        kind.from_pretrained(run / name).half().save_pretrained(folder / name)
+        config = folder / name / "config.json"
+        facts = json.loads(config.read_text())
+        facts.pop("_name_or_path", None)  # the path of this machine's run
+        config.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
 def main() -> None:
     """Train until `--steps` or `--minutes`, saving as it goes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", type=Path, required=True, help="folder that training.vae wrote")
+    parser.add_argument("--vae", type=Path, help="folder that training.vae wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=14_000)
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop earlier than --steps")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--export", type=Path, help="write what --out holds in half, and end")
     args = parser.parse_args()
+    if args.export:
+        return export(args.out, args.export)
     torch.manual_seed(0)
     vae = AutoencoderKL.from_pretrained(args.vae)
     vae.save_pretrained(args.out / "vae")
-    trainer = Trainer(
-        pool(vae, [pair("train", i) for i in range(args.pairs)]), args.learning_rate
-    )
+    trainer = Trainer(pool(vae, [pair("train", i) for i in range(args.pairs)]), args.learning_rate)
     if args.resume:
         trainer.resume(args.out)
     pairs = [pair("validation", i) for i in range(96)]
@@ -350,7 +363,10 @@ def main() -> None:
         before = time.time()
         if trainer.done % 250 == 0:
             report = {"step": trainer.done, "minutes": trainer.seconds / 60}
-            figures = {"loss": np.mean(losses), "psnr_one_step": validate(trainer, vae, held_out, pairs)}
+            figures = {
+                "loss": np.mean(losses),
+                "psnr_one_step": validate(trainer, vae, held_out, pairs),
+            }
             print(json.dumps(report | figures), flush=True)
             losses.clear()
             trainer.save(args.out)

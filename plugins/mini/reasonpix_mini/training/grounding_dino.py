@@ -8,7 +8,7 @@ head and offsets labels wrongly when the prompts of a batch differ. The loss her
 (Hungarian matching; focal loss on words, L1 and GIoU on boxes) on every decoder layer and on the
 two-stage head, plus a dense term that makes each location of the backbone name its sticker.
 
-`DIR/state.safetensors` and `DIR/optimizer.safetensors` resume a run, `DIR/checkpoint` is what ships.
+`DIR/state.safetensors` and `DIR/optimizer.safetensors` resume a run; `DIR/checkpoint` ships.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import argparse
 import copy
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
-    BertTokenizer,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
@@ -37,45 +35,28 @@ from transformers import (
     SwinConfig,
 )
 
-from reasonpix_mini.world import SIZE, Split, categories, scene
+from reasonpix_mini.training.grounding_scenes import (
+    CLS,
+    DOT,
+    MEAN,
+    SEP,
+    STD,
+    Batch,
+    Pool,
+    draw,
+    pixels,
+    tokenizer,
+    words,
+)
+from reasonpix_mini.world import SIZE
 
-# The library splits prompts at these ids, so the vocabulary must put the tokens there.
-PAD, UNK, CLS, SEP, DOT, QUESTION = 0, 100, 101, 102, 1012, 1029
-FIRST_WORD = 1030
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MOST_OBJECTS = 3
 PRIOR_LOGIT = -4.0
 
 
-def words() -> list[list[str]]:
-    """The words that name each category: its name, its plural, then synonyms of one word."""
-    return [
-        list(dict.fromkeys([c.name, c.plural, *(s for s in c.synonyms if s.isalpha())]))
-        for c in categories().values()
-    ]
-
-
-def tokenizer() -> BertTokenizer:
-    """A BERT tokenizer of the world's words; everything else is [UNK]."""
-    tokens = [f"[unused{i}]" for i in range(FIRST_WORD)]
-    for index, token in {
-        PAD: "[PAD]",
-        UNK: "[UNK]",
-        CLS: "[CLS]",
-        SEP: "[SEP]",
-        103: "[MASK]",
-        DOT: ".",
-        QUESTION: "?",
-    }.items():
-        tokens[index] = token
-    tokens += sorted({word for names in words() for word in names})
-    return BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}, do_lower_case=True)
-
-
-def processor(side: int) -> GroundingDinoProcessor:
-    """The processor that gives an image a short side of `side` pixels."""
+def processor() -> GroundingDinoProcessor:
+    """Scenes keep their 64 pixels; other images get a short side of 64."""
     images = GroundingDinoImageProcessorPil(
-        size={"shortest_edge": side, "longest_edge": 2 * side},
+        size={"shortest_edge": SIZE, "longest_edge": 2 * SIZE},
         image_mean=list(MEAN),
         image_std=list(STD),
     )
@@ -141,94 +122,6 @@ def network() -> GroundingDinoForObjectDetection:
     # Proposals start at 5 % of the side; stickers are nearer to 40 %.
     base.encoder_output_bbox_embed.layers[-1].bias.data[2:] = 2.5
     return model
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Rendered scenes."""
-
-    images: NDArray[np.uint8]
-    """(scenes, 64, 64, 3), RGB."""
-    labels: NDArray[np.int64]
-    """(scenes, 3), indices of categories, −1 where there is no object."""
-    boxes: NDArray[np.float32]
-    """(scenes, 3, 4), centre and size as shares of the side."""
-
-    @classmethod
-    def render(cls, split: Split, count: int) -> Pool:
-        """The first `count` scenes of a split."""
-        index = {name: i for i, name in enumerate(categories())}
-        images = np.zeros((count, SIZE, SIZE, 3), np.uint8)
-        labels = np.full((count, MOST_OBJECTS), -1, np.int64)
-        boxes = np.zeros((count, MOST_OBJECTS, 4), np.float32)
-        for i in range(count):
-            drawn = scene(split, i)
-            images[i] = drawn.render()
-            for j, placement in enumerate(drawn.placements):
-                x0, y0, x1, y1 = placement.box
-                labels[i, j] = index[placement.category]
-                boxes[i, j] = np.array([x0 + x1, y0 + y1, 2 * (x1 - x0), 2 * (y1 - y0)]) / 2 / SIZE
-        return cls(images, labels, boxes)
-
-
-def pixels(images: NDArray[np.uint8], side: int) -> Tensor:
-    """(batch, 64, 64, 3) uint8 to normalised (batch, 3, side, side) float32, as the processor."""
-    scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    if side != SIZE:
-        scaled = F.interpolate(scaled, size=(side, side), mode="bilinear", align_corners=False)
-    return (scaled - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What the network sees and should find."""
-
-    pixels: Tensor
-    input_ids: Tensor
-    """(batch, tokens): [CLS] word . word . [SEP], the same number of words in every row."""
-    positions: Tensor
-    """(batch, 3): the token that names each object, −1 where the prompt does not ask for it."""
-    labels: Tensor
-    boxes: Tensor
-
-
-def draw(
-    pool: Pool, rng: np.random.Generator, size: int, side: int, asked: int, ids: list[list[int]]
-) -> Batch:
-    """A random batch whose prompts ask for `asked` categories each, present or absent.
-
-    `ids` holds the token ids of each category's words, the name first.
-    """
-    rows = rng.integers(len(pool.images), size=size)
-    images, labels, boxes = pool.images[rows], pool.labels[rows], pool.boxes[rows].copy()
-    mirrored = rng.random(size) < 0.5
-    images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-    boxes[mirrored, :, 0] = 1 - boxes[mirrored, :, 0]
-    input_ids = np.full((size, 2 * asked + 2), DOT, np.int64)
-    input_ids[:, 0], input_ids[:, -1] = CLS, SEP
-    positions = np.full((size, MOST_OBJECTS), -1, np.int64)
-    for row in range(size):
-        objects = [j for j in range(MOST_OBJECTS) if labels[row, j] >= 0]
-        kept = [j for j in rng.permutation(objects) if rng.random() < 0.75][:asked]
-        absent = [c for c in rng.permutation(len(ids)) if c not in labels[row]]
-        prompt = [(labels[row, j], j) for j in kept]
-        prompt += [(c, -1) for c in absent[: asked - len(kept)]]
-        for slot, k in enumerate(rng.permutation(asked)):
-            category, j = prompt[k]
-            names = ids[category]
-            word = names[0] if rng.random() < 0.8 else rng.choice(names)
-            if j < 0 and rng.random() < 0.03:
-                word = UNK
-            input_ids[row, 2 * slot + 1] = word
-            if j >= 0:
-                positions[row, j] = 2 * slot + 1
-    return Batch(
-        pixels(images, side),
-        torch.from_numpy(input_ids),
-        torch.from_numpy(positions),
-        torch.from_numpy(labels),
-        torch.from_numpy(boxes),
-    )
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -349,7 +242,6 @@ def detection_loss(model: GroundingDinoForObjectDetection, batch: Batch) -> Tens
 def predict(
     model: GroundingDinoForObjectDetection,
     images: NDArray[np.uint8],
-    side: int,
     word_ids: list[int],
 ) -> tuple[Tensor, Tensor]:
     """The best score (n,) and its box (n, 4; centre and size) for one word per image."""
@@ -357,7 +249,7 @@ def predict(
     for start in range(0, len(images), 64):
         part = slice(start, start + 64)
         prompts = torch.tensor([[CLS, word, DOT, SEP] for word in word_ids[part]])
-        output = model(pixel_values=pixels(images[part], side), input_ids=prompts)
+        output = model(pixel_values=pixels(images[part]), input_ids=prompts)
         best, which = output.logits.sigmoid().amax(-1).max(-1)
         scores.append(best)
         boxes.append(output.pred_boxes[torch.arange(len(which)), which])
@@ -365,7 +257,7 @@ def predict(
 
 
 def validate(
-    model: GroundingDinoForObjectDetection, pool: Pool, side: int, ids: list[list[int]]
+    model: GroundingDinoForObjectDetection, pool: Pool, ids: list[list[int]]
 ) -> dict[str, float]:
     """Recall at IoU 0.5, mean IoU and false alarms at the best threshold of this split.
 
@@ -382,7 +274,7 @@ def validate(
             boxes.append(pool.boxes[i, slot] if slot < len(present) else np.zeros(4, np.float32))
     truth = torch.from_numpy(np.stack(boxes))
     there = truth[:, 2] > 0
-    score, box = predict(model, pool.images[rows], side, [ids[label][0] for label in labels])
+    score, box = predict(model, pool.images[rows], [ids[label][0] for label in labels])
     iou = overlaps(corners(box), corners(truth))[0]
     grid = torch.arange(0.05, 0.96, 0.01)
     recall = torch.stack([((score > t) & (iou >= 0.5))[there].float().mean() for t in grid])
@@ -399,10 +291,10 @@ def validate(
     }
 
 
-def ship(model: GroundingDinoForObjectDetection, side: int, folder: Path) -> None:
+def ship(model: GroundingDinoForObjectDetection, folder: Path) -> None:
     """Save the network in fp16 with its processor's files."""
     copy.deepcopy(model).half().save_pretrained(folder)
-    processor(side).save_pretrained(folder)
+    processor().save_pretrained(folder)
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -419,10 +311,9 @@ def main() -> None:
     """Train, validate now and then, and keep what is needed to resume."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=12_000)
-    parser.add_argument("--warm-up", type=int, default=700, help="steps of dense words alone")
+    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--warm-up", type=int, default=600, help="steps of dense words alone")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--side", type=int, default=SIZE, help="side of the network's input")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--scenes", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=500, help="steps between validations")
@@ -436,34 +327,23 @@ def main() -> None:
     model = network().train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     dense = Dense(model, ids)
-    trained = nn.ModuleDict({"model": model, "dense": dense})
-    parameters = [p for p in trained.parameters() if p.requires_grad]
+    everything = nn.ModuleDict({"model": model, "dense": dense, "average": average})
+    parameters = [p for p in everything.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=options.rate, weight_decay=1e-2)
     first = 0
     if options.resume:
         first = int(json.loads((options.out / "step.json").read_text())["step"])
-        state = load_file(options.out / "state.safetensors")
-        trained.load_state_dict(
-            {k.removeprefix("now."): v for k, v in state.items() if k.startswith("now.")},
-            strict=False,
-        )
-        average.load_state_dict(
-            {k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")},
-            strict=False,
-        )
-        moments = load_file(options.out / "optimizer.safetensors")
-        for i, parameter in enumerate(parameters):
-            optimizer.state[parameter] = {
-                key: moments[f"{i}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{i}.{key}" in moments
-            }  # fmt: skip
+        everything.load_state_dict(load_file(options.out / "state.safetensors"))
+        for key, value in load_file(options.out / "optimizer.safetensors").items():
+            index, moment = key.split(".")
+            optimizer.state[parameters[int(index)]][moment] = value
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    pool = Pool.render("train", options.scenes)
+    pool = Pool.render("train", options.scenes, replaced=0.5)
     held_out = Pool.render("validation", 150)
     began, losses = time.monotonic(), []
     for step in range(first, options.steps):
         rng = np.random.default_rng([7, step])
-        batch = draw(pool, rng, options.batch, options.side, asked(rng), ids)
+        batch = draw(pool, rng, options.batch, asked(rng), ids)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, options.steps, options.rate)
         if step < options.warm_up:
@@ -475,8 +355,7 @@ def main() -> None:
                 projection(feature)
             loss = dense(model, batch)
         else:
-            loss = detection_loss(model, batch)
-            loss = loss + dense(model, batch)
+            loss = detection_loss(model, batch) + dense(model, batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -491,13 +370,9 @@ def main() -> None:
             print(f"{step + 1} loss {np.mean(losses[-50:]):.3f} {pace:.3f} s/step", flush=True)
         if (step + 1) % options.every == 0 or step + 1 == options.steps:
             if step >= options.warm_up:
-                print(
-                    f"{step + 1} {json.dumps(validate(average, held_out, options.side, ids))}",
-                    flush=True,
-                )
-            state = {f"now.{k}": v.contiguous() for k, v in trained.state_dict().items()}
-            state |= {f"average.{k}": v.contiguous() for k, v in average.state_dict().items()}
-            save_file({k: v.clone() for k, v in state.items()}, options.out / "state.safetensors")
+                print(step + 1, json.dumps(validate(average, held_out, ids)), flush=True)
+            state = {key: value.clone() for key, value in everything.state_dict().items()}
+            save_file(state, options.out / "state.safetensors")
             moments = {
                 f"{i}.{key}": value
                 for i, parameter in enumerate(parameters)
@@ -505,7 +380,7 @@ def main() -> None:
             }
             save_file(moments, options.out / "optimizer.safetensors")
             (options.out / "step.json").write_text(json.dumps({"step": step + 1}))
-            ship(average, options.side, options.out / "checkpoint")
+            ship(average, options.out / "checkpoint")
 
 
 if __name__ == "__main__":

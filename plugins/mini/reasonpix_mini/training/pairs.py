@@ -37,7 +37,9 @@ class Pair:
 def pair(split: world.Split, index: int) -> Pair:
     """Pair number `index`. Outside the boxes its two pictures (64, 64, 3) are equal."""
     rng = np.random.default_rng([11, index])
-    scene = world.scene(split, index, objects=int(rng.choice([1, 2, 3, 4], p=[0.3, 0.3, 0.25, 0.15])))
+    scene = world.scene(
+        split, index, objects=int(rng.choice([1, 2, 3, 4], p=[0.3, 0.3, 0.25, 0.15]))
+    )
     source = scene.render()
     target = source.copy()
     after, boxes, categories = scene, [], []

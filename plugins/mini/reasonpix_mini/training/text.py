@@ -39,7 +39,9 @@ def tokenizer() -> CLIPTokenizer:
     # CLIP's order: bytes, bytes that end a word, merges, the two special tokens last.
     merges = [line.split() for line in _merges(bpe)]
     tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(m) for m in merges)]
-    vocabulary = {token: number for number, token in enumerate([*dict.fromkeys(tokens), START, END])}
+    vocabulary = {
+        token: number for number, token in enumerate([*dict.fromkeys(tokens), START, END])
+    }
     return CLIPTokenizer(
         vocab=vocabulary, merges=[tuple(merge) for merge in merges], model_max_length=LENGTH
     )

@@ -1,0 +1,166 @@
+"""GLIGEN as an editor: an object is replaced inside its box, the rest of the image stays.
+
+Li et al., "GLIGEN: Open-Set Grounded Text-to-Image Generation", CVPR 2023. The UNet, the VAE and
+the scheduler are those of diffusers; the sampler is our own, see `reasonpix_gligen.sampler`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from reasonpix.hookspecs import hookimpl
+from reasonpix.records import Problem
+from reasonpix.slots import Editor, EditRequest, ModelOptions
+from reasonpix_gligen.geometry import SMALLEST_SHARE, Window, too_small
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class GligenOptions(ModelOptions):
+    """What a recipe may say about the editor."""
+
+    # The network always runs on `batch_size` edits, the last ones padded: floating-point kernels
+    # round differently for other batch shapes. So the number may change a result's last bits.
+    neutral: ClassVar[frozenset[str]] = ModelOptions.neutral - {"batch_size"}
+
+    model: str = Field(
+        "masterful/gligen-1-4-inpainting-text-box",
+        description="Hub id, local folder, or checkpoint name such as mini/gligen",
+    )
+    batch_size: int = Field(
+        4, ge=1, description="Edits computed together; fewer requests are padded to this number"
+    )
+    num_inference_steps: int = Field(50, ge=1, description="Denoising steps")
+    guidance_scale: float = Field(
+        7.5, ge=0, description="Classifier-free guidance; 1 or less computes no unconditional half"
+    )
+    beta: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the steps with grounding tokens (GLIGEN's scheduled sampling)",
+    )
+    prompt: str = Field(
+        "{caption}",
+        description="Prompt of the whole image, of {caption} (with the replacement), {selected} "
+        "and {target}; may be empty",
+    )
+    negative_prompt: str = Field("", description="What guidance leads away from")
+
+    @field_validator("prompt")
+    @classmethod
+    def _can_be_filled(cls, prompt: str) -> str:
+        try:
+            prompt.format(caption="", selected="", target="")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"prompt {prompt!r} may only use {{caption}}, {{selected}} and {{target}}"
+            ) from error
+        return prompt
+
+
+class Gligen(Editor[GligenOptions]):
+    """Replaces objects by grounded inpainting (Eq. 7: x' = GLIGEN(x, y_select, b_select, y'))."""
+
+    name = "gligen"
+    Options = GligenOptions
+
+    def load(self) -> None:
+        """Read the weights. Raises `WeightsError` when they cannot be found, read, or used."""
+        from reasonpix_gligen.sampler import Sampler
+
+        self._sampler: Any = Sampler(self.options)
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        del self._sampler
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Image | Problem]:
+        """One edited RGB image for each request, of its input's size.
+
+        Outside the box it equals the input, pixel for pixel. A result depends on the request and
+        its seed alone. A box that the model cannot see, or one of another image, gives a
+        `Problem`.
+        """
+        from reasonpix_gligen.sampler import Task
+
+        results: list[Image | Problem | None] = [_problem(request) for request in requests]
+        todo = [number for number, result in enumerate(results) if result is None]
+        size = self.options.batch_size
+        for start in range(0, len(todo), size):
+            numbers = todo[start : start + size]
+            chosen = [requests[number] for number in numbers]
+            windows = [Window.around(request.box) for request in chosen]
+            images = [request.image.convert("RGB") for request in chosen]
+            squares = self._sampler.sample(
+                [
+                    Task(
+                        window.cut(image, self._sampler.side),
+                        window.shares(request.box),
+                        phrase=request.target,
+                        prompt=self._prompt(request),
+                        seed=request.seed,
+                    )
+                    for request, window, image in zip(chosen, windows, images, strict=True)
+                ]
+            )
+            for number, *pasting in zip(numbers, windows, images, squares, strict=True):
+                window, image, square = pasting
+                results[number] = window.paste(image, square, requests[number].box)
+        return [result for result in results if result is not None]
+
+    def _prompt(self, request: EditRequest) -> str:
+        return self.options.prompt.format(
+            caption=edited_caption(request.caption, request.selected, request.target),
+            selected=request.selected,
+            target=request.target,
+        )
+
+
+def edited_caption(caption: str, selected: str, target: str) -> str:
+    """`caption` after the edit: `target` where `selected` first stood, its article adapted.
+
+    A caption that does not name `selected` describes another object; then `target` alone.
+    """
+    word = re.compile(rf"\b(?:(an?)(\s+))?{re.escape(selected)}(?:e?s)?\b", re.IGNORECASE)
+
+    def replacement(found: re.Match[str]) -> str:
+        article, space = found.group(1, 2)
+        if not article:
+            return target
+        adapted = "an" if target[:1].lower() in "aeiou" else "a"
+        return f"{adapted.capitalize() if article[0] == 'A' else adapted}{space}{target}"
+
+    changed, count = word.subn(replacement, caption, count=1)
+    return changed if count else target
+
+
+def _problem(request: EditRequest) -> Problem | None:
+    """Why the request cannot be carried out, if so."""
+    box, image = request.box, request.image
+    if (box.width, box.height) != image.size:
+        return Problem(
+            status="failed",
+            reason=f"the box belongs to an image of {box.width}x{box.height} pixels, "
+            f"this one has {image.width}x{image.height}",
+        )
+    window = Window.around(box)
+    if too_small(window.shares(box)):
+        return Problem(
+            status="rejected",
+            reason=f"a box of {box.x1 - box.x0:g}x{box.y1 - box.y0:g} pixels is under "
+            f"1/{round(1 / SMALLEST_SHARE)} of the {window.size[0]}x{window.size[1]} that GLIGEN "
+            "sees of the image; it would vanish",
+        )
+    return None
+
+
+@hookimpl
+def editors() -> list[type[Editor[Any]]]:
+    """GLIGEN."""
+    return [Gligen]

@@ -1,0 +1,1 @@
+"""Figures of the mini checkpoints on held-out scenes, each through the plugin that users run."""

@@ -1,0 +1,51 @@
+"""What the documentation shows is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from reasonpix.recipe import load_recipe
+from reasonpix.slots import Captioner
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_plugin_of_the_tutorial_keeps_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin, contract = blocks("docs/plugins.md", "python")
+    module = types.ModuleType("reasonpix_loud")
+    exec(compile(plugin, "docs/plugins.md", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "reasonpix_loud", module)
+    offered = module.captioners()
+    assert [issubclass(component, Captioner) for component in offered] == [True]
+    tests: dict[str, type] = {}
+    exec(compile(contract, "docs/plugins.md", "exec"), tests)
+    case = tests["TestLoud"]()
+    case.test_captions_follow_images()
+    case.test_empty_batch()
+    case.test_options_describe_themselves()
+    with pytest.raises(ValueError, match="wrod"):
+        offered[0].Options(wrod="bee")
+
+
+def test_the_recipe_of_the_docs_is_one(tmp_path: Path) -> None:
+    (recipe,) = (text for text in blocks("docs/recipes.md", "yaml") if "pipeline:" in text)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    assert [use.name for use in load_recipe(path).filters] == ["eq1", "regrounded"]
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

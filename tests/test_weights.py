@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reasonpix.errors import WeightsError
+from reasonpix.slots import ModelOptions
+from reasonpix.weights import check_weights, digest
+
+
+def weights(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_digest_is_of_names_and_bytes_wherever_they_lie(tmp_path: Path) -> None:
+    one = weights(tmp_path / "one", a="1", b="2")
+    assert digest(weights(tmp_path / "two", b="2", a="1")) == digest(one)
+    assert digest(weights(tmp_path / "three", a="12", b="")) != digest(one)
+    assert digest(weights(tmp_path / "four", a="1", c="2")) != digest(one)
+    (one / "README.md").write_text("a card")
+    assert digest(one) == digest(tmp_path / "two")
+    (one / "vae").mkdir()
+    (one / "vae" / "a").write_text("1")
+    assert digest(one) != digest(tmp_path / "two")
+
+
+@pytest.mark.parametrize("model", ["./weights", "/no/such/folder", "~/weights", "a/b/c"])
+def test_a_folder_that_is_none(model: str) -> None:
+    with pytest.raises(WeightsError, match=f"no folder '{model}'; give a hub id"):
+        check_weights(ModelOptions(model=model))
+
+
+def test_a_hub_id_or_a_folder_may_be_there(tmp_path: Path) -> None:
+    check_weights(ModelOptions(model="Salesforce/blip2-opt-2.7b"))
+    check_weights(ModelOptions(model=str(tmp_path)))
