@@ -112,9 +112,9 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in works}
     for round_number in range(args.rounds + 1):
         for name, work in works.items():
-            taken = seconds(work)
+            duration = seconds(work)
             if round_number:  # the first round warms up
-                times[name].append(taken)
+                times[name].append(duration)
     base = statistics.median(times["diffusers pipeline"])
     print(f"{args.steps} steps, guidance 1.5, {args.threads} thread(s), 8 edits a round")
     print(f"{'':20} {'edits/s':>8} {'ratio':>6}")

@@ -36,7 +36,7 @@ def main(debug: bool) -> None:
     """Make datasets for image editing by instructions that need reasoning."""
 
 
-_run = click.argument("run", type=click.Path(path_type=Path))
+_run = click.argument("run", type=click.Path(file_okay=False, path_type=Path))
 _set = click.option(
     "--set",
     "overrides",
@@ -48,7 +48,12 @@ _set = click.option(
 
 @main.command()
 @click.argument("recipe")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run folder.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The run folder.",
+)
 @_set
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first N images.")
 @click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")

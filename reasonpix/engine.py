@@ -39,7 +39,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is. `rows` counts what earlier stages let through, so far as known."""
+    """How far a stage is: shards of the plan, and records that ended in each way so far."""
 
     stage: str
     shards: int
@@ -201,8 +201,8 @@ def _run_stage(
         for use in (stage.use, *stage.needs):
             if use is not None and use.slot != "source":
                 component = plugins.build(use.slot, use.name, use.options)
-                loaded.append(component)
                 component.load()
+                loaded.append(component)
                 parts[use.slot] = component
         for number, shard in enumerate(todo, start=1):
             started = time.perf_counter()

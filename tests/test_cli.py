@@ -100,6 +100,8 @@ def test_debug_gives_the_traceback(shell: Shell, write_recipe: WriteRecipe) -> N
         (["gallery", "nowhere"], 1, "nowhere is no run folder (it has no plan.json)"),
         (["plugins", "show", "fake-captoner"], 1, "did you mean 'fake-captioner'?"),
         (["generate", "mini/part3"], 2, "Missing option '--out'"),
+        (["generate", "mini/part3", "--out", __file__], 2, "is a file"),
+        (["publish", __file__, "--out", "x"], 2, "is a file"),
         (["generate", "mini/part3", "--out", "x", "--limit", "0"], 2, "'--limit'"),
     ],
 )

@@ -183,14 +183,16 @@ def hard(write_recipe: WriteRecipe, **more: Any) -> Path:
     return write_recipe(**{**options, **TRIALS, **more})
 
 
+@pytest.mark.parametrize("captions", [CAPTIONS, ["a bee", "a cat", "a dog", "a fox"]])
 @pytest.mark.usefixtures("trial")
 def test_the_dataset_does_not_depend_on_the_shards(
-    write_recipe: WriteRecipe, tmp_path: Path
+    captions: list[str], write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     made = []
     for size in (1, 3, 100):
         out = tmp_path / f"run{size}"
-        generate(load_recipe(hard(write_recipe, shard_size=size)), out)
+        source = {"use": "trial-source", "captions": captions}
+        generate(load_recipe(hard(write_recipe, shard_size=size, source=source)), out)
         made.append(published(out, f"dataset{size}"))
     assert made[0] == made[1] == made[2]
     assert set(made[0]) == {"README.md", "data/train-00000.parquet"}

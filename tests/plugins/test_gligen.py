@@ -273,6 +273,44 @@ def test_the_phrase_and_the_box_alone_decide_what_is_drawn() -> None:
         assert int(np.argmin(distances)) == number
 
 
+def test_other_resolutions_and_latents_fit(tmp_path: Path) -> None:
+    """Nothing is made for 64 px, four latent channels or f = 4: 48 px, three channels, f = 2."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    model = shutil.copytree(MINI, tmp_path / "gligen")
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=3,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=48,
+    ).save_pretrained(model / "vae")
+    text = json.loads((model / "text_encoder" / "config.json").read_text())
+    UNet2DConditionModel(
+        sample_size=24,
+        in_channels=7,
+        out_channels=3,
+        attention_type="gated",
+        cross_attention_dim=text["hidden_size"],
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).save_pretrained(model / "unet")
+    editor = loaded(model=str(model))
+    requests = [replacement(index)[0] for index in range(3)]
+    together = [image.tobytes() for image in editor.edit(requests)]
+    assert [editor.edit([request])[0].tobytes() for request in requests] == together
+    assert all(
+        image != request.image.tobytes() for image, request in zip(together, requests, strict=True)
+    )
+
+
 # The trajectory, against diffusers
 
 
@@ -417,3 +455,17 @@ def test_a_checkpoint_without_gates_is_refused(tmp_path: Path) -> None:
     ):
         warnings.simplefilter("ignore")  # diffusers warns of the weights left over
         loaded(model=str(model))
+
+
+# What the mini checkpoint can do
+
+
+def test_the_mini_checkpoint_draws_the_target_and_leaves_the_rest() -> None:
+    from reasonpix_mini.measure.editing import measure
+
+    figures = measure(scenes=12)
+    assert figures["judge_accuracy"] == 1
+    assert figures["judged_target"] >= 0.8
+    assert figures["judged_target_empty_prompt"] >= 0.7
+    assert figures["psnr_in_box"] > figures["psnr_in_box_no_edit"] + 3
+    assert figures["outside_equal"] == 1

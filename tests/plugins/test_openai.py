@@ -19,8 +19,10 @@ from pydantic import ValidationError
 from reasonpix_openai import OpenAIOptions, OpenAIPlanner
 
 from reasonpix import hookspecs
+from reasonpix.engine import generate
 from reasonpix.errors import ReasonpixError
 from reasonpix.planning import Completion, Conversation, ReplaceAnswer
+from reasonpix.recipe import load_recipe
 from reasonpix.records import EditPlan, Problem, ReplaceRequest
 from reasonpix.testing import PlannerContract
 
@@ -450,3 +452,17 @@ def test_options_hold_no_key(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as error:
         OpenAIOptions(**options)
     assert KEY not in str(error.value)
+
+
+def test_a_missing_key_is_said_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "source: fake-source\npipeline: {captioner: fake-captioner, extractor: fake-extractor, "
+        "grounder: fake-grounder, planner: openai, editor: fake-editor}\n"
+    )
+    with pytest.raises(ReasonpixError, match="OPENAI_API_KEY"):
+        generate(load_recipe(recipe), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -102,7 +102,22 @@ def test_photographs_go_through(tmp_path: Path) -> None:
 
     folder = tmp_path / "photographs"
     folder.mkdir()
-    names = ["astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "logo", "moon", "page", "rocket", "text", "horse"]
+    names = [
+        "astronaut",
+        "brick",
+        "camera",
+        "cat",
+        "coffee",
+        "coins",
+        "grass",
+        "gravel",
+        "logo",
+        "moon",
+        "page",
+        "rocket",
+        "text",
+        "horse",
+    ]
     used = 0
     for name in names:
         try:

@@ -6,7 +6,7 @@ from importlib import resources
 
 from reasonpix_mini import world
 
-THRESHOLD = 0.74
+THRESHOLD = 0.79
 """Chosen on the validation split by `reasonpix_mini.training.grounding_dino`."""
 
 ABSENT = 3

@@ -311,7 +311,7 @@ def main() -> None:
     """Train, validate now and then, and keep what is needed to resume."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--warm-up", type=int, default=600, help="steps of dense words alone")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -339,7 +339,7 @@ def main() -> None:
             optimizer.state[parameters[int(index)]][moment] = value
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     pool = Pool.render("train", options.scenes, replaced=0.5)
-    held_out = Pool.render("validation", 150)
+    held_out = Pool.render("validation", 400)
     began, losses = time.monotonic(), []
     for step in range(first, options.steps):
         rng = np.random.default_rng([7, step])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,8 @@ class Judge:
 
     def names_in(
         self,
-        pictures: list[NDArray[np.uint8]],
-        boxes: list[tuple[float, float, float, float]],
+        pictures: Sequence[NDArray[np.uint8]],
+        boxes: Sequence[tuple[float, float, float, float]],
     ) -> list[str]:
         """The category in each picture's box."""
         crops = np.stack([crop(*pair) for pair in zip(pictures, boxes, strict=True)])

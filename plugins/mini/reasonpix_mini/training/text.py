@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from collections import Counter
+from itertools import pairwise
+
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from reasonpix_mini import world
@@ -25,33 +28,30 @@ def tokenizer() -> CLIPTokenizer:
     for category in world.categories().values():
         for name in (category.name, category.plural, *category.synonyms):
             words.update(name.lower().split())
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))  # type: ignore[call-arg]
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000,
-        min_frequency=1,
-        show_progress=False,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-    )
-    bpe.train_from_iterator(sorted(words), trainer)
+    merges = _merges(sorted(words))
     # CLIP's order: bytes, bytes that end a word, merges, the two special tokens last.
-    merges = [line.split() for line in _merges(bpe)]
-    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(m) for m in merges)]
-    vocabulary = {
-        token: number for number, token in enumerate([*dict.fromkeys(tokens), START, END])
-    }
-    return CLIPTokenizer(
-        vocab=vocabulary, merges=[tuple(merge) for merge in merges], model_max_length=LENGTH
-    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *map("".join, merges)]
+    ordered = [*dict.fromkeys(tokens), START, END]
+    vocabulary = {token: number for number, token in enumerate(ordered)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 
 
-def _merges(bpe: Tokenizer) -> list[str]:
-    import json
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges until each word is one token, the most frequent pair first.
 
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    Written out because the trainer of `tokenizers` breaks ties differently from run to run.
+    """
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        for pieces in spelled:
+            for place in range(len(pieces) - 1, 0, -1):
+                if (pieces[place - 1], pieces[place]) == best:
+                    pieces[place - 1 : place + 1] = ["".join(best)]
+    return merges
 
 
 def encoder(words: CLIPTokenizer) -> CLIPTextModel:

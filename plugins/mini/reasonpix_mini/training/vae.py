@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def edited(split: world.Split, index: int) -> world.Scene:
 
 def psnr(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio of two uint8 pictures of one shape, in dB."""
-    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+    error = float(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2))
+    return 10 * math.log10(255**2 / max(error, 1e-9))
 
 
 @torch.no_grad()
