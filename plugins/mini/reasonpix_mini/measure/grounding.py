@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 
 from reasonpix_mini import world
 
-THRESHOLD = 0.79
+THRESHOLD = 0.69
 """Chosen on the validation split by `reasonpix_mini.training.grounding_dino`."""
 
 ABSENT = 3
@@ -41,7 +42,7 @@ def measure(scenes: int = 200) -> dict[str, float]:
 
 
 def _compare(
-    shown: list[tuple[world.Scene, tuple[world.Placement, ...]]], absent: list[list[str]]
+    shown: Sequence[tuple[world.Scene, Sequence[world.Placement]]], absent: list[list[str]]
 ) -> dict[str, float]:
     """Ground the given placements of each scene, and categories that it lacks."""
     from PIL import Image

@@ -261,7 +261,8 @@ def validate(
 ) -> dict[str, float]:
     """Recall at IoU 0.5, mean IoU and false alarms at the best threshold of this split.
 
-    The threshold is the one with the largest (recall − false alarms), the middle one of several.
+    The threshold is the lowest whose (recall - false alarms) is within half a percent of the best:
+    what an editor draws scores lower than the world's own stickers.
     """
     rng = np.random.default_rng(0)
     rows, labels, boxes = [], [], []
@@ -280,8 +281,7 @@ def validate(
     recall = torch.stack([((score > t) & (iou >= 0.5))[there].float().mean() for t in grid])
     alarms = torch.stack([(score > t)[~there].float().mean() for t in grid])
     gain = recall - alarms
-    best = (gain >= gain.max() - 1e-6).nonzero()[:, 0]
-    chosen = int(best[len(best) // 2])
+    chosen = int((gain >= gain.max() - 0.005).nonzero()[0, 0])
     return {
         "threshold": round(float(grid[chosen]), 2),
         "recall": round(float(recall[chosen]), 4),
