@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
@@ -24,16 +24,12 @@ if TYPE_CHECKING:
 class GligenOptions(ModelOptions):
     """What a recipe may say about the editor."""
 
-    # The network always runs on `batch_size` edits, the last ones padded: floating-point kernels
-    # round differently for other batch shapes. So the number may change a result's last bits.
-    neutral: ClassVar[frozenset[str]] = ModelOptions.neutral - {"batch_size"}
-
     model: str = Field(
         "masterful/gligen-1-4-inpainting-text-box",
         description="Hub id, local folder, or checkpoint name such as mini/gligen",
     )
     batch_size: int = Field(
-        4, ge=1, description="Edits computed together; fewer requests are padded to this number"
+        8, ge=1, description="Edits computed together on a GPU; a CPU always computes 4"
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps")
     guidance_scale: float = Field(
@@ -91,7 +87,7 @@ class Gligen(Editor[GligenOptions]):
 
         results: list[Image | Problem | None] = [_problem(request) for request in requests]
         todo = [number for number, result in enumerate(results) if result is None]
-        size = self.options.batch_size
+        size = self._sampler.batch_size
         for start in range(0, len(todo), size):
             numbers = todo[start : start + size]
             chosen = [requests[number] for number in numbers]

@@ -29,6 +29,9 @@ from reasonpix_gligen.geometry import cells
 if TYPE_CHECKING:
     from reasonpix_gligen import GligenOptions
 
+CPU_BATCH_SIZE = 4
+"""Edits that the network sees on a CPU, always: for other numbers kernels round differently."""
+
 GROUNDING_TOKENS = 30
 """GLIGEN attends to this many; those without a box carry learned null features."""
 
@@ -47,14 +50,16 @@ class Task:
 class Sampler:
     """A loaded GLIGEN inpainting checkpoint. Raises `WeightsError` when it is none.
 
-    The network always sees `batch_size` edits: on every platform a record's result then depends
-    neither on its place in the batch nor on its neighbours.
+    The network always sees `batch_size` edits, the last ones padded. On a CPU that number is fixed,
+    so that a record's result depends neither on its neighbours nor on how many they are; on a GPU
+    it is an option, and may move the last bits.
     """
 
     def __init__(self, options: GligenOptions) -> None:
         self.options = options
         self.device = choose_device(options)
         self.dtype = choose_dtype(options, self.device)
+        self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else options.batch_size
         self._tokenizer = pretrained(CLIPTokenizer, options, subfolder="tokenizer")
         self._scheduler = pretrained(_Scheduler, options, subfolder="scheduler")
         self._text_encoder = self._network(CLIPTextModel, "text_encoder")
@@ -94,7 +99,7 @@ class Sampler:
 
     def sample(self, tasks: Sequence[Task]) -> list[Image.Image]:
         """The edited squares of at most `batch_size` tasks, in their order."""
-        spare = self.options.batch_size - len(tasks)
+        spare = self.batch_size - len(tasks)
         with torch.inference_mode():
             latents = self.latents([*tasks, *[tasks[0]] * spare])
             return [self._decode(one) for one in latents[: len(tasks)]]
