@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 setup: $(VENV)/ready
 
 # Naming torch with its version in this command keeps a plain CPU machine from fetching CUDA.
-$(VENV)/ready: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+$(VENV)/ready: Makefile pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 \
 		--editable '.[hub,dev]' $(foreach p,$(PLUGINS),--editable './$p$(EXTRAS_$(notdir $p))')
