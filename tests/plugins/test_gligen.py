@@ -207,6 +207,14 @@ def test_an_edit_does_not_depend_on_its_batch(editor: Gligen) -> None:
     assert mixed == [together[number] for number in order]
 
 
+def test_an_edit_does_not_depend_on_the_batch_size(editor: Gligen) -> None:
+    requests = [replacement(index)[0] for index in range(5)]
+    expected = [image.tobytes() for image in editor.edit(requests)]
+    for size in (1, 8):
+        edited = loaded(batch_size=size).edit(requests)
+        assert [image.tobytes() for image in edited] == expected
+
+
 def test_an_edit_does_not_depend_on_the_threads(editor: Gligen) -> None:
     request, _ = replacement(3)
     before = torch.get_num_threads()

@@ -10,7 +10,7 @@ import numpy as np
 
 from reasonpix_mini import world
 
-SAMPLING = {"num_inference_steps": 15, "guidance_scale": 1.5}
+SAMPLING = {"num_inference_steps": 4, "guidance_scale": 1.5}
 """What the mini checkpoint was tuned for, on the validation split."""
 
 

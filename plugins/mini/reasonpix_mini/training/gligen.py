@@ -164,6 +164,17 @@ def predict(
     ).sample
 
 
+def _timesteps(count: int) -> torch.Tensor:
+    """(count,) timesteps, most of them where the phrase decides what is drawn.
+
+    The first sampling step, from nothing but noise, draws the whole object; below 300 the object
+    is there already and only its noise is left.
+    """
+    r = torch.rand(count)
+    middle, low = torch.randint(300, 1000, (count,)), torch.randint(0, 300, (count,))
+    return torch.where(r < 0.5, 999, torch.where(r < 0.9, middle, low))
+
+
 class Trainer:
     """The state of a training run and one step of it."""
 
@@ -221,8 +232,7 @@ class Trainer:
         known = torch.lerp(source, target, replaced)
         clean = torch.lerp(known, target, hole)
 
-        # The first sampling step, from nothing but noise, draws the whole object: see it often.
-        timesteps = torch.where(torch.rand(BATCH) < 0.2, 999, torch.randint(0, 1000, (BATCH,)))
+        timesteps = _timesteps(BATCH)
         share = self.cumulated[timesteps].view(-1, 1, 1, 1)
         noise = torch.randn_like(clean)
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
