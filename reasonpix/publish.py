@@ -127,7 +127,7 @@ def card(run: RunFolder, total: int) -> str:
         "",
         f"{total} triples of input image, reasoning instruction and edited image, made by the "
         f"pipeline of ReasonPix2Pix (CVPRW 2024) as implemented in reasonpix {__version__}.",
-        "The images keep the licence of their source, what models made that of the models named below.",
+        "Images keep their source's licence; what a model made, that of the model named below.",
         "",
         "## What made it",
         "",
