@@ -174,7 +174,8 @@ def _run_stage(
     shards = run.shards()
     done = run.done(stage.entry.folder)
     counts: Counter[str] = Counter()
-    earlier = [s.entry for s in all_stages[: all_stages.index(stage)] if _is_before(s, stage)]
+    before = [other.entry for other in all_stages[: all_stages.index(stage)]]
+    earlier = [entry for entry in before if not (entry.is_score and stage.entry.is_score)]
 
     def tell(finished: int) -> None:
         report(
@@ -216,11 +217,6 @@ def _run_stage(
     finally:
         for component in loaded:
             component.close()
-
-
-def _is_before(other: Stage, stage: Stage) -> bool:
-    """Scores follow from the edit, not from each other."""
-    return not (other.name.startswith("score-") and stage.name.startswith("score-"))
 
 
 def _rows(

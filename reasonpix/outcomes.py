@@ -28,6 +28,11 @@ class StageEntry:
     """The identity of the component; `use` is None where there is none."""
     options: dict[str, Any]
 
+    @property
+    def is_score(self) -> bool:
+        """Whether it measures finished edits; such stages follow from the edit, not each other."""
+        return self.stage.startswith("score-")
+
 
 def write_stages(run: RunFolder, entries: Sequence[StageEntry]) -> None:
     """Say which stage folders are current."""
@@ -139,7 +144,7 @@ def _outcome(
                 ended = (row.status, entry.stage, row.reason)
             continue
         sample = sample.after(entry.stage, row)
-        if entry.stage.startswith("score-"):
+        if entry.is_score:
             values = Scores.model_validate_json(row.output).scores
             prefix = entry.component["use"]
             scores |= {f"{prefix}.{name}": value for name, value in values.items()}
@@ -153,7 +158,7 @@ def _verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> dict[tuple[str, 
     """The reason to reject, by (stage folder, record id), of each filter over the whole run."""
     verdicts: dict[tuple[str, str], str] = {}
     for entry in entries:
-        if not entry.stage.startswith("score-"):
+        if not entry.is_score:
             continue
         scored = [
             row

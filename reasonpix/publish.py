@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,6 +104,7 @@ def card(run: RunFolder, total: int) -> str:
     Nothing in it changes from one run of the same recipe to the next.
     """
     entries = read_stages(run)
+    stages = funnel(run)
     head = {
         "pretty_name": "Reasoning edits made with reasonpix",
         "task_categories": ["image-to-image"],
@@ -141,12 +141,12 @@ def card(run: RunFolder, total: int) -> str:
         "|---|---|---|---|",
         *(
             f"| {stage} | {counts['ok']} | {counts['rejected']} | {counts['failed']} |"
-            for stage, counts in funnel(run)
+            for stage, counts in stages
         ),
         "",
         "## Why the others did not",
         "",
-        *(_reason_lines(run) or ["Every record was accepted."]),
+        *(_ends(stages) or ["Every record was accepted."]),
         "",
         "## Columns",
         "",
@@ -177,11 +177,13 @@ def _component_line(entry: StageEntry) -> str:
     return f"| {entry.stage} | {component['use']} | {options} | {weights[:12]} |"
 
 
-def _reason_lines(run: RunFolder) -> Iterator[str] | list[str]:
-    reasons = Counter(
-        (outcome.stage, outcome.status) for outcome in outcomes(run) if outcome.status != "ok"
-    )
-    return [f"- {stage}: {count} {status}" for (stage, status), count in sorted(reasons.items())]
+def _ends(stages: list[tuple[str, Counter[str]]]) -> list[str]:
+    return [
+        f"- {stage}: {counts[status]} {status}"
+        for stage, counts in sorted(stages, key=lambda one: one[0])
+        for status in ("failed", "rejected")
+        if counts[status]
+    ]
 
 
 def _size(total: int) -> str:

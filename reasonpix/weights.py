@@ -36,7 +36,7 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     try:
         return loader.from_pretrained(model, **arguments)
     except (OSError, ValueError) as error:
-        where = f"{arguments.get('subfolder', '')}".strip()
+        where = arguments.get("subfolder")
         part = f"{loader.__name__}{f' ({where})' if where else ''}"
         if folder:
             raise WeightsError(
