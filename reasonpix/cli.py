@@ -57,8 +57,21 @@ _set = click.option(
 @_set
 @click.option("--limit", type=click.IntRange(min=1), help="Use only the first N images.")
 @click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(min=0),
+    help="Stop before LLM answers of this run cost more in all, in the currency of the recipe's "
+    "prices; with a higher limit the same command goes on.",
+)
+@click.option("--dry-run", is_flag=True, help="Estimate calls, tokens and cost; ask nothing.")
 def generate(
-    recipe: str, out: Path, overrides: tuple[str, ...], limit: int | None, seed: int | None
+    recipe: str,
+    out: Path,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    seed: int | None,
+    max_cost: float | None,
+    dry_run: bool,
 ) -> None:
     """Run RECIPE (a file, or the name of a shipped one) over its images into a run folder.
 
@@ -71,9 +84,36 @@ def generate(
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     checked = load_recipe(locate(recipe), overrides)
+    if dry_run:
+        _print_estimate(checked, out, limit)
+        return
     with _Bars() as bars:
-        run = engine.generate(checked, out, limit, bars.show)
-    _print_funnel(run)
+        run = engine.generate(checked, out, limit, bars.show, max_cost)
+    _print_summary(run)
+
+
+def _print_estimate(recipe: Any, out: Path, limit: int | None) -> None:
+    from reasonpix.estimate import estimate
+
+    lines = estimate(recipe, out, limit)
+    if not lines:
+        click.echo("This recipe asks no LLM: nothing is paid for.")
+        return
+    head = ("stage", "records", "calls", "prompt tokens", "answer tokens", "cost")
+    click.echo("{:>22} {:>10} {:>9} {:>14} {:>14} {:>10}".format(*head))
+    for line in lines:
+        records = f"{'≤ ' if line.at_most else ''}{line.records}"
+        cost = "no price" if line.cost is None else f"{line.cost:.4f}"
+        click.echo(
+            f"{line.stage:>22} {records:>10} {line.calls:>9} {line.prompt_tokens:>14} "
+            f"{line.completion_tokens:>14} {cost:>10}"
+        )
+    total = sum(line.cost or 0 for line in lines)
+    source = "this run's own answers" if all(line.learnt for line in lines) else "4 letters a token"
+    click.echo(
+        f"about {total:.4f} in all, estimated from {source}; answers that have to be repaired are "
+        "asked for twice. --max-cost bounds it for certain."
+    )
 
 
 class _Bars:
@@ -111,15 +151,20 @@ class _Bars:
         self._progress.update(task, completed=now.shards_done, counts=counts)
 
 
-def _print_funnel(run: Any) -> None:
+def _print_summary(run: Any) -> None:
     from reasonpix.outcomes import funnel
+    from reasonpix.summary import position_bias, spending_lines
 
     stages = funnel(run)
     click.echo(f"{'stage':>22} {'ok':>8} {'rejected':>8} {'failed':>8}")
     for stage, counts in stages:
         click.echo(f"{stage:>22} {counts['ok']:8} {counts['rejected']:8} {counts['failed']:8}")
-    total = sum(stages[0][1].values())
-    click.echo(f"{stages[-1][1]['ok']} of {total} records accepted; the run is {run.root}")
+    total, accepted = sum(stages[0][1].values()), stages[-1][1]["ok"]
+    if bias := position_bias(run):
+        click.echo(bias)
+    for line in spending_lines(run, accepted):
+        click.echo(line)
+    click.echo(f"{accepted} of {total} records accepted; the run is {run.root}")
 
 
 @main.command()

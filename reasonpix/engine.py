@@ -1,40 +1,36 @@
 """Drive the stages over the shards, in this process, one stage after the other.
 
 The unit of work is a shard through a stage. A finished unit is a file; what has a file is not
-computed again, so stopping at any moment costs the shard in flight and nothing else.
+computed again, so stopping at any moment costs the shards in flight and nothing else.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from reasonpix import plugins, stages
-from reasonpix.errors import InvalidBox, ReasonpixError, RunError
-from reasonpix.outcomes import StageEntry, samples_reaching, write_stages
+from reasonpix import plugins
+from reasonpix.asking import _check_bounds as check_price
+from reasonpix.errors import InvalidBox, ReasonpixError, RecipeError, RunError
+from reasonpix.ledger import Ledger
+from reasonpix.outcomes import Verdicts, samples_reaching, verdicts, write_stages
+from reasonpix.pipeline import Stage, stages_of
+from reasonpix.planning import LLMPlanner
 from reasonpix.recipe import Recipe, Use
 from reasonpix.records import Problem
-from reasonpix.run import Row, RunFolder, Shard, fingerprint, write_atomically
-from reasonpix.slots import Component, ModelOptions, Scorer, Source, SourceItem
-from reasonpix.stages import Result, Sample
+from reasonpix.run import Row, RunFolder, Shard, Status, fingerprint, write_atomically
+from reasonpix.samples import Sample
+from reasonpix.slots import Component, ModelOptions, Source, SourceItem
+from reasonpix.stages import Result
 from reasonpix.weights import check_weights
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of one recipe: what it runs, and the fingerprint of all its results follow from."""
-
-    name: str
-    use: Use | None
-    compute: Callable[[Sequence[Sample], dict[str, Component[Any]]], list[Result]]
-    entry: StageEntry
-    needs: tuple[Use, ...] = ()
-    """Components beside its own that it calls."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +50,52 @@ def generate(
     out: Path,
     limit: int | None = None,
     report: Callable[[Progress], None] = lambda _: None,
+    max_cost: float | None = None,
 ) -> RunFolder:
     """Run a recipe into the folder `out`, or go on where an earlier call stopped.
 
+    `max_cost` bounds what this and all earlier calls together pay for LLM answers, in the currency
+    of the recipe's prices; before it could be passed, `CostLimit` is raised.
     Raises `RunError` when `out` holds a run of other images, another seed, limit or shard size.
     """
     run = RunFolder(out)
-    source = plugins.build("source", recipe.source.name, recipe.source.options)
-    assert isinstance(source, Source)
-    source.load()
-    try:
-        all_stages = list(_stages(recipe))
-        _check_components(run, all_stages)
+    all_stages = stages_of(recipe)
+    with ExitStack() as opened:
+        source = open_source(recipe)
+        opened.callback(source.close)
+        _check_components(run, all_stages, max_cost)
         _freeze_plan(recipe, run, source, limit)
         write_atomically(out / "recipe.yaml", recipe.as_yaml().encode())
         write_stages(run, [stage.entry for stage in all_stages])
+        ledger: Ledger | None = None
+        if any(_asks_llm(use) for use in recipe.uses):
+            ledger = Ledger(run.llm_path, max_cost)
+            opened.callback(ledger.close)
         for stage in all_stages:
-            _run_stage(run, stage, all_stages, source, report)
-    finally:
-        source.close()
+            _run_stage(run, stage, source, ledger, report)
     return run
 
 
-def _check_components(run: RunFolder, all_stages: Sequence[Stage]) -> None:
+def open_source(recipe: Recipe) -> Source[Any]:
+    """The recipe's source, loaded. Raises `RecipeError` when it does not give what is needed."""
+    source = plugins.build("source", recipe.source.name, recipe.source.options)
+    assert isinstance(source, Source)
+    if recipe.editor is None and not source.gives_pairs:
+        raise RecipeError(
+            [
+                f"source {recipe.source.name!r} gives no edited images, and the recipe names no "
+                "editor to make them; ask the source for pairs, or name an editor"
+            ]
+        )
+    source.load()
+    return source
+
+
+def _asks_llm(use: Use) -> bool:
+    return issubclass(plugins.find(use.slot, use.name), LLMPlanner)
+
+
+def _check_components(run: RunFolder, all_stages: Sequence[Stage], max_cost: float | None) -> None:
     """Let every component that has work to do say what it misses, before any of it begins."""
     shards = {shard.name for shard in run.shards()} if run.plan_path.exists() else None
     for stage in all_stages:
@@ -86,41 +105,8 @@ def _check_components(run: RunFolder, all_stages: Sequence[Stage]) -> None:
                 if isinstance(component.options, ModelOptions):
                     check_weights(component.options)
                 component.check()
-
-
-def _stages(recipe: Recipe) -> Iterator[Stage]:
-    """The stages of a recipe. Each fingerprint covers the stage's own component and all before."""
-    seed = recipe.seed
-
-    def stage(name: str, use: Use | None, compute: Any, before: str, needs: Any = ()) -> Stage:
-        facts = plugins.identity(use.slot, use.name, use.options) if use else {"use": None}
-        digest = fingerprint([name, facts, before])
-        options = use.options.model_dump(mode="json") if use else {}
-        entry = StageEntry(stage=name, folder=f"{name}-{digest}", component=facts, options=options)
-        return Stage(name, use, compute, entry, needs)
-
-    def own(function: Any, slot: str, **more: Any) -> Any:
-        return lambda samples, parts: function(samples, parts.get(slot), **more)
-
-    chain = [
-        ("read", recipe.source, own(stages.read, "source")),
-        ("caption", recipe.captioner, own(stages.caption, "captioner")),
-        ("extract", recipe.extractor, own(stages.extract, "extractor")),
-        ("ground", recipe.grounder, own(stages.ground, "grounder")),
-        ("plan", recipe.planner, own(stages.plan, "planner", run_seed=seed)),
-        ("edit", recipe.editor, own(stages.edit, "editor", run_seed=seed)),
-    ]
-    before = str(seed)
-    for name, use, compute in chain:
-        made = stage(name, use, compute, before)
-        before = made.entry.folder
-        yield made
-    for use in recipe.filters:
-        scorer = plugins.find("filter", use.name)
-        assert issubclass(scorer, Scorer)
-        needs = tuple(sorted((getattr(recipe, slot) for slot in scorer.uses), key=lambda u: u.slot))
-        compute = lambda samples, parts: stages.score(samples, parts["filter"], parts)  # noqa: E731
-        yield stage(f"score-{use.name}", use, compute, before, needs)
+                if max_cost is not None and isinstance(component, LLMPlanner):
+                    check_price(component)
 
 
 def _freeze_plan(recipe: Recipe, run: RunFolder, source: Source[Any], limit: int | None) -> None:
@@ -155,7 +141,8 @@ def _freeze_plan(recipe: Recipe, run: RunFolder, source: Source[Any], limit: int
 
 def _planned(source: str, item: SourceItem | tuple[str, Problem]) -> Row:
     if isinstance(item, SourceItem):
-        record_id = fingerprint([source, item.native_id, item.content])
+        pair = [item.pair.content, item.pair.instruction] if item.pair else []
+        record_id = fingerprint([source, item.native_id, item.content, *pair])
         return Row(record_id, "ok", output=item.model_dump_json())
     native_id, problem = item
     unread = SourceItem(native_id=native_id, content="")
@@ -167,56 +154,118 @@ def _planned(source: str, item: SourceItem | tuple[str, Problem]) -> Row:
 def _run_stage(
     run: RunFolder,
     stage: Stage,
-    all_stages: Sequence[Stage],
     source: Source[Any],
+    ledger: Ledger | None,
     report: Callable[[Progress], None],
 ) -> None:
     shards = run.shards()
     done = run.done(stage.entry.folder)
     counts: Counter[str] = Counter()
-    before = [other.entry for other in all_stages[: all_stages.index(stage)]]
-    earlier = [entry for entry in before if not (entry.is_score and stage.entry.is_score)]
+    for shard in shards:
+        if shard.name in done:
+            counts.update(row.status for row in run.read(stage.entry.folder, shard))
 
-    def tell(finished: int) -> None:
+    def tell() -> None:
         report(
             Progress(
                 stage.name,
                 len(shards),
-                finished,
+                len(done),
                 ok=counts["ok"],
                 rejected=counts["rejected"],
                 failed=counts["failed"],
             )
         )
 
-    for shard in shards:
-        if shard.name in done:
-            counts.update(row.status for row in run.read(stage.entry.folder, shard))
-    tell(len(done))
+    tell()
     todo = [shard for shard in shards if shard.name not in done]
     if not todo:
         return
-    parts: dict[str, Component[Any]] = {"source": source}
-    loaded: list[Component[Any]] = []
-    try:
-        for use in (stage.use, *stage.needs):
-            if use is not None and use.slot != "source":
+    rejected = verdicts(run, stage.follows)
+    with _Parts(stage, source, ledger) as parts:
+        work = lambda group: _compute(run, stage, source, parts.by_slot, rejected, group)  # noqa: E731
+        for shard, statuses in parts.map(work, todo):
+            counts.update(statuses)
+            done.add(shard.name)
+            tell()
+
+
+class _Parts:
+    """The loaded components of a stage, and how many shards they are given at a time.
+
+    A component with several items under way would idle at the end of each shard. It is given
+    shards in groups, and two groups at once, so that one fills the gaps of the other.
+    """
+
+    def __init__(self, stage: Stage, source: Source[Any], ledger: Ledger | None) -> None:
+        self.by_slot: dict[str, Component[Any]] = {"source": source}
+        self._uses = [u for u in (stage.use, *stage.needs) if u is not None and u.slot != "source"]
+        self._ledger = ledger
+
+    def __enter__(self) -> _Parts:
+        with ExitStack() as opened:
+            for use in self._uses:
                 component = plugins.build(use.slot, use.name, use.options)
+                if isinstance(component, LLMPlanner):
+                    component.ledger = self._ledger
                 component.load()
-                loaded.append(component)
-                parts[use.slot] = component
-        for number, shard in enumerate(todo, start=1):
-            started = time.perf_counter()
-            samples = list(samples_reaching(run, earlier, shard, source))
-            rows = _rows(samples, lambda batch: stage.compute(batch, parts))
-            run.write(stage.entry.folder, shard, rows)
-            seconds = round(time.perf_counter() - started, 3)
-            run.note(stage=stage.entry.folder, shard=shard.name, records=len(rows), seconds=seconds)
-            counts.update(row.status for row in rows)
-            tell(len(done) + number)
-    finally:
-        for component in loaded:
-            component.close()
+                opened.callback(component.close)
+                self.by_slot[use.slot] = component
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def map(
+        self,
+        work: Callable[[Sequence[Shard]], list[tuple[Shard, list[Status]]]],
+        todo: Sequence[Shard],
+    ) -> Iterator[tuple[Shard, list[Status]]]:
+        """Do the work on all shards; gives each shard's result as it comes."""
+        wanted = max(component.concurrency for component in self.by_slot.values())
+        if wanted == 1:
+            for shard in todo:
+                yield from work([shard])
+            return
+        size = math.ceil(8 * wanted / max(shard.rows for shard in todo))
+        groups = [todo[start : start + size] for start in range(0, len(todo), size)]
+        with ThreadPoolExecutor(2, thread_name_prefix="shards") as workers:
+            under_way = [workers.submit(work, group) for group in groups]
+            try:
+                for future in as_completed(under_way):
+                    yield from future.result()
+            except BaseException:
+                for future in under_way:
+                    future.cancel()
+                # Components stop asking; what they have been answered is kept.
+                self._opened.close()
+                raise
+
+
+def _compute(
+    run: RunFolder,
+    stage: Stage,
+    source: Source[Any],
+    parts: dict[str, Component[Any]],
+    rejected: Verdicts,
+    shards: Sequence[Shard],
+) -> list[tuple[Shard, list[Status]]]:
+    """Compute and commit a group of shards; gives the status of each row."""
+    started = time.perf_counter()
+    reached = [
+        list(samples_reaching(run, stage.follows, rejected, shard, source)) for shard in shards
+    ]
+    together = [sample for samples in reached for sample in samples]
+    rows = iter(_rows(together, lambda batch: stage.compute(batch, parts)))
+    seconds = round((time.perf_counter() - started) / len(shards), 3)
+    results = []
+    for shard, samples in zip(shards, reached, strict=True):
+        own = [next(rows) for _ in samples]
+        run.write(stage.entry.folder, shard, own)
+        run.note(stage=stage.entry.folder, shard=shard.name, records=len(own), seconds=seconds)
+        results.append((shard, [row.status for row in own]))
+    return results
 
 
 def _rows(

@@ -7,6 +7,7 @@ ReasonpixError            the message says where, what, and how to mend it
 ├── WeightsError          weights cannot be found or read
 ├── SourceError           a source's folder or index cannot be read
 ├── RunError              a run folder is missing, foreign or damaged
+├── CostLimit             the next call could pass --max-cost; the run can go on with a higher one
 └── InvalidBox            coordinates that do not make a box inside the image
 ```
 
@@ -46,3 +47,7 @@ class RunError(ReasonpixError):
 
 class InvalidBox(ReasonpixError):
     """Coordinates that do not make a box inside the image."""
+
+
+class CostLimit(ReasonpixError):
+    """The next call could pass the cost limit. What was answered is kept."""

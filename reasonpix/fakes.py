@@ -17,11 +17,24 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 
 from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Box, Caption, EditPlan, Entity, Grounding, Problem, ReplaceRequest
+from reasonpix.records import (
+    Box,
+    Caption,
+    Choice,
+    EditPlan,
+    Entity,
+    Grounding,
+    Problem,
+    ReplaceRequest,
+    ResolveRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
+)
 from reasonpix.slots import (
     Captioner,
     Component,
-    EditedPair,
+    Edit,
     Editor,
     EditRequest,
     EntityExtractor,
@@ -32,6 +45,7 @@ from reasonpix.slots import (
     Scorer,
     Source,
     SourceItem,
+    SourcePair,
 )
 
 
@@ -40,10 +54,14 @@ class FakeSourceOptions(Options):
 
     count: int = Field(4, ge=1, description="Number of images")
     caption: str | None = Field(None, description="Caption of every image")
+    instruction: str | None = Field(
+        None, description="Direct instruction of every image; with it the items are pairs"
+    )
+    edited_caption: str | None = Field(None, description="Caption of every edited image")
 
 
 class FakeSource(Source[FakeSourceOptions]):
-    """Plain squares, each of another colour."""
+    """Plain squares, each of another colour; the edited ones have a hole."""
 
     name: ClassVar[str] = "fake-source"
     Options: ClassVar[type[Options]] = FakeSourceOptions
@@ -51,17 +69,45 @@ class FakeSource(Source[FakeSourceOptions]):
     def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
         """Images "0", "1", …"""
         for number in range(self.options.count):
-            content = hashlib.sha256(self.read(str(number))).hexdigest()
-            yield SourceItem(native_id=str(number), content=content, caption=self.options.caption)
+            native_id, options = str(number), self.options
+            pair = None
+            if options.instruction is not None:
+                pair = SourcePair(
+                    content=hashlib.sha256(self.read_edited(native_id)).hexdigest(),
+                    caption=options.edited_caption,
+                    instruction=options.instruction,
+                )
+            content = hashlib.sha256(self.read(native_id)).hexdigest()
+            yield SourceItem(
+                native_id=native_id, content=content, caption=options.caption, pair=pair
+            )
+
+    @property
+    def gives_pairs(self) -> bool:
+        """With the option `instruction`."""
+        return self.options.instruction is not None
 
     def read(self, native_id: str) -> bytes:
         """A PNG of 32x32 pixels with a darker square."""
-        number = int(native_id)
-        image = Image.new("RGB", (32, 32), (60 + number % 190, 120, 200))
-        ImageDraw.Draw(image).rectangle((8, 8, 20, 20), fill=(20, 20, number % 256))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
+        return _png(_square(int(native_id)))
+
+    def read_edited(self, native_id: str) -> bytes:
+        """The same with a lighter square in the middle."""
+        image = _square(int(native_id))
+        ImageDraw.Draw(image).rectangle((12, 12, 16, 16), fill=(240, 240, 240))
+        return _png(image)
+
+
+def _square(number: int) -> Image.Image:
+    image = Image.new("RGB", (32, 32), (60 + number % 190, 120, 200))
+    ImageDraw.Draw(image).rectangle((8, 8, 20, 20), fill=(20, 20, number % 256))
+    return image
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 class FakeCaptionerOptions(Options):
@@ -113,6 +159,16 @@ class FakeGrounder(Grounder[Options]):
         return results
 
 
+HINTS = (
+    "Something about it feels out of date.",
+    "Think of how it will be a while from now.",
+    "Imagine that somebody else had lived here.",
+    "It was quite another day when we were there.",
+    "My grandmother remembers it differently.",
+)
+"""What the fake planner says in the place of a direct instruction."""
+
+
 class FakePlannerOptions(Options):
     """Options of `fake-planner`."""
 
@@ -120,7 +176,7 @@ class FakePlannerOptions(Options):
 
 
 class FakePlanner(Planner[FakePlannerOptions]):
-    """Replaces the first category."""
+    """Replaces the first category, hints by the seed, prefers what is first in the alphabet."""
 
     name: ClassVar[str] = "fake-planner"
     Options: ClassVar[type[Options]] = FakePlannerOptions
@@ -132,6 +188,28 @@ class FakePlanner(Planner[FakePlannerOptions]):
                 selected=request.categories[0],
                 target=self.options.target,
                 instruction="Something else would look better there.",
+            )
+            for request in requests
+        ]
+
+    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[Rewriting | Problem]:
+        """One of `HINTS`, drawn by the seed."""
+        return [Rewriting(instruction=HINTS[request.seed % len(HINTS)]) for request in requests]
+
+    def select(self, requests: Sequence[SelectRequest]) -> list[Choice | Problem]:
+        """The candidate that is first in the alphabet, in whatever order they are shown."""
+        return [
+            Choice(index=request.candidates.index(min(request.candidates))) for request in requests
+        ]
+
+    def resolve(self, requests: Sequence[ResolveRequest]) -> list[Choice | Problem]:
+        """`options.target` where it is an option, or else the first in the alphabet."""
+        target = self.options.target
+        return [
+            Choice(
+                index=request.options.index(
+                    target if target in request.options else min(request.options)
+                )
             )
             for request in requests
         ]
@@ -182,12 +260,13 @@ class FakeScorer(Scorer[Options]):
     """Scores every edit 1 and rejects none."""
 
     name: ClassVar[str] = "fake-scorer"
+    sees: ClassVar[frozenset[str]] = frozenset()
 
     def score(
-        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
         """`one`: 1.0."""
-        return [{"one": 1.0} for _ in pairs]
+        return [{"one": 1.0} for _ in edits]
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
         """None of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,11 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Box, Problem
-from reasonpix.slots import Component, EditedPair, Grounder, Options, Scorer
+from reasonpix.records import Problem
+from reasonpix.slots import Component, Edit, Grounder, Options, Scorer
 
 Scores = list[dict[str, float] | Problem]
+T = TypeVar("T")
 
 
 def _pixels(image: Image.Image) -> NDArray[np.float32]:
@@ -22,14 +23,21 @@ def _pixels(image: Image.Image) -> NDArray[np.float32]:
     return np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
-def _squared_difference(pair: EditedPair) -> NDArray[np.float32]:
+def _squared_difference(edit: Edit) -> NDArray[np.float32]:
     """(height, width): squared difference, mean over the channels."""
-    difference = _pixels(pair.input_image) - _pixels(pair.edited_image)
+    difference = _pixels(edit.input_image) - _pixels(edit.edited_image)
     result: NDArray[np.float32] = np.square(difference).mean(axis=2)
     return result
 
 
-def _inside(box: Box) -> NDArray[np.bool_]:
+def _known(value: T | None) -> T:
+    assert value is not None  # a recipe that cannot give what a scorer `sees` is refused
+    return value
+
+
+def _inside(edit: Edit) -> NDArray[np.bool_]:
+    """(height, width): which pixels the box touches."""
+    box = _known(edit.box)
     x0, y0, x1, y1 = box.pixels()
     mask = np.zeros((box.height, box.width), dtype=bool)
     mask[y0:y1, x0:x1] = True
@@ -62,12 +70,13 @@ class Eq1(Scorer[Eq1Options]):
 
     name: ClassVar[str] = "eq1"
     Options: ClassVar[type[Options]] = Eq1Options
+    sees: ClassVar[frozenset[str]] = frozenset()
 
     def score(
-        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
         """`distance`: mean squared difference in [0, 1]."""
-        return [{"distance": float(_squared_difference(pair).mean())} for pair in pairs]
+        return [{"distance": float(_squared_difference(edit).mean())} for edit in edits]
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
         """By value, or the `rank` share with the smallest distances (ties by order)."""
@@ -100,14 +109,15 @@ class RegionDistance(Scorer[RegionDistanceOptions]):
 
     name: ClassVar[str] = "region-distance"
     Options: ClassVar[type[Options]] = RegionDistanceOptions
+    sees: ClassVar[frozenset[str]] = frozenset({"box"})
 
     def score(
-        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
         """`inside` and `outside`: mean squared differences in [0, 1]."""
         scores: Scores = []
-        for pair in pairs:
-            difference, inside = _squared_difference(pair), _inside(pair.box)
+        for edit in edits:
+            difference, inside = _squared_difference(edit), _inside(edit)
             outside = 0.0 if inside.all() else float(difference[~inside].mean())
             scores.append({"inside": float(difference[inside].mean()), "outside": outside})
         return scores
@@ -143,17 +153,18 @@ class NoOp(Scorer[NoOpOptions]):
 
     name: ClassVar[str] = "no-op"
     Options: ClassVar[type[Options]] = NoOpOptions
+    sees: ClassVar[frozenset[str]] = frozenset({"box"})
 
     def score(
-        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
         """`changed`: share of the box's pixels that differ by more than the tolerance."""
         scores: Scores = []
-        for pair in pairs:
-            before = np.asarray(pair.input_image, dtype=np.int16)
-            after = np.asarray(pair.edited_image, dtype=np.int16)
+        for edit in edits:
+            before = np.asarray(edit.input_image, dtype=np.int16)
+            after = np.asarray(edit.edited_image, dtype=np.int16)
             changed = np.abs(before - after).max(axis=2) > self.options.tolerance
-            scores.append({"changed": float(changed[_inside(pair.box)].mean())})
+            scores.append({"changed": float(changed[_inside(edit)].mean())})
         return scores
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
@@ -181,9 +192,10 @@ class Regrounded(Scorer[RegroundedOptions]):
     name: ClassVar[str] = "regrounded"
     Options: ClassVar[type[Options]] = RegroundedOptions
     uses: ClassVar[frozenset[str]] = frozenset({"grounder"})
+    sees: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target"})
 
     def score(
-        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
         """`target` and `source`: how far the category's best box overlaps the edited box.
 
@@ -192,14 +204,15 @@ class Regrounded(Scorer[RegroundedOptions]):
         grounder = pipeline["grounder"]
         assert isinstance(grounder, Grounder)
         found = grounder.ground(
-            [pair.edited_image for pair in pairs], [(pair.target, pair.selected) for pair in pairs]
+            [edit.edited_image for edit in edits],
+            [(_known(edit.target), _known(edit.selected)) for edit in edits],
         )
         scores: Scores = []
-        for pair, answer in zip(pairs, found, strict=True):
+        for edit, answer in zip(edits, found, strict=True):
             if isinstance(answer, Problem):
                 scores.append(answer)
                 continue
-            target, source = (g.box.overlap(pair.box) if g.box else 0.0 for g in answer)
+            target, source = (g.box.overlap(_known(edit.box)) if g.box else 0.0 for g in answer)
             scores.append({"target": target, "source": source})
         return scores
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL.Image import Image
 
 from reasonpix.images import UndecodableImage, encode_png
 from reasonpix.outcomes import Outcome, funnel, outcomes, read_stages
 from reasonpix.run import RunFolder, write_atomically
+from reasonpix.samples import Sample
+from reasonpix.summary import position_bias, spending_lines
 
 
 def gallery(run: RunFolder, limit: int = 200) -> Path:
@@ -37,6 +41,8 @@ def gallery(run: RunFolder, limit: int = 200) -> Path:
         funnel=stages,
         total=sum(stages[0][1].values()),
         seconds=_seconds(run),
+        bias=position_bias(run),
+        spending=spending_lines(run, stages[-1][1]["ok"]),
         recipe=(run.root / "recipe.yaml").read_text(encoding="utf-8"),
     )
     path = run.root / "gallery.html"
@@ -46,10 +52,11 @@ def gallery(run: RunFolder, limit: int = 200) -> Path:
 
 def _card(outcome: Outcome) -> dict[str, Any]:
     sample = outcome.sample
-    try:
+    image: Image | None = None
+    edited: bytes | None = None
+    with suppress(UndecodableImage, OSError):
         image = sample.image()
-    except (UndecodableImage, OSError):
-        image = None
+        edited = sample.edited_png() if sample.load_edited else None
     groundings = [
         {
             "category": g.category,
@@ -66,16 +73,38 @@ def _card(outcome: Outcome) -> dict[str, Any]:
         "id": sample.record_id,
         "source_id": sample.item.native_id,
         "input": _data_url(encode_png(image)) if image else None,
-        "edited": _data_url(sample.edited) if sample.edited else None,
+        "edited": _data_url(edited) if edited else None,
         "small": bool(image and max(image.size) <= 128),
         "boxes": groundings,
         "caption": sample.caption.text if sample.caption else "",
-        "plan": sample.plan,
+        "change": _change(sample),
+        "instruction": sample.instruction,
+        "direct": sample.item.pair.instruction if sample.item.pair else "",
+        "candidates": _candidates(sample),
         "scores": dict(outcome.scores),
         "status": outcome.status,
         "stage": outcome.stage,
         "reason": outcome.reason,
     }
+
+
+def _change(sample: Sample) -> str:
+    if sample.plan:
+        return f"{sample.plan.selected} → {sample.plan.target}"
+    return (sample.item.pair.caption or "") if sample.item.pair else ""
+
+
+def _candidates(sample: Sample) -> list[dict[str, Any]]:
+    """The instructions that were to choose from, and in how many orders each was chosen."""
+    given, chosen = sample.candidates, sample.selection
+    return [
+        {
+            "instruction": candidate.instruction,
+            "chosen": bool(chosen and chosen.chosen == index),
+            "votes": chosen.choices.count(index) if chosen else 0,
+        }
+        for index, candidate in enumerate(given.candidates if given else ())
+    ]
 
 
 def _data_url(png: bytes) -> str:

@@ -74,4 +74,4 @@ def scorers() -> list[type[Scorer[Any]]]:  # type: ignore[empty-body]
 
 @hookspec
 def checkpoints() -> dict[str, Path]:  # type: ignore[empty-body]
-    """Return the folders of weights this plugin carries, by names such as `mini/blip2`."""
+    """Return the folders or files of weights this plugin carries, by names like `mini/blip2`."""

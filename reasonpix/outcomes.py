@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from reasonpix import plugins
 from reasonpix.errors import RunError
 from reasonpix.images import UndecodableImage
 from reasonpix.run import Row, RunFolder, Shard, Status, write_atomically
+from reasonpix.samples import Sample, Scores
 from reasonpix.slots import Scorer, Source, SourceItem
-from reasonpix.stages import Sample, Scores
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StageEntry:
 
     @property
     def is_score(self) -> bool:
-        """Whether it measures finished edits; such stages follow from the edit, not each other."""
+        """Whether it measures edits for a filter."""
         return self.stage.startswith("score-")
 
 
@@ -60,27 +60,45 @@ def read_stages(run: RunFolder) -> list[StageEntry]:
     return entries
 
 
-def _checked(source: Source[Any], item: SourceItem) -> bytes:
+def _checked(read: Callable[[str], bytes], native_id: str, content: str) -> bytes:
     """The bytes that were planned; an image that changed since is not taken for it."""
-    data = source.read(item.native_id)
-    if hashlib.sha256(data).hexdigest() != item.content:
+    data = read(native_id)
+    if hashlib.sha256(data).hexdigest() != content:
         raise UndecodableImage("the file changed since the run was planned; start a new run")
     return data
 
 
+def _sample(planned: Row, source: Source[Any]) -> Sample:
+    item = SourceItem.model_validate_json(planned.output)
+    load = partial(_checked, source.read, item.native_id, item.content)
+    edited = (
+        partial(_checked, source.read_edited, item.native_id, item.pair.content)
+        if item.pair
+        else None
+    )
+    return Sample(planned.record_id, item, load, load_edited=edited)
+
+
+Verdicts = Mapping[tuple[str, str], str]
+"""Why a filter rejects a record, by (stage folder, record id)."""
+
+
 def samples_reaching(
-    run: RunFolder, earlier: Sequence[StageEntry], shard: Shard, source: Source[Any]
+    run: RunFolder,
+    earlier: Sequence[StageEntry],
+    verdicts: Verdicts,
+    shard: Shard,
+    source: Source[Any],
 ) -> Iterator[Sample]:
-    """The samples of a shard that all `earlier` stages let through."""
+    """The samples of a shard that all `earlier` stages and their `verdicts` let through."""
     rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in earlier}
     for planned in run.read("source", shard):
         if planned.status != "ok":
             continue
-        item = SourceItem.model_validate_json(planned.output)
-        sample = Sample(planned.record_id, item, partial(_checked, source, item))
+        sample = _sample(planned, source)
         for entry in earlier:
             row = rows[entry.folder][planned.record_id]
-            if row.status != "ok":
+            if row.status != "ok" or (entry.folder, planned.record_id) in verdicts:
                 break
             sample = sample.after(entry.stage, row)
         else:
@@ -106,11 +124,11 @@ def outcomes(run: RunFolder) -> Iterator[Outcome]:
     """Every planned record, in the order of the plan, with its end and its scores."""
     entries = read_stages(run)
     source = _source(run)
-    verdicts = _verdicts(run, entries)
+    rejected = verdicts(run, entries)
     for shard in run.shards():
         rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in entries}
         for planned in run.read("source", shard):
-            yield _outcome(planned, entries, rows, verdicts, source)
+            yield _outcome(planned, entries, rows, rejected, source)
 
 
 def _source(run: RunFolder) -> Source[Any]:
@@ -126,11 +144,10 @@ def _outcome(
     planned: Row,
     entries: Sequence[StageEntry],
     rows: Mapping[str, Mapping[str, Row]],
-    verdicts: Mapping[tuple[str, str], str],
+    verdicts: Verdicts,
     source: Source[Any],
 ) -> Outcome:
-    item = SourceItem.model_validate_json(planned.output)
-    sample = Sample(planned.record_id, item, partial(_checked, source, item))
+    sample = _sample(planned, source)
     if planned.status != "ok":
         return Outcome(sample, planned.status, "source", planned.reason)
     scores: dict[str, float] = {}
@@ -154,9 +171,9 @@ def _outcome(
     return Outcome(sample, *ended, scores=scores)
 
 
-def _verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> dict[tuple[str, str], str]:
-    """The reason to reject, by (stage folder, record id), of each filter over the whole run."""
-    verdicts: dict[tuple[str, str], str] = {}
+def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
+    """What the filters among `entries` reject of the whole run, by its stored scores."""
+    rejected: dict[tuple[str, str], str] = {}
     for entry in entries:
         if not entry.is_score:
             continue
@@ -172,8 +189,8 @@ def _verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> dict[tuple[str, 
         reasons = scorer.reject([Scores.model_validate_json(row.output).scores for row in scored])
         for row, reason in zip(scored, reasons, strict=True):
             if reason:
-                verdicts[entry.folder, row.record_id] = reason
-    return verdicts
+                rejected[entry.folder, row.record_id] = reason
+    return rejected
 
 
 def funnel(run: RunFolder) -> list[tuple[str, Counter[str]]]:

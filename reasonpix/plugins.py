@@ -108,7 +108,8 @@ def offers(name: str) -> dict[str, type[Component[Any]]]:
 
 
 def find(slot: str, name: str) -> type[Component[Any]]:
-    """The component class of `slot` that a recipe calls `name`."""
+    """The component class of `slot` that a recipe calls `name`. A reader is a planner."""
+    slot = "planner" if slot == "reader" else slot
     if name not in names():
         known = [n for n in names() if _offers_quietly(n, slot)]
         raise PluginError(
@@ -130,7 +131,7 @@ def _offers_quietly(name: str, slot: str) -> bool:
 
 
 def checkpoint(model: str) -> Path | None:
-    """The folder of a checkpoint that a plugin carries, such as `mini/blip2`; None for others.
+    """The folder or file of a checkpoint that a plugin carries (`mini/blip2`); None for others.
 
     Raises `PluginError` when the plugin carries checkpoints, but not this one.
     """
@@ -148,7 +149,7 @@ def checkpoint(model: str) -> Path | None:
 
 
 def build(slot: str, name: str, options: Options) -> Component[Any]:
-    """The component, ready for `load`; the name of a carried checkpoint becomes its folder."""
+    """The component, ready for `load`; the name of a carried checkpoint becomes its path."""
     cls = find(slot, name)
     if isinstance(options, ModelOptions) and (folder := checkpoint(options.model)):
         options = options.model_copy(update={"model": str(folder)})
@@ -168,9 +169,9 @@ def identity(slot: str, name: str, options: Options) -> dict[str, Any]:
         "options": options.model_dump(mode="json", exclude=set(options.neutral)),
     }
     if isinstance(options, ModelOptions):
-        folder = Path(component.options.model)
-        if folder.is_dir():
-            facts["weights"] = digest(folder)
-            # A folder is what it holds, wherever it lies.
+        weights = Path(component.options.model)
+        if weights.exists():
+            facts["weights"] = digest(weights)
+            # A folder or file is what it holds, wherever it lies.
             facts["options"].pop("model")
     return facts | {"component": dict(component.identity())}

@@ -19,27 +19,34 @@ from reasonpix.errors import RunError
 from reasonpix.images import UndecodableImage, encode_png
 from reasonpix.outcomes import Outcome, StageEntry, funnel, outcomes, read_stages
 from reasonpix.run import RunFolder
+from reasonpix.summary import position_bias
 
 ROWS_PER_FILE = 1000
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_TEXT = {"dtype": "string", "_type": "Value"}
 
-# The first three are what diffusers' InstructPix2Pix trainer reads.
+# The first three are what diffusers' InstructPix2Pix trainer reads. Parts I, II and III share the
+# columns, so that they can be concatenated; what a part does not know is null.
 _FIELDS: list[tuple[str, pa.DataType, dict[str, Any]]] = [
     ("input_image", _IMAGE, {"_type": "Image"}),
-    ("edit_prompt", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("edit_prompt", pa.string(), _TEXT),
     ("edited_image", _IMAGE, {"_type": "Image"}),
-    ("record_id", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("source_id", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("caption", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("selected", pa.string(), {"dtype": "string", "_type": "Value"}),
-    ("target", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("direct_instruction", pa.string(), _TEXT),
+    ("record_id", pa.string(), _TEXT),
+    ("source_id", pa.string(), _TEXT),
+    ("caption", pa.string(), _TEXT),
+    ("edited_caption", pa.string(), _TEXT),
+    ("candidates", pa.list_(pa.string()), {"feature": _TEXT, "_type": "List"}),
+    ("chosen", pa.int32(), {"dtype": "int32", "_type": "Value"}),
+    ("selected", pa.string(), _TEXT),
+    ("target", pa.string(), _TEXT),
     (
         "box",
         pa.list_(pa.float32()),
         {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "List"},
     ),
-    ("scores", pa.string(), {"dtype": "string", "_type": "Value"}),
+    ("scores", pa.string(), _TEXT),
 ]
 _SCHEMA = pa.schema(
     [(name, kind) for name, kind, _ in _FIELDS],
@@ -79,21 +86,25 @@ def publish(run: RunFolder, out: Path) -> int:
 
 def _row(outcome: Outcome) -> dict[str, Any]:
     sample = outcome.sample
-    assert sample.plan is not None and sample.caption is not None
+    plan, pair, given, chosen = sample.plan, sample.item.pair, sample.candidates, sample.selection
     try:
-        image = sample.image()
+        image, edited = sample.image(), sample.edited_png()
     except (UndecodableImage, OSError) as error:
         raise RunError(f"{sample.item.native_id}: {error}") from error
     return {
         "input_image": {"bytes": encode_png(image), "path": None},
-        "edit_prompt": sample.plan.instruction,
-        "edited_image": {"bytes": sample.edited, "path": None},
+        "edit_prompt": sample.instruction,
+        "edited_image": {"bytes": edited, "path": None},
+        "direct_instruction": pair.instruction if pair else None,
         "record_id": sample.record_id,
         "source_id": sample.item.native_id,
-        "caption": sample.caption.text,
-        "selected": sample.plan.selected,
-        "target": sample.plan.target,
-        "box": list(sample.box.xyxy),
+        "caption": sample.caption.text if sample.caption else None,
+        "edited_caption": pair.caption if pair else None,
+        "candidates": [one.instruction for one in given.candidates] if given else None,
+        "chosen": chosen.chosen if chosen else None,
+        "selected": plan.selected if plan else None,
+        "target": plan.target if plan else None,
+        "box": list(sample.box.xyxy) if plan else None,
         "scores": json.dumps(dict(outcome.scores), sort_keys=True),
     }
 
@@ -144,6 +155,7 @@ def card(run: RunFolder, total: int) -> str:
             for stage, counts in stages
         ),
         "",
+        *([f"{bias}.", ""] if (bias := position_bias(run)) else []),
         "## Why the others did not",
         "",
         *(_ends(stages) or ["Every record was accepted."]),
@@ -151,8 +163,11 @@ def card(run: RunFolder, total: int) -> str:
         "## Columns",
         "",
         "`input_image`, `edit_prompt`, `edited_image` are what diffusers' InstructPix2Pix trainer "
-        "reads. `box` is XYXY in pixels of the input image; `scores` is JSON of what the filters "
-        "measured; `source_id` names the image in its source.",
+        "reads: `edit_prompt` is the reasoning instruction. `direct_instruction`, `edited_caption` "
+        "and `candidates` (of which `chosen` is the index of the one taken) belong to rewritten "
+        "pairs; `selected`, `target` and `box` (XYXY in pixels of the input image) to replaced "
+        "objects. `scores` is JSON of what the filters measured; `source_id` names the image in "
+        "its source.",
         "",
         "## Recipe",
         "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,24 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reasonpix import plugins
+from reasonpix import located, plugins
 from reasonpix.errors import PluginError, RecipeError
-from reasonpix.slots import Options
+from reasonpix.slots import Options, Planner, Scorer, Verb
 
-PIPELINE = ("captioner", "extractor", "grounder", "planner", "editor")
-"""The slots of a pipeline, in the order of the data."""
+PIPELINE = ("captioner", "extractor", "grounder", "planner", "editor", "reader")
+"""The places of a pipeline, in the order of the data."""
+
+_SHOWN_OF_REPLACED = frozenset({"instruction", "box", "selected", "target", "synonyms"})
+_SHOWN_OF_REWRITTEN = frozenset(
+    {"instruction", "edited_caption", "direct_instruction", "candidates", "revealing", "agreement"}
+)
+"""Which fields of `slots.Edit` a scorer sees, beside images and captions."""
+
+_REPLACING = ("captioner", "extractor", "grounder", "editor")
+"""Those that only a recipe has which makes edits of its own (Parts II and III)."""
+
+
+_Complain = Callable[[located.Path, str], None]
 
 
 @dataclass(frozen=True)
@@ -41,17 +53,22 @@ class Use:
 class Recipe:
     """What `reasonpix generate` does: a source, a component for each slot, and filters.
 
-    `captioner` is None when the source itself gives captions (Part II).
+    Without an `editor` the source gives whole edits, and their instructions are rewritten (Part I):
+    then there is no `captioner`, `extractor` and `grounder` either. With one, `captioner` is None
+    when the source itself gives captions (Part II).
     """
 
     seed: int
     shard_size: int
+    candidates: int
+    orders: int
     source: Use
     captioner: Use | None
-    extractor: Use
-    grounder: Use
+    extractor: Use | None
+    grounder: Use | None
     planner: Use
-    editor: Use
+    editor: Use | None
+    reader: Use | None
     filters: tuple[Use, ...]
 
     @property
@@ -67,6 +84,7 @@ class Recipe:
         body = {
             "seed": self.seed,
             "shard_size": self.shard_size,
+            **({} if self.editor else {"candidates": self.candidates, "orders": self.orders}),
             "source": self.source.as_yaml(),
             "pipeline": {
                 slot: use.as_yaml() for slot in PIPELINE if (use := getattr(self, slot)) is not None
@@ -88,10 +106,13 @@ class _Pipeline(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     captioner: Any = Field(None, description="Left out when the source gives captions")
-    extractor: Any = Field(description="Candidate categories from a caption (Eq. 4)")
-    grounder: Any = Field(description="Boxes for categories (Eq. 5)")
-    planner: Any = Field(description="Selected category, target and instruction (Eq. 6)")
-    editor: Any = Field(description="Object replacement (Eq. 7)")
+    extractor: Any = Field(None, description="Candidate categories from a caption (Eq. 4)")
+    grounder: Any = Field(None, description="Boxes for categories (Eq. 5)")
+    planner: Any = Field(description="What becomes what, and the instruction (Eq. 2, 3, 6)")
+    editor: Any = Field(
+        None, description="Object replacement (Eq. 7); left out when the source gives pairs"
+    )
+    reader: Any = Field(None, description="A planner that filters ask what an instruction is after")
 
 
 class _Document(BaseModel):
@@ -101,21 +122,15 @@ class _Document(BaseModel):
 
     seed: int = Field(0, ge=0, description="Every random choice follows from it")
     shard_size: int = Field(32, ge=1, description="Records computed and stored together")
+    candidates: int = Field(
+        4, ge=1, description="n of Eq. 2: instructions to choose from, where pairs are rewritten"
+    )
+    orders: int = Field(
+        2, ge=1, description="Times P_select is asked (Eq. 3), each time in another order"
+    )
     source: Any = Field(description="Where input images come from")
     pipeline: _Pipeline
     filters: list[Any] = Field([], description="What to reject, by stored scores")
-
-
-_Path = tuple[str | int, ...]
-
-
-class _Marks(dict[_Path, str]):
-    """Where each value stands: `file:line:column`, or the `--set` that gave it."""
-
-    def nearest(self, path: _Path) -> str:
-        while path and path not in self:
-            path = path[:-1]
-        return self[path]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -127,12 +142,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"{path}: cannot read the recipe: {error}"]) from error
-    data, marks = _parse(text, str(path))
+    data, marks = located.parse(text, str(path))
     problems: list[str] = []
     for override in overrides:
-        _override(data, marks, override, problems)
+        located.override_value(data, marks, override, problems)
 
-    def complain(where: _Path, what: str) -> None:
+    def complain(where: located.Path, what: str) -> None:
         dotted = ".".join(map(str, where))
         problems.append(f"{marks.nearest(where)}: {f'{dotted}: ' if dotted else ''}{what}")
 
@@ -143,32 +158,103 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     pipeline = data.get("pipeline")
     named = pipeline if isinstance(pipeline, dict) else {}
     for slot in PIPELINE:
-        if slot in named and not (slot == "captioner" and named[slot] is None):
+        if _is_named(named, slot):
             uses[slot] = _use(slot, named[slot], ("pipeline", slot), complain)
     listed = data.get("filters")
     filters = [
         _use("filter", value, ("filters", i), complain)
         for i, value in enumerate(listed if isinstance(listed, list) else [])
     ]
-    seen: set[str] = set()
-    for i, use in enumerate(filters):
-        if use and use.name in seen:
-            complain(("filters", i), f"filter {use.name!r} stands here twice; keep one")
-        seen.add(use.name if use else "")
-        needs = getattr(plugins.find("filter", use.name), "uses", ()) if use else ()
-        for slot in sorted(slot for slot in needs if named.get(slot) is None):
-            complain(("filters", i), f"it needs the pipeline's {slot}, and there is none")
+    if named:
+        _check_part(data, document, named, uses, complain)
+    _check_filters(data, named, filters, complain)
     if problems or document is None:
         raise RecipeError(problems)
     return Recipe(
         seed=document.seed,
         shard_size=document.shard_size,
+        candidates=document.candidates,
+        orders=document.orders,
         filters=tuple(use for use in filters if use),
         **uses,  # type: ignore[arg-type]
     )
 
 
-def _check(model: type[Any], data: Any, at: _Path, complain: Any) -> Any:
+def _check_part(
+    data: dict[str, Any],
+    document: _Document | None,
+    named: dict[str, Any],
+    uses: dict[str, Use | None],
+    complain: _Complain,
+) -> None:
+    """What a recipe that rewrites (Part I) has, and what one that replaces has."""
+    pipeline = ("pipeline",)
+    if _replaces(named):
+        for slot in ("extractor", "grounder", "editor"):
+            if slot not in named:
+                complain(pipeline, f"{slot!r} is missing")
+        for key in ("candidates", "orders"):
+            if key in data:
+                complain((key,), "only a recipe that rewrites, one without an editor, asks for it")
+    elif document and document.orders > document.candidates:
+        complain(
+            ("orders",) if "orders" in data else ("candidates",),
+            f"{document.candidates} candidates have no {document.orders} orders; "
+            "in each, every one of them stands in another place",
+        )
+    verbs: list[tuple[str, Verb]] = [("reader", "resolve")]
+    if _replaces(named):
+        verbs.append(("planner", "replace"))
+    else:
+        verbs += [("planner", "rewrite"), ("planner", "select")]
+    for slot, verb in verbs:
+        use = uses[slot]
+        if use is None:
+            continue
+        cls = plugins.find(slot, use.name)
+        assert issubclass(cls, Planner)
+        if not cls.can(verb):
+            complain((*pipeline, slot), f"{use.name!r} does not {verb}; name another planner")
+
+
+def _check_filters(
+    data: dict[str, Any],
+    named: dict[str, Any],
+    filters: Sequence[Use | None],
+    complain: _Complain,
+) -> None:
+    """Each filter once, and with all that it needs."""
+    shown = _SHOWN_OF_REPLACED if _replaces(named) else _SHOWN_OF_REWRITTEN
+    kind = "makes edits" if _replaces(named) else "rewrites instructions"
+    seen: set[str] = set()
+    for i, use in enumerate(filters):
+        if use is None:
+            continue
+        at = ("filters", i)
+        if use.name in seen:
+            complain(at, f"filter {use.name!r} stands here twice; keep one")
+        seen.add(use.name)
+        scorer = plugins.find("filter", use.name)
+        assert issubclass(scorer, Scorer)
+        for slot in sorted(slot for slot in scorer.uses if named.get(slot) is None):
+            complain(at, f"it needs the pipeline's {slot}, and there is none")
+        if missing := ", ".join(sorted(scorer.sees - shown)):
+            complain(at, f"it needs {missing}, and a recipe that {kind} has none")
+        elif "agreement" in scorer.sees and data.get("orders") == 1:
+            complain(at, "it needs P_select to be asked in several orders; set orders: 2")
+
+
+def _replaces(named: dict[str, Any]) -> bool:
+    """Whether a pipeline makes edits of its own."""
+    return any(_is_named(named, slot) for slot in _REPLACING)
+
+
+def _is_named(named: dict[str, Any], slot: str) -> bool:
+    """Whether a pipeline names a component for the slot, or tries to."""
+    return slot in named and not (slot in ("captioner", "reader") and named[slot] is None)
+
+
+def _check(model: type[Any], data: Any, at: located.Path, complain: _Complain) -> Any:
     """`data` as a `model`, or None after complaining of each error at its place."""
     try:
         return model.model_validate(data)
@@ -194,7 +280,7 @@ def _lowered(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _fields(model: type[BaseModel], path: _Path) -> list[str]:
+def _fields(model: type[BaseModel], path: located.Path) -> list[str]:
     for name in path[:-1]:
         field = model.model_fields.get(str(name))
         if field is None or not isinstance(field.annotation, type):
@@ -203,7 +289,7 @@ def _fields(model: type[BaseModel], path: _Path) -> list[str]:
     return list(model.model_fields)
 
 
-def _use(slot: str, value: Any, at: _Path, complain: Any) -> Use | None:
+def _use(slot: str, value: Any, at: located.Path, complain: _Complain) -> Use | None:
     """The component that a recipe's value names, or None after complaining."""
     if isinstance(value, str):
         value = {"use": value}
@@ -228,100 +314,20 @@ def _use(slot: str, value: Any, at: _Path, complain: Any) -> Use | None:
     return Use(slot, value["use"], checked)
 
 
-def _parse(text: str, name: str) -> tuple[dict[str, Any], _Marks]:
-    """YAML as plain values, with the place of each. Keys given twice are errors."""
-    marks = _Marks({(): f"{name}:1:1"})
-    problems: list[str] = []
-
-    def walk(node: yaml.Node, path: _Path) -> Any:
-        marks[path] = f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-        if isinstance(node, yaml.SequenceNode):
-            return [walk(child, (*path, i)) for i, child in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            values: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key = str(key_node.value)
-                mark = key_node.start_mark
-                here = f"{name}:{mark.line + 1}:{mark.column + 1}"
-                if key in values:
-                    problems.append(f"{here}: {'.'.join(map(str, (*path, key)))}: given twice")
-                values[key] = walk(value_node, (*path, key))
-                marks[(*path, key)] = here
-            return values
-        try:
-            return scalars.construct_object(node)
-        except ValueError as error:  # such as the 30th of February
-            problems.append(f"{marks[path]}: not valid YAML: {error}")
-            return None
-
-    scalars = yaml.SafeLoader("")
-    try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        data = walk(root, ()) if root else {}
-    except yaml.MarkedYAMLError as error:
-        at = error.problem_mark
-        where = f"{name}:{at.line + 1}:{at.column + 1}" if at else name
-        what = ", ".join(filter(None, (error.context, error.problem)))
-        raise RecipeError([f"{where}: not valid YAML: {what}"]) from error
-    except yaml.YAMLError as error:
-        what = " ".join(str(error).split())
-        raise RecipeError([f"{name}: not valid YAML: {what}"]) from error
-    except RecursionError as error:
-        raise RecipeError([f"{name}: nested too deeply"]) from error
-    if not isinstance(data, dict):
-        problems.append(f"{name}:1:1: a recipe is a mapping, got {data!r}")
-    if problems:
-        raise RecipeError(problems)
-    return data, marks
-
-
-def _override(data: dict[str, Any], marks: _Marks, override: str, problems: list[str]) -> None:
-    """Put the value of `a.b=value` into `data`; a component's short form grows into a block."""
-    path, equals, text = override.partition("=")
-    where = f"--set {override}"
-    if not equals or not path:
-        problems.append(f"{where}: expected key=value, such as seed=1 or pipeline.planner.model=x")
-        return
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        what = getattr(error, "problem", error)
-        problems.append(f"{where}: the value is not valid YAML: {what}")
-        return
-    keys: _Path = ()
-    target: Any = data
-    steps = path.split(".")
-    for step in steps:
-        is_entry = isinstance(target, list) and step.isdigit() and int(step) < len(target)
-        key: str | int = int(step) if is_entry else step
-        keys = (*keys, key)
-        if not is_entry and not isinstance(target, dict):
-            problems.append(f"{where}: there is no {'.'.join(map(str, keys))}")
-            return
-        if len(keys) == len(steps):
-            break
-        if not is_entry and key not in target:
-            target[key] = {}
-            marks[keys] = where
-        if isinstance(target[key], str):
-            target[key] = {"use": target[key]}
-        target = target[key]
-    target[key] = value
-    for below in [place for place in marks if place[: len(keys)] == keys]:
-        del marks[below]
-    marks[keys] = where
-
-
 def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a recipe, with the options of all installed plugins."""
     document = _Document.model_json_schema()
     pipeline = document.pop("$defs")["_Pipeline"]
     definitions: dict[str, Any] = {}
-    for slot in ("source", *PIPELINE, "filter"):
+    for slot in ("source", *(slot for slot in PIPELINE if slot != "reader"), "filter"):
         definitions |= _slot_schemas(slot)
     for slot in PIPELINE:
-        pipeline["properties"][slot] |= {"$ref": f"#/$defs/{slot}"}
+        filled_by = "planner" if slot == "reader" else slot
+        pipeline["properties"][slot] |= {"$ref": f"#/$defs/{filled_by}"}
         pipeline["properties"][slot].pop("default", None)
+    pipeline["dependentRequired"] = {
+        slot: ["extractor", "grounder", "editor"] for slot in _REPLACING
+    }
     properties = document["properties"]
     properties["pipeline"] = pipeline
     properties["source"] |= {"$ref": "#/$defs/source"}

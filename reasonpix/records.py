@@ -116,6 +116,53 @@ class Grounding(Record):
     score: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+class RewriteRequest(Record):
+    """What P_gen is asked (Eq. 2): one more indirect instruction for an edit that is known."""
+
+    caption: str
+    edited_caption: str
+    instruction: str
+    """The direct instruction."""
+    seed: int
+
+
+class Rewriting(Record):
+    """A candidate for the reasoning instruction (Eq. 2).
+
+    `revealing` are words that would give the edit away, when the planner knows them: the
+    instruction should use none of them.
+    """
+
+    instruction: str
+    revealing: tuple[str, ...] = ()
+
+
+class SelectRequest(Record):
+    """What P_select is asked (Eq. 3): the best of the candidates, as they are ordered here."""
+
+    caption: str
+    edited_caption: str
+    instruction: str
+    """The direct instruction."""
+    candidates: Annotated[tuple[str, ...], Field(min_length=1)]
+    seed: int
+
+
+class Choice(Record):
+    """The answer to a question with numbered options: `index` counts from 0."""
+
+    index: Annotated[int, Field(ge=0)]
+
+
+class ResolveRequest(Record):
+    """What a reader is asked: which of the options is the instruction after?"""
+
+    caption: str
+    instruction: str
+    options: Annotated[tuple[str, ...], Field(min_length=2)]
+    seed: int
+
+
 class ReplaceRequest(Record):
     """What P_replace is asked (Eq. 6). `seed` belongs to the record: equal requests may differ."""
 

@@ -5,6 +5,7 @@ run/
   recipe.yaml                                  resolved
   plan.json                                    seed, shards
   stages/<stage>-<fingerprint>/<shard>.parquet rows of (record_id, status, reason, output, image)
+  llm.sqlite                                   every raw answer of an LLM, and what it cost
   journal.jsonl                                seconds and counts of each shard, for people
 ```
 """
@@ -80,6 +81,11 @@ class RunFolder:
     def plan_path(self) -> Path:
         """Where the frozen plan is."""
         return self.root / "plan.json"
+
+    @property
+    def llm_path(self) -> Path:
+        """Where the raw answers of LLMs are."""
+        return self.root / "llm.sqlite"
 
     def plan(self) -> dict[str, Any]:
         """The frozen plan. Raises `RunError` when the folder is no run."""

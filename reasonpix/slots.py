@@ -12,8 +12,9 @@ Components that load pretrained weights derive their options from `ModelOptions`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -22,12 +23,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from reasonpix.records import (
     Box,
     Caption,
+    Choice,
     EditPlan,
     Entity,
     Grounding,
     Problem,
     Record,
     ReplaceRequest,
+    ResolveRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +80,14 @@ class Component(ABC, Generic[O_co]):
     def __init__(self, options: O_co) -> None:
         self.options = options
 
+    @property
+    def concurrency(self) -> int:
+        """How many items it can have under way at once.
+
+        Above 1 the slot's method may be called from several threads, with the items of many shards.
+        """
+        return 1
+
     def check(self) -> None:
         """Raise a `ReasonpixError` for what is missing and cheap to see, such as an API key.
 
@@ -89,6 +103,10 @@ class Component(ABC, Generic[O_co]):
     def identity(self) -> Mapping[str, Any]:
         """What else changes the results, beside options, version and weights (JSON values)."""
         return {}
+
+
+Verb = Literal["rewrite", "select", "replace", "resolve"]
+"""The methods of a planner."""
 
 
 class Captioner(Component[O_co]):
@@ -121,11 +139,35 @@ class Grounder(Component[O_co]):
 
 
 class Planner(Component[O_co]):
-    """Decides what is replaced by what, and words the instruction (Eq. 6)."""
+    """Thinks in words: plans replacements (Eq. 6), rewrites instructions (Eq. 2) and selects (Eq. 3).
 
-    @abstractmethod
+    A planner need not do all of it; a recipe that asks for what its planner lacks is refused.
+    """
+
+    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[Rewriting | Problem]:
+        """One candidate for the reasoning instruction for each request (P_gen)."""
+        raise NotImplementedError
+
+    def select(self, requests: Sequence[SelectRequest]) -> list[Choice | Problem]:
+        """The best candidate of each request (P_select)."""
+        raise NotImplementedError
+
     def replace(self, requests: Sequence[ReplaceRequest]) -> list[EditPlan | Problem]:
-        """One plan for each request; `selected` is one of the request's categories."""
+        """One plan for each request (P_replace); `selected` is one of the request's categories."""
+        raise NotImplementedError
+
+    def resolve(self, requests: Sequence[ResolveRequest]) -> list[Choice | Problem]:
+        """The option that a reader takes each instruction to be after."""
+        raise NotImplementedError
+
+    @classmethod
+    def can(cls, verb: Verb) -> bool:
+        """Whether this planner implements the method `verb`."""
+        return getattr(cls, verb) is not getattr(Planner, verb)
+
+    def prompt_identity(self, verb: Verb) -> Mapping[str, Any]:
+        """What changes the results of the method `verb` alone, such as its prompt (JSON values)."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -159,6 +201,17 @@ class MLLMEncoder(Component[O_co]):
         """For each pair the states h, float32 (tokens, width); `tokens` may differ."""
 
 
+class SourcePair(Record):
+    """What a source that gives whole edits knows beside the input image."""
+
+    content: str
+    """SHA-256 of the encoded edited image, in hex."""
+    caption: str | None = None
+    """What the edited image shows."""
+    instruction: str
+    """The direct instruction."""
+
+
 class SourceItem(Record):
     """A row of a source: where it is, what its bytes hash to, and what is known about it."""
 
@@ -166,10 +219,17 @@ class SourceItem(Record):
     content: str
     """SHA-256 of the encoded image, in hex."""
     caption: str | None = None
+    pair: SourcePair | None = None
+    """The edit, from a source that gives pairs."""
 
 
 class Source(Component[O_co]):
     """Where input images come from. Reading is by native id, in any order, from any process."""
+
+    @property
+    def gives_pairs(self) -> bool:
+        """Whether its items are whole edits: input, edited image and direct instruction."""
+        return False
 
     @abstractmethod
     def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
@@ -179,17 +239,47 @@ class Source(Component[O_co]):
     def read(self, native_id: str) -> bytes:
         """The encoded image (PNG, JPEG, WebP, …). Raises `OSError` when it cannot be read."""
 
+    def read_edited(self, native_id: str) -> bytes:
+        """The encoded edited image of a pair. Raises `OSError` when it cannot be read."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
-class EditedPair:
-    """What a scorer sees of a finished edit. Both images are RGB and of one size."""
+class Edit:
+    """What a scorer sees of an edit: images, read when first asked for, and words.
 
-    input_image: Image
-    edited_image: Image
-    box: Box
-    selected: str
-    target: str
-    instruction: str
+    Parts II and III know `box`, `selected`, `target` and `synonyms`; Part I knows `edited_caption`,
+    `direct_instruction` and, after the planner, `candidates` with their `revealing` words and
+    `agreement`. What is not known is None or empty.
+    """
+
+    read_input: Callable[[], Image]
+    read_edited: Callable[[], Image]
+    seed: int
+    caption: str = ""
+    instruction: str = ""
+    """The reasoning instruction."""
+    box: Box | None = None
+    selected: str | None = None
+    target: str | None = None
+    synonyms: tuple[str, ...] = ()
+    edited_caption: str | None = None
+    direct_instruction: str | None = None
+    candidates: tuple[str, ...] = ()
+    """All instructions that P_gen gave, the selected one among them."""
+    revealing: tuple[str, ...] = ()
+    agreement: float | None = None
+    """Share of the orders shown to P_select in which it chose the selected candidate."""
+
+    @cached_property
+    def input_image(self) -> Image:
+        """The input image, RGB."""
+        return self.read_input()
+
+    @cached_property
+    def edited_image(self) -> Image:
+        """The edited image, RGB, of the input's size."""
+        return self.read_edited()
 
 
 class Scorer(Component[O_co]):
@@ -202,11 +292,18 @@ class Scorer(Component[O_co]):
     uses: ClassVar[frozenset[str]] = frozenset()
     """Slots of the recipe's pipeline that `score` needs, such as {"grounder"}."""
 
+    sees: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target", "instruction"})
+    """Which fields of `Edit`, beside the images and captions, `score` needs.
+
+    A recipe that cannot give them is refused. A scorer of finished pairs (Part I) that needs none
+    is applied before the planner is asked, so that no rejected pair is paid for.
+    """
+
     @abstractmethod
     def score(
-        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Component[Any]]
+        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
-        """Named scores of each pair. `pipeline` holds the loaded components of `uses`."""
+        """Named scores of each edit. `pipeline` holds the loaded components of `uses`."""
 
     @abstractmethod
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:

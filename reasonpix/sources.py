@@ -1,24 +1,53 @@
-"""Sources of input images: a folder, a Hugging Face dataset on disk, V3Det, InstructPix2Pix."""
+"""Sources: a folder of images, a Hugging Face dataset, V3Det, InstructPix2Pix.
+
+The last and the Hugging Face dataset can also give pairs: the edited image, its caption and the
+direct instruction beside the input image (Part I).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reasonpix.errors import SourceError
 from reasonpix.hookspecs import hookimpl
 from reasonpix.records import Problem
-from reasonpix.slots import Options, Source, SourceItem
+from reasonpix.slots import Options, Source, SourceItem, SourcePair
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 O_co = TypeVar("O_co", bound=Options, covariant=True)
+
+
+class _Words(NamedTuple):
+    """What is said about an image and, where there is an instruction, about its edit."""
+
+    caption: str | None = None
+    edited_caption: str | None = None
+    instruction: str | None = None
+
+    def item(self, native_id: str, content: str, edited_content: str | None) -> SourceItem:
+        """With the SHA-256 of the image and, of a pair, of the edited image."""
+        pair = None
+        if self.instruction is not None and edited_content is not None:
+            pair = SourcePair(
+                content=edited_content, caption=self.edited_caption, instruction=self.instruction
+            )
+        return SourceItem(native_id=native_id, content=content, caption=self.caption, pair=pair)
+
+
+def _is_text(value: object) -> bool:
+    """Whether there are words in it; JSON can hold halves of characters, which no file can."""
+    return (
+        isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+    )
 
 
 class _Files(Source[O_co]):
@@ -30,28 +59,46 @@ class _Files(Source[O_co]):
         """The folder that native ids are relative to."""
 
     @abstractmethod
-    def listing(self) -> Iterator[tuple[str, str | None]]:
-        """(native id, caption) of each image, in a stable order."""
+    def listing(self) -> Iterator[tuple[str, _Words | Problem]]:
+        """(native id, what is said about it) of each image, in a stable order."""
+
+    def edited(self, native_id: str) -> str:
+        """The name of a pair's edited image, under the root."""
+        raise NotImplementedError
 
     def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
         """All files; one that cannot be read is a problem of its own."""
-        for native_id, caption in self.listing():
+        for native_id, words in self.listing():
             try:
                 native_id.encode()
             except UnicodeEncodeError:
                 shown = ascii(native_id)
                 yield shown, Problem(status="failed", reason=f"{shown}: its name is not UTF-8")
                 continue
+            if isinstance(words, Problem):
+                yield native_id, words
+                continue
             try:
-                content = hashlib.sha256(self.read(native_id)).hexdigest()
+                content = self._content(native_id)
+                edited = self._content(self.edited(native_id)) if self.gives_pairs else None
             except OSError as error:
-                yield native_id, Problem(status="failed", reason=f"{native_id}: {error.strerror}")
+                yield native_id, Problem(status="failed", reason=str(error))
             else:
-                yield SourceItem(native_id=native_id, content=content, caption=caption)
+                yield words.item(native_id, content, edited)
+
+    def _content(self, name: str) -> str:
+        try:
+            return hashlib.sha256(self.read(name)).hexdigest()
+        except OSError as error:
+            raise OSError(f"{name}: {error.strerror}") from error
 
     def read(self, native_id: str) -> bytes:
         """The file's bytes."""
         return (self.root / native_id).read_bytes()
+
+    def read_edited(self, native_id: str) -> bytes:
+        """The bytes of the edited image's file."""
+        return self.read(self.edited(native_id))
 
 
 def _folder(path: Path, option: str) -> Path:
@@ -86,12 +133,12 @@ class ImageFolder(_Files[ImageFolderOptions]):
         """The folder."""
         return _folder(self.options.path, "path")
 
-    def listing(self) -> Iterator[tuple[str, str | None]]:
+    def listing(self) -> Iterator[tuple[str, _Words | Problem]]:
         """Files with an image's suffix, sorted by relative path."""
         root = self.root
         for path in sorted(root.rglob("*")):
             if path.suffix.lower() in SUFFIXES and not path.is_dir():
-                yield path.relative_to(root).as_posix(), None
+                yield path.relative_to(root).as_posix(), _Words()
 
 
 class V3DetOptions(Options):
@@ -112,7 +159,7 @@ class V3Det(_Files[V3DetOptions]):
         """The folder of the images."""
         return _folder(self.options.images, "images")
 
-    def listing(self) -> Iterator[tuple[str, str | None]]:
+    def listing(self) -> Iterator[tuple[str, _Words | Problem]]:
         """`file_name` of each image, in the order of its id."""
         path = self.options.annotations
         wanted = 'expected {"images": [{"id": …, "file_name": …}, …]}'
@@ -122,7 +169,7 @@ class V3Det(_Files[V3DetOptions]):
         except (KeyError, TypeError) as error:
             raise SourceError(f"{path}: {wanted}, but {error!r}") from error
         for name in names:
-            yield name, None
+            yield name, _Words()
 
 
 class InstructPix2PixOptions(Options):
@@ -131,24 +178,37 @@ class InstructPix2PixOptions(Options):
     path: Path = Field(
         description="Folder with seeds.json and <dir>/prompt.json, <dir>/<seed>_0.jpg"
     )
+    pairs: bool = Field(
+        False, description="Give the edited images <dir>/<seed>_1.jpg and instructions too (Part I)"
+    )
 
 
 class InstructPix2Pix(_Files[InstructPix2PixOptions]):
-    """The input images of InstructPix2Pix data, with their captions (Part II).
+    """InstructPix2Pix data: its input images with their captions (Part II), or its pairs (Part I).
 
     Layout of timothybrooks/instruct-pix2pix: `seeds.json` is [[dir, [seed, …]], …]; `prompt.json`
-    holds `input` (older files: `caption`), `edit` and `output`.
+    holds `input` (older files: `caption`), `edit` and `output`. Where a prompt.json is of no use,
+    its images are problems, and the others go on.
     """
 
     name: ClassVar[str] = "instruct-pix2pix"
     Options: ClassVar[type[Options]] = InstructPix2PixOptions
 
     @property
+    def gives_pairs(self) -> bool:
+        """By the option `pairs`."""
+        return self.options.pairs
+
+    @property
     def root(self) -> Path:
         """The folder."""
         return _folder(self.options.path, "path")
 
-    def listing(self) -> Iterator[tuple[str, str | None]]:
+    def edited(self, native_id: str) -> str:
+        """<dir>/<seed>_1.jpg beside <dir>/<seed>_0.jpg."""
+        return native_id.removesuffix("_0.jpg") + "_1.jpg"
+
+    def listing(self) -> Iterator[tuple[str, _Words | Problem]]:
         """One input image for each seed of each prompt, in the order of seeds.json."""
         wanted = "expected seeds.json as [[dir, [seed, …]], …]"
         rows = _json(self.root / "seeds.json", wanted)
@@ -157,31 +217,71 @@ class InstructPix2Pix(_Files[InstructPix2PixOptions]):
         except (TypeError, ValueError) as error:
             raise SourceError(f"{self.root / 'seeds.json'}: {wanted}, but {error}") from error
         for folder, seeds in listed:
-            path = self.root / folder / "prompt.json"
-            wanted = 'expected {"input": … (or "caption"), "edit": …, "output": …}'
-            prompt = _json(path, wanted)
-            caption = isinstance(prompt, dict) and (prompt.get("input") or prompt.get("caption"))
-            if not isinstance(caption, str):
-                raise SourceError(f"{path}: {wanted}, but got {prompt!r}")
+            words = self._prompt(folder)
             for seed in seeds:
-                yield f"{folder}/{seed}_0.jpg", caption
+                yield f"{folder}/{seed}_0.jpg", words
+
+    def _prompt(self, folder: str) -> _Words | Problem:
+        """The words of a folder's prompt.json; why it is of no use, by the path under the root."""
+        name = f"{folder}/prompt.json"
+        try:
+            prompt = json.loads((self.root / name).read_text(encoding="utf-8"))
+        except OSError as error:
+            return Problem(status="failed", reason=f"{name}: {error.strerror}")
+        except (ValueError, RecursionError) as error:
+            return Problem(status="failed", reason=f"{name}: cannot be read: {error}")
+        found = prompt if isinstance(prompt, dict) else {}
+        caption = found.get("input") or found.get("caption")
+        missing = [] if _is_text(caption) else ['"input" (or "caption")']
+        if not self.gives_pairs:
+            words = _Words(caption)
+        else:
+            words = _Words(caption, found.get("output"), found.get("edit"))
+            missing += [f'"{key}"' for key in ("edit", "output") if not _is_text(found.get(key))]
+        if missing:
+            reason = f"{name}: holds no text for {' and '.join(missing)}"
+            return Problem(status="failed", reason=reason)
+        return words
 
 
 class HFDatasetOptions(Options):
     """Options of `hf-dataset`."""
 
-    path: str = Field(description="Folder of parquet files or saved dataset, or a hub id")
+    path: str = Field(
+        description="Folder of parquet files, one parquet file, saved dataset, or a hub id"
+    )
     revision: str | None = Field(None, description="Commit or tag, for a hub id")
     split: str = Field("train", description="Split to read")
     image: str = Field("image", description="Column of the images")
     caption: str | None = Field(None, description="Column of captions, if there is one")
+    edited_image: str | None = Field(
+        None, description="Column of the edited images, of a dataset of pairs (Part I)"
+    )
+    edited_caption: str | None = Field(None, description="Column of the edited images' captions")
+    instruction: str | None = Field(None, description="Column of the direct instructions of pairs")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.edited_image is None) != (self.instruction is None):
+            raise ValueError("a pair needs both columns, edited_image and instruction")
+        if self.edited_caption is not None and self.edited_image is None:
+            raise ValueError("edited_caption needs the columns edited_image and instruction too")
+        return self
 
 
 class HFDataset(Source[HFDatasetOptions]):
-    """A Hugging Face dataset with an image column. Native ids are row numbers."""
+    """A Hugging Face dataset with a column of images, or columns of pairs.
+
+    Native ids are row numbers. A pair's row with an empty cell is a problem of its own.
+    """
 
     name: ClassVar[str] = "hf-dataset"
     Options: ClassVar[type[Options]] = HFDatasetOptions
+
+    @property
+    def gives_pairs(self) -> bool:
+        """Whether a column of edited images is named."""
+        return self.options.edited_image is not None
 
     def load(self) -> None:
         """Open the dataset. Raises `SourceError` for a missing folder, split or column."""
@@ -193,45 +293,83 @@ class HFDataset(Source[HFDatasetOptions]):
             ) from error
 
         options = self.options
-        saved = Path(options.path) / "dataset_info.json"
+        path = Path(options.path)
+        saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
         try:
-            if saved.exists() or saved.with_name("dataset_dict.json").exists():
+            if saved:
                 data = datasets.load_from_disk(options.path)
                 if isinstance(data, datasets.DatasetDict):
                     data = data[options.split]
+            elif path.is_file():
+                data = datasets.load_dataset(
+                    "parquet", data_files=options.path, split=options.split
+                )
             else:
                 data = datasets.load_dataset(
                     options.path, split=options.split, revision=options.revision
                 )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SourceError(f"path: cannot open dataset {options.path!r}: {error}") from error
-        for column in filter(None, (options.image, options.caption)):
+        images = [name for name in (options.image, options.edited_image) if name]
+        texts = [
+            name for name in (options.caption, options.edited_caption, options.instruction) if name
+        ]
+        for column in images + texts:
             if column not in data.column_names:
                 raise SourceError(
                     f"{options.path!r} has no column {column!r}; "
                     f"it has {', '.join(data.column_names)}"
                 )
-        self._data = data.cast_column(options.image, datasets.Image(decode=False))
+        for column in texts:
+            kind = getattr(data.features[column], "dtype", "no text")
+            if kind not in ("string", "large_string"):
+                raise SourceError(f"column {column!r} of {options.path!r} holds {kind}, no text")
+        try:
+            for column in images:
+                data = data.cast_column(column, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise SourceError(
+                f"column {column!r} of {options.path!r} holds no images: {error}"
+            ) from error
+        # Bytes of a column that nobody asked for are not read.
+        self._data = data.select_columns(list(dict.fromkeys(images + texts)))
 
     def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
         """All rows, in order."""
         for number, row in enumerate(self._data):
-            caption = row[self.options.caption] if self.options.caption else None
             try:
-                content = hashlib.sha256(_image_bytes(row[self.options.image])).hexdigest()
+                item = self._item(str(number), row)
             except OSError as error:
                 yield str(number), Problem(status="failed", reason=f"row {number}: {error}")
             else:
-                yield SourceItem(native_id=str(number), content=content, caption=caption)
+                yield item
+
+    def _item(self, native_id: str, row: dict[str, Any]) -> SourceItem:
+        options = self.options
+        content = hashlib.sha256(_image_bytes(row[options.image], "image")).hexdigest()
+        caption = row[options.caption] if options.caption else None
+        if options.edited_image is None:
+            return _Words(caption).item(native_id, content, None)
+        edited = hashlib.sha256(_image_bytes(row[options.edited_image], "edited image")).hexdigest()
+        columns = (options.caption, options.edited_caption, options.instruction)
+        for column in filter(None, columns):
+            if not _is_text(row[column]):
+                raise OSError(f"no text in {column!r}")
+        words = _Words(*(row[column] if column else None for column in columns))
+        return words.item(native_id, content, edited)
 
     def read(self, native_id: str) -> bytes:
         """The encoded image of a row."""
-        return _image_bytes(self._data[int(native_id)][self.options.image])
+        return _image_bytes(self._data[int(native_id)][self.options.image], "image")
+
+    def read_edited(self, native_id: str) -> bytes:
+        """The encoded edited image of a row."""
+        return _image_bytes(self._data[int(native_id)][self.options.edited_image], "edited image")
 
 
-def _image_bytes(cell: dict[str, Any] | None) -> bytes:
-    if cell is None:
-        raise OSError("no image")
+def _image_bytes(cell: dict[str, Any] | None, what: str) -> bytes:
+    if cell is None or cell["bytes"] is cell["path"] is None:
+        raise OSError(f"no {what}")
     return bytes(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
 

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from PIL import Image
+import numpy as np
 
 from reasonpix.errors import RunError
-from reasonpix.images import UndecodableImage, decode, encode_png
+from reasonpix.images import UndecodableImage, encode_png
 from reasonpix.records import (
-    Box,
     Caption,
+    Choice,
     EditPlan,
-    Entity,
-    Grounding,
     Problem,
     Record,
     ReplaceRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
 )
-from reasonpix.run import Row, seed_of
+from reasonpix.run import seed_of
+from reasonpix.samples import (
+    Candidates,
+    Entities,
+    Groundings,
+    ImageFacts,
+    Sample,
+    Scores,
+    Selection,
+)
 from reasonpix.slots import (
     Captioner,
     Component,
-    EditedPair,
+    Edit,
     Editor,
     EditRequest,
     EntityExtractor,
@@ -33,81 +43,7 @@ from reasonpix.slots import (
     Planner,
     Scorer,
     Source,
-    SourceItem,
 )
-
-
-class ImageFacts(Record):
-    """Output of `read`: the decoded image's size in pixels."""
-
-    width: int
-    height: int
-
-
-class Entities(Record):
-    """Output of `extract`."""
-
-    entities: tuple[Entity, ...]
-
-
-class Groundings(Record):
-    """Output of `ground`."""
-
-    groundings: tuple[Grounding, ...]
-
-
-class Scores(Record):
-    """Output of a `score` stage: values by the scorer's own names."""
-
-    scores: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A record on its way: what the stages so far have found out."""
-
-    record_id: str
-    item: SourceItem
-    load: Callable[[], bytes]
-    """Gives the encoded input image."""
-    caption: Caption | None = None
-    entities: tuple[Entity, ...] = ()
-    groundings: tuple[Grounding, ...] = ()
-    plan: EditPlan | None = None
-    edited: bytes | None = None
-    """The edited image, PNG."""
-
-    def image(self) -> Image.Image:
-        """The input image, RGB."""
-        return decode(self.load())
-
-    def edited_image(self) -> Image.Image:
-        """The edited image, RGB."""
-        assert self.edited is not None
-        return decode(self.edited)
-
-    @property
-    def box(self) -> Box:
-        """The box of the selected category."""
-        assert self.plan is not None
-        found = next(g.box for g in self.groundings if g.category == self.plan.selected)
-        assert found is not None
-        return found
-
-    def after(self, stage: str, row: Row) -> Sample:
-        """This sample with what an ok row of `stage` adds to it."""
-        if stage == "caption":
-            return replace(self, caption=Caption.model_validate_json(row.output))
-        if stage == "extract":
-            return replace(self, entities=Entities.model_validate_json(row.output).entities)
-        if stage == "ground":
-            return replace(self, groundings=Groundings.model_validate_json(row.output).groundings)
-        if stage == "plan":
-            return replace(self, plan=EditPlan.model_validate_json(row.output))
-        if stage == "edit":
-            return replace(self, edited=row.image)
-        return self
-
 
 Result = Record | tuple[Record, bytes] | Problem
 
@@ -129,11 +65,18 @@ def read(samples: Sequence[Sample], source: Source[Any]) -> list[Result]:
     """Decode each image once, so that every later stage may rely on it."""
     results: list[Result] = []
     for sample in samples:
+        where = sample.item.native_id
         try:
             image = sample.image()
-            results.append(ImageFacts(width=image.width, height=image.height))
+            edited = sample.edited_image() if sample.load_edited else image
         except (UndecodableImage, OSError) as error:
-            results.append(Problem(status="failed", reason=f"{sample.item.native_id}: {error}"))
+            results.append(Problem(status="failed", reason=f"{where}: {error}"))
+            continue
+        if edited.size != image.size:
+            reason = f"{where}: input of {image.size} pixels, edited image of {edited.size}"
+            results.append(Problem(status="rejected", reason=reason))
+        else:
+            results.append(ImageFacts(width=image.width, height=image.height))
     return results
 
 
@@ -141,14 +84,18 @@ def caption(samples: Sequence[Sample], captioner: Captioner[Any] | None) -> list
     """C: what the image shows, by the captioner or, without one, as the source gives it."""
     if captioner is not None:
         return list(_each(captioner, captioner.caption([s.image() for s in samples]), samples))
-    return [
-        Caption(text=sample.item.caption)
-        if sample.item.caption
-        else Problem(
-            status="rejected", reason="the source gives no caption and the recipe has no captioner"
-        )
-        for sample in samples
-    ]
+    results: list[Result] = []
+    for sample in samples:
+        item = sample.item
+        if not item.caption:
+            reason = "the source gives no caption and the recipe has no captioner"
+            results.append(Problem(status="rejected", reason=reason))
+        elif item.pair and not item.pair.caption:
+            reason = "the source gives no caption of the edited image"
+            results.append(Problem(status="rejected", reason=reason))
+        else:
+            results.append(Caption(text=item.caption))
+    return results
 
 
 def extract(samples: Sequence[Sample], extractor: EntityExtractor[Any]) -> list[Result]:
@@ -206,6 +153,98 @@ def plan(samples: Sequence[Sample], planner: Planner[Any], run_seed: int) -> lis
     return results
 
 
+def rewrite(
+    samples: Sequence[Sample], planner: Planner[Any], run_seed: int, candidates: int
+) -> list[Result]:
+    """I_gen = G(P_gen(C_in, C_edit, I)), `candidates` times, Eq. 2."""
+    requests = [
+        RewriteRequest(
+            **_direct(sample), seed=seed_of(run_seed, "rewrite", sample.record_id, number)
+        )
+        for sample in samples
+        for number in range(candidates)
+    ]
+    answers = _each(planner, planner.rewrite(requests), requests)
+    results: list[Result] = []
+    for start in range(0, len(answers), candidates):
+        given = answers[start : start + candidates]
+        written = tuple(answer for answer in given if isinstance(answer, Rewriting))
+        problems = [answer for answer in given if isinstance(answer, Problem)]
+        if written:
+            reasons = tuple(problem.reason for problem in problems)
+            results.append(Candidates(candidates=written, problems=reasons))
+        else:
+            results.append(_worst(problems))
+    return results
+
+
+def select(
+    samples: Sequence[Sample], planner: Planner[Any], run_seed: int, orders: int
+) -> list[Result]:
+    """I_rea = G(P_select(I⁰ … Iⁿ)), Eq. 3, asked in several orders to see through position bias.
+
+    What most orders choose is chosen; between equals, what the earlier order chose. The orders are
+    rotations of one another, so that a candidate stands in another place in each.
+    """
+    requests: list[SelectRequest] = []
+    shown: list[list[tuple[int, ...]]] = []
+    for sample in samples:
+        assert sample.candidates is not None
+        texts = [candidate.instruction for candidate in sample.candidates.candidates]
+        rng = np.random.default_rng(seed_of(run_seed, "select", sample.record_id))
+        distinct = [i for i, text in enumerate(texts) if texts.index(text) == i]
+        first = [int(i) for i in rng.permutation(distinct)]
+        turns = range(min(orders, len(first)) if len(first) > 1 else 0)
+        steps = [turn * len(first) // len(turns) for turn in turns]
+        shown.append([(*first[step:], *first[:step]) for step in steps])
+        requests += [
+            SelectRequest(
+                **_direct(sample),
+                candidates=tuple(texts[i] for i in order),
+                seed=seed_of(run_seed, "select", sample.record_id, turn),
+            )
+            for turn, order in enumerate(shown[-1])
+        ]
+    answers = iter(_each(planner, planner.select(requests), requests))
+    return [_selection(orders, [next(answers) for _ in orders]) for orders in shown]
+
+
+def _selection(
+    orders: Sequence[tuple[int, ...]], answers: Sequence[Choice | Problem]
+) -> Selection | Problem:
+    if not orders:
+        return Selection(chosen=0)
+    chosen = [
+        (order, order[answer.index])
+        for order, answer in zip(orders, answers, strict=True)
+        if isinstance(answer, Choice)
+    ]
+    if not chosen:
+        return _worst([answer for answer in answers if isinstance(answer, Problem)])
+    choices = [choice for _, choice in chosen]
+    return Selection(
+        chosen=Counter(choices).most_common(1)[0][0],
+        orders=tuple(order for order, _ in chosen),
+        choices=tuple(choices),
+    )
+
+
+def _direct(sample: Sample) -> dict[str, str]:
+    """What P_gen and P_select are told of a pair."""
+    pair = sample.item.pair
+    assert pair is not None and pair.caption is not None and sample.caption is not None
+    return {
+        "caption": sample.caption.text,
+        "edited_caption": pair.caption,
+        "instruction": pair.instruction,
+    }
+
+
+def _worst(problems: Sequence[Problem]) -> Problem:
+    """The problem to tell of: what failed may be mended, what was rejected is settled."""
+    return min(problems, key=lambda problem: problem.status)  # "failed" < "rejected"
+
+
 def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[Result]:
     """x' = GLIGEN(x, y_select, b_select, y'), Eq. 7; stored as PNG."""
     requests = [
@@ -240,22 +279,36 @@ def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[
 
 
 def score(
-    samples: Sequence[Sample], scorer: Scorer[Any], pipeline: dict[str, Component[Any]]
+    samples: Sequence[Sample],
+    scorer: Scorer[Any],
+    pipeline: dict[str, Component[Any]],
+    run_seed: int,
 ) -> list[Result]:
-    """What a scorer measures of each finished edit."""
-    pairs = [
-        EditedPair(
-            input_image=sample.image(),
-            edited_image=sample.edited_image(),
-            box=sample.box,
-            selected=sample.plan.selected,
-            target=sample.plan.target,
-            instruction=sample.plan.instruction,
-        )
-        for sample in samples
-        if sample.plan
-    ]
-    return [_scores(values) for values in _each(scorer, scorer.score(pairs, pipeline), pairs)]
+    """What a scorer measures of each edit."""
+    edits = [_edit(sample, run_seed) for sample in samples]
+    return [_scores(values) for values in _each(scorer, scorer.score(edits, pipeline), edits)]
+
+
+def _edit(sample: Sample, run_seed: int) -> Edit:
+    plan, pair, given, chosen = sample.plan, sample.item.pair, sample.candidates, sample.selection
+    candidates = given.candidates if given else ()
+    words = (word for candidate in candidates for word in candidate.revealing)
+    return Edit(
+        read_input=sample.image,
+        read_edited=sample.edited_image,
+        seed=seed_of(run_seed, "score", sample.record_id),
+        caption=sample.caption.text if sample.caption else "",
+        instruction=sample.instruction,
+        box=sample.box if plan else None,
+        selected=plan.selected if plan else None,
+        target=plan.target if plan else None,
+        synonyms=plan.synonyms if plan else (),
+        edited_caption=pair.caption if pair else None,
+        direct_instruction=pair.instruction if pair else None,
+        candidates=tuple(candidate.instruction for candidate in candidates),
+        revealing=tuple(dict.fromkeys(words)),
+        agreement=chosen.agreement if chosen else None,
+    )
 
 
 def _scores(values: dict[str, float] | Problem) -> Result:

@@ -13,6 +13,7 @@ class TestMyCaptioner(CaptionerContract):
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from PIL import Image
@@ -28,15 +29,22 @@ from PIL import Image
 from reasonpix.records import (
     Box,
     Caption,
+    Choice,
     EditPlan,
     Problem,
     ReplaceRequest,
+    ResolveRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
 )
 from reasonpix.slots import (
     Component,
-    EditedPair,
+    Edit,
     EditRequest,
+    Scorer,
     SourceItem,
+    Verb,
 )
 
 
@@ -148,15 +156,90 @@ class GrounderContract(_Contract):
 
 
 class PlannerContract(_Contract):
-    """What a planner promises."""
+    """What a planner promises, in each of the verbs that it can do."""
 
     requests: ClassVar[Sequence[ReplaceRequest]] = [
         ReplaceRequest(caption="a bee and a rabbit", categories=("bee", "rabbit"), seed=seed)
         for seed in range(4)
     ]
+    rewrites: ClassVar[Sequence[RewriteRequest]] = [
+        RewriteRequest(
+            caption="a bee on a daisy",
+            edited_caption="a bee on a sunflower",
+            instruction="turn the daisy into a sunflower",
+            seed=seed,
+        )
+        for seed in range(4)
+    ]
+    selects: ClassVar[Sequence[SelectRequest]] = [
+        SelectRequest(
+            caption="a bee on a daisy",
+            edited_caption="a bee on a sunflower",
+            instruction="turn the daisy into a sunflower",
+            candidates=candidates,
+            seed=seed,
+        )
+        for seed, candidates in enumerate(
+            [
+                ("Let it land where cooking oil is pressed from.",),
+                ("It likes them taller.", "It wants a bloom that follows the light all day."),
+                ("It wants a bloom that follows the light all day.", "It likes them taller."),
+            ]
+        )
+    ]
+    resolves: ClassVar[Sequence[ResolveRequest]] = [
+        ResolveRequest(
+            caption="a bee on a daisy",
+            instruction="It wants a bloom that follows the light all day.",
+            options=options,
+            seed=seed,
+        )
+        for seed, options in enumerate([("sunflower", "rose"), ("tulip", "sunflower", "rose")])
+    ]
+
+    def test_it_can_do_something(self) -> None:
+        """A planner without a verb stands in no recipe."""
+        verbs: tuple[Verb, ...] = get_args(Verb)
+        assert any(self.subject.can(verb) for verb in verbs)
+
+    def test_prompt_identities_are_json(self) -> None:
+        """What enters the fingerprint of each verb can be written down."""
+        for verb in get_args(Verb):
+            if self.subject.can(verb):
+                json.dumps(dict(self.subject.prompt_identity(verb)))
+
+    def test_rewritings_follow_requests(self) -> None:
+        """An instruction that says something each, other than the direct one."""
+        if not self.subject.can("rewrite"):
+            return
+        results = self._same_alone_and_together(self.subject.rewrite, self.rewrites)
+        for request, result in zip(self.rewrites, results, strict=True):
+            if isinstance(result, Rewriting):
+                assert result.instruction.strip()
+                assert result.instruction != request.instruction
+
+    def test_selections_follow_requests(self) -> None:
+        """One of the candidates each."""
+        if not self.subject.can("select"):
+            return
+        results = self._same_alone_and_together(self.subject.select, self.selects)
+        for request, result in zip(self.selects, results, strict=True):
+            if isinstance(result, Choice):
+                assert result.index < len(request.candidates)
+
+    def test_resolutions_follow_requests(self) -> None:
+        """One of the options each."""
+        if not self.subject.can("resolve"):
+            return
+        results = self._same_alone_and_together(self.subject.resolve, self.resolves)
+        for request, result in zip(self.resolves, results, strict=True):
+            if isinstance(result, Choice):
+                assert result.index < len(request.options)
 
     def test_plans_follow_requests(self) -> None:
         """The selected category is one that was asked, and not the target."""
+        if not self.subject.can("replace"):
+            return
         results = self._same_alone_and_together(self.subject.replace, self.requests)
         for request, result in zip(self.requests, results, strict=True):
             if isinstance(result, EditPlan):
@@ -238,37 +321,74 @@ class SourceContract(_Contract):
             content = hashlib.sha256(self.subject.read(item.native_id)).hexdigest()
             assert content == item.content, f"{item.native_id} reads other bytes than listed"
 
+    def test_pairs_are_whole(self) -> None:
+        """All items are pairs or none is; edited images hash to what was said."""
+        for item in self.subject.items():
+            if not isinstance(item, SourceItem):
+                continue
+            if not self.subject.gives_pairs:
+                assert item.pair is None, f"{item.native_id} is a pair, which `gives_pairs` denies"
+                continue
+            assert item.pair is not None, f"{item.native_id} is no pair"
+            content = hashlib.sha256(self.subject.read_edited(item.native_id)).hexdigest()
+            assert content == item.pair.content, (
+                f"the edited image of {item.native_id} reads other bytes than listed"
+            )
+
 
 class ScorerContract(_Contract):
     """What a scorer promises. `pipeline` holds the loaded components that it uses."""
 
+    component: ClassVar[type[Scorer[Any]]]
     pipeline: ClassVar[Mapping[str, Component[Any]]] = {}
 
-    def pairs(self) -> list[EditedPair]:
-        """An edit of each photograph that turns its middle upside down."""
-        pairs = []
-        for image in photographs():
-            w, h = image.size
-            box = Box(x0=w / 4, y0=h / 4, x1=w * 0.8, y1=h * 0.7, width=w, height=h)
-            edited = image.copy()
-            edited.paste(image.crop(box.pixels()).rotate(180), box.pixels())
-            pairs.append(EditedPair(image, edited, box, "bee", "rabbit", "Something with ears."))
-        return pairs
+    def edits(self) -> list[Edit]:
+        """An edit of each photograph that turns its middle upside down; all about it is known."""
+        return [_upside_down(image, seed) for seed, image in enumerate(photographs())]
 
-    def test_scores_follow_pairs(self) -> None:
+    def test_scores_follow_edits(self) -> None:
         """The same finite numbers under the same names for each, whatever the batch."""
         results = self._same_alone_and_together(
-            lambda pairs: self.subject.score(pairs, self.pipeline), self.pairs()
+            lambda edits: self.subject.score(edits, self.pipeline), self.edits()
         )
         scores = [result for result in results if not isinstance(result, Problem)]
         assert all(math.isfinite(value) for score in scores for value in score.values())
         assert len({frozenset(score) for score in scores}) <= 1
 
+    def test_it_sees_what_there_is(self) -> None:
+        """`sees` names fields of an edit that not every recipe can give."""
+        fields = {field.name for field in dataclasses.fields(Edit)}
+        always = {"read_input", "read_edited", "seed", "caption"}
+        assert self.component.sees <= fields - always
+
     def test_verdicts_follow_scores(self) -> None:
         """A reason or None for each, and none for no scores."""
-        results = self.subject.score(self.pairs(), self.pipeline)
+        results = self.subject.score(self.edits(), self.pipeline)
         scores = [result for result in results if not isinstance(result, Problem)]
         verdicts = self.subject.reject(scores)
         assert len(verdicts) == len(scores)
         assert all(verdict is None or verdict for verdict in verdicts)
         assert self.subject.reject([]) == []
+
+
+def _upside_down(image: Image.Image, seed: int) -> Edit:
+    w, h = image.size
+    box = Box(x0=w / 4, y0=h / 4, x1=w * 0.8, y1=h * 0.7, width=w, height=h)
+    edited = image.copy()
+    edited.paste(image.crop(box.pixels()).rotate(180), box.pixels())
+    return Edit(
+        read_input=lambda: image,
+        read_edited=lambda: edited,
+        seed=seed,
+        caption="a bee on a daisy",
+        instruction="Something with ears.",
+        box=box,
+        selected="bee",
+        target="rabbit",
+        synonyms=("bumblebee", "bunny"),
+        edited_caption="a rabbit on a daisy",
+        direct_instruction="turn the bee into a rabbit",
+        candidates=("Something with ears.", "What comes out of a magician's hat?"),
+        revealing=("bee", "rabbit"),
+        agreement=0.5,
+    )

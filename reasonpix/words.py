@@ -1,10 +1,14 @@
-"""English words that mean the same: the matching behind the check that nothing is given away."""
+"""English words: which mean the same, and which mean anything at all.
+
+The matching behind the check that an instruction gives nothing away.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 
 def mentions(text: str, name: str) -> bool:
@@ -51,7 +55,8 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(_plain(text))
 
 
-def _singulars(word: str) -> set[str]:
+@lru_cache(maxsize=1 << 16)
+def _singulars(word: str) -> frozenset[str]:
     """The word, and what it may be the plural of. Forms that are no words do no harm."""
     forms = {word}
     for plural, singular in _PLURALS:
@@ -59,7 +64,7 @@ def _singulars(word: str) -> set[str]:
             forms.add(word.removesuffix(plural) + singular)
     if word.endswith("s") and not word.endswith("ss") and len(word) > 2:
         forms.add(word[:-1])
-    return forms
+    return frozenset(forms)
 
 
 def _same_word(one: str, other: str) -> bool:
@@ -76,3 +81,50 @@ def canonical(name: str, names: Iterable[str]) -> str | None:
         if closed and _same_word(closed, "".join(words_of(candidate))):
             return candidate
     return None
+
+
+FUNCTION_WORDS = frozenset(
+    words_of(
+        """
+        a about above across after again against all along also although always am among an and
+        another any anyone anything are aren around as at away be because been before behind
+        being below beside between beyond both but by can could couldn did didn do does doesn
+        doing don done down during each either else enough even ever every everybody everyone
+        everything few for from had hadn has hasn have haven having he her here hers herself him
+        himself his how however i if in instead into is isn it its itself just less let like ll
+        many may maybe me might mine more most much must my myself near neither never no nobody
+        nor not nothing now of off often on once one only onto or other others our ours out over
+        own perhaps quite rather re same shall she should shouldn since so some somebody someone
+        something sometimes somewhere soon still such than that the their theirs them themselves
+        then there these they this those though through till to together too toward towards
+        under until up upon us ve very was wasn we were weren what whatever when where whether
+        which while who whoever whole whom whose why will with within without won would wouldn
+        yet you your yours
+        """
+    )
+)
+"""English words that tell how things hang together, not which things, and pieces of "don't"."""
+
+
+def content_words(text: str) -> list[str]:
+    """The words of a text that are no function words, in order, without repeats."""
+    words = dict.fromkeys(words_of(text))
+    return [word for word in words if word not in FUNCTION_WORDS and len(word) > 1]
+
+
+def one_line(text: str) -> str:
+    """The text with single spaces for its line breaks and other white space."""
+    return " ".join(text.split())
+
+
+def bare(name: str) -> str:
+    """A name without its article."""
+    return re.sub(r"^(an?|the) (?=\S)", "", one_line(name), flags=re.IGNORECASE)
+
+
+def telling(name: str) -> list[str]:
+    """The name of a thing, and the last word of a compound, which tells it as well.
+
+    That is "butterfly" for "monarch butterfly".
+    """
+    return list(dict.fromkeys([name, *words_of(name)[-1:]]))

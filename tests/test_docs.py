@@ -21,7 +21,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_the_plugin_of_the_tutorial_keeps_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin, contract = blocks("docs/plugins.md", "python")
+    plugin, contract, _ = blocks("docs/plugins.md", "python")
     module = types.ModuleType("reasonpix_loud")
     exec(compile(plugin, "docs/plugins.md", "exec"), module.__dict__)
     monkeypatch.setitem(sys.modules, "reasonpix_loud", module)
@@ -37,11 +37,37 @@ def test_the_plugin_of_the_tutorial_keeps_its_contract(monkeypatch: pytest.Monke
         offered[0].Options(wrod="bee")
 
 
-def test_the_recipe_of_the_docs_is_one(tmp_path: Path) -> None:
-    (recipe,) = (text for text in blocks("docs/recipes.md", "yaml") if "pipeline:" in text)
+def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:
+    replacing, rewriting = blocks("docs/recipes.md", "yaml")
     path = tmp_path / "recipe.yaml"
-    path.write_text(recipe)
+    path.write_text(replacing)
     assert [use.name for use in load_recipe(path).filters] == ["eq1", "regrounded"]
+    path.write_text(rewriting)
+    assert load_recipe(path).editor is None
+
+
+PLANNERS = [
+    text
+    for page in ("docs/llm.md", "README.md")
+    for text in blocks(page, "yaml")
+    if text.startswith("planner:")
+]
+
+
+@pytest.mark.parametrize("line", PLANNERS)
+def test_the_planners_of_the_docs_can_be_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"source: fake-source\npipeline:\n  {line}")
+    assert line.count("\n") == 1
+    load_recipe(path)
+
+
+def test_the_reader_of_the_docs_is_one(tmp_path: Path) -> None:
+    (reader,) = (text for text in blocks("docs/llm.md", "yaml") if "reader:" in text)
+    others = "  extractor: spacy\n  grounder: fake-grounder\n  editor: fake-editor\n"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"source: fake-source\n{reader.replace('filters:', others + 'filters:')}")
+    assert [use.name for use in load_recipe(path).filters] == ["resolvable"]
 
 
 def test_links_between_pages_lead_somewhere() -> None:

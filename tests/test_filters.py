@@ -15,23 +15,23 @@ from reasonpix.outcomes import outcomes
 from reasonpix.recipe import load_recipe
 from reasonpix.records import Box, Grounding, Problem
 from reasonpix.run import RunFolder
-from reasonpix.slots import EditedPair, Options, Scorer
+from reasonpix.slots import Edit, Options, Scorer
 
 
 def scorer(cls: type[Scorer[Any]], **options: object) -> Scorer[Any]:
     return cls(cls.Options.model_validate(options))
 
 
-def pair(before: np.ndarray, after: np.ndarray, *xyxy: float) -> EditedPair:
+def edit(before: np.ndarray, after: np.ndarray, *xyxy: float) -> Edit:
     height, width = before.shape[:2]
     x0, y0, x1, y1 = xyxy or (0, 0, width, height)
-    return EditedPair(
-        input_image=Image.fromarray(before.astype(np.uint8)),
-        edited_image=Image.fromarray(after.astype(np.uint8)),
+    return Edit(
+        read_input=lambda: Image.fromarray(before.astype(np.uint8)),
+        read_edited=lambda: Image.fromarray(after.astype(np.uint8)),
+        seed=0,
         box=Box(x0=x0, y0=y0, x1=x1, y1=y1, width=width, height=height),
         selected="bee",
         target="rabbit",
-        instruction="Something with long ears, please.",
     )
 
 
@@ -55,15 +55,22 @@ def plain(value: int) -> np.ndarray:
     ],
 )
 def test_distance_is_that_of_floats(before: int, after: int, distance: float) -> None:
-    (scores,) = scorer(Eq1, value=1).score([pair(plain(before), plain(after))], {})
+    (scores,) = scorer(Eq1, value=1).score([edit(plain(before), plain(after))], {})
     assert scores == {"distance": pytest.approx(distance, rel=1e-5)}
 
 
 def test_distance_is_a_mean_over_pixels_and_channels() -> None:
     after = plain(0)
     after[0, 0, 0] = 255  # one of 4 * 8 * 3 values
-    (scores,) = scorer(Eq1, value=1).score([pair(plain(0), after)], {})
+    (scores,) = scorer(Eq1, value=1).score([edit(plain(0), after)], {})
     assert scores == {"distance": pytest.approx(1 / 96)}
+
+
+def test_eq1_needs_nothing_but_images() -> None:
+    images = [Image.new("RGB", (4, 8), colour) for colour in ("black", "white")]
+    bare = Edit(read_input=lambda: images[0], read_edited=lambda: images[1], seed=0)
+    assert scorer(Eq1, value=1).score([bare], {}) == [{"distance": 1.0}]
+    assert Eq1.sees == frozenset()
 
 
 def distances(*values: float) -> list[dict[str, float]]:
@@ -105,19 +112,19 @@ def test_rank_counts_decimal_shares_exactly() -> None:
 def test_inside_and_outside_by_hand() -> None:
     before, after = plain(0), plain(51)
     after[1:3, 2:6] = 255
-    (scores,) = scorer(RegionDistance).score([pair(before, after, 2, 1, 6, 3)], {})
+    (scores,) = scorer(RegionDistance).score([edit(before, after, 2, 1, 6, 3)], {})
     assert scores == {"inside": pytest.approx(1.0), "outside": pytest.approx(0.04)}
 
 
 def test_a_pixel_that_the_box_touches_is_inside() -> None:
     after = plain(0)
     after[0, 0] = 255
-    (scores,) = scorer(RegionDistance).score([pair(plain(0), after, 0.9, 0.9, 1.1, 1.1)], {})
+    (scores,) = scorer(RegionDistance).score([edit(plain(0), after, 0.9, 0.9, 1.1, 1.1)], {})
     assert scores == {"inside": pytest.approx(0.25), "outside": 0.0}
 
 
 def test_a_box_of_the_whole_image_has_no_outside() -> None:
-    (scores,) = scorer(RegionDistance).score([pair(plain(0), plain(255))], {})
+    (scores,) = scorer(RegionDistance).score([edit(plain(0), plain(255))], {})
     assert scores == {"inside": 1.0, "outside": 0.0}
 
 
@@ -136,9 +143,9 @@ def test_changed_is_the_share_of_the_box_beyond_the_tolerance() -> None:
     after[0, 0, 2] = 113  # 13 in one channel: visible
     after[0, 1] = 88  # 12 in all: not
     after[3, 7] = 255  # outside
-    (scores,) = scorer(NoOp).score([pair(before, after, 0, 0, 4, 2)], {})
+    (scores,) = scorer(NoOp).score([edit(before, after, 0, 0, 4, 2)], {})
     assert scores == {"changed": pytest.approx(1 / 8)}
-    (scores,) = scorer(NoOp, tolerance=11).score([pair(before, after, 0, 0, 4, 2)], {})
+    (scores,) = scorer(NoOp, tolerance=11).score([edit(before, after, 0, 0, 4, 2)], {})
     assert scores == {"changed": pytest.approx(2 / 8)}
 
 
@@ -182,7 +189,7 @@ def test_regrounded(target: Box | None, source: Box | None, reason: str | None) 
     grounder = Listed(Options())
     grounder.boxes = {"rabbit": target, "bee": source}
     subject = scorer(Regrounded)
-    (scores,) = subject.score([pair(plain(0), plain(9), 0, 0, 4, 4)], {"grounder": grounder})
+    (scores,) = subject.score([edit(plain(0), plain(9), 0, 0, 4, 4)], {"grounder": grounder})
     assert isinstance(scores, dict)
     assert subject.reject([scores]) == [reason]
 
@@ -194,7 +201,7 @@ class Refusing(FakeGrounder):
 
 def test_regrounded_hands_problems_on() -> None:
     (result,) = scorer(Regrounded).score(
-        [pair(plain(0), plain(9))], {"grounder": Refusing(Options())}
+        [edit(plain(0), plain(9))], {"grounder": Refusing(Options())}
     )
     assert result == Problem(status="failed", reason="no")
 

@@ -2,79 +2,85 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
-from reasonpix.errors import RecipeError
-from reasonpix.planning import (
-    Completion,
-    Conversation,
-    InvalidAnswer,
-    LLMPlanner,
-    LLMPlannerOptions,
-    ReplaceAnswer,
-    mentions,
-    read_plan,
+from reasonpix import testing
+from reasonpix.errors import ReasonpixError, RecipeError
+from reasonpix.ledger import Ledger
+from reasonpix.llm import Completion, Conversation, Unavailable
+from reasonpix.planning import LLMPlanner, LLMPlannerOptions
+from reasonpix.records import (
+    Choice,
+    EditPlan,
+    Problem,
+    ReplaceRequest,
+    ResolveRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
 )
-from reasonpix.records import EditPlan, Problem, ReplaceRequest
+from reasonpix.slots import Options, Verb
 
-Reply = Completion | Problem
+Reply = Completion | Problem | Unavailable
 
 
 class Parrot(LLMPlanner[LLMPlannerOptions]):
     """Says what it was taught for a caption, one reply after the other."""
 
     name = "parrot"
+    batch_size = 16
 
     def __init__(self, taught: Mapping[str, Sequence[str | Reply]], **options: Any) -> None:
         super().__init__(LLMPlannerOptions(**options))
         self.taught = {caption: list(replies) for caption, replies in taught.items()}
         self.asked: list[list[Conversation]] = []
-        self.schema: Mapping[str, Any] = {}
 
-    def complete(
-        self, conversations: Sequence[Conversation], schema: Mapping[str, Any]
-    ) -> list[Reply]:
+    def complete(self, conversations: Sequence[Conversation]) -> list[Reply]:
         self.asked.append(list(conversations))
-        self.schema = schema
         return [self.say(conversation) for conversation in conversations]
 
     def say(self, conversation: Conversation) -> Reply:
-        asked = "".join(turn.content for turn in conversation.messages)
-        [caption] = [caption for caption in self.taught if f"Caption: {caption}\n" in asked]
+        asked = conversation.messages[conversation.shared].content
+        [caption] = [caption for caption in self.taught if f": {caption}\n" in asked]
         reply = self.taught[caption].pop(0)
         return Completion(text=reply) if isinstance(reply, str) else reply
+
+
+Teach = Callable[..., Parrot]
+
+
+@pytest.fixture
+def parrot() -> Iterator[Teach]:
+    made: list[Parrot] = []
+
+    def teach(taught: Mapping[str, Sequence[str | Reply]], **options: Any) -> Parrot:
+        made.append(Parrot(taught, **options))
+        return made[-1]
+
+    yield teach
+    for planner in made:
+        planner.close()
 
 
 CATEGORIES = ("Christmas tree", "dog", "glass", "shelves")
 
 
-def fields(**changes: Any) -> dict[str, Any]:
-    return {
+def text(**changes: Any) -> str:
+    fields = {
         "selected": "dog",
         "target": "snowman",
-        "instruction": "Something with a carrot nose should stand there.",
         "selected_synonyms": ["puppy"],
         "target_synonyms": ["snow figure"],
-    } | changes
-
-
-def text(**changes: Any) -> str:
-    return json.dumps(fields(**changes))
-
-
-def read(**changes: Any) -> EditPlan:
-    return read_plan(CATEGORIES, ReplaceAnswer(**fields(**changes)))
+        "instruction": "Something with a carrot nose should stand there.",
+    }
+    return json.dumps(fields | changes)
 
 
 def request(caption: str = "a winter night", seed: int = 5) -> ReplaceRequest:
@@ -89,127 +95,153 @@ GOOD = EditPlan(
 )
 
 
-# The question
+# -- the four verbs ------------------------------------------------------------------------------
 
 
-def test_question_holds_caption_categories_examples_and_seed() -> None:
-    planner = Parrot({"a winter night": [text()]})
+def test_replace(parrot: Teach) -> None:
+    planner = parrot({"a winter night": [text()]})
     assert planner.replace([request()]) == [GOOD]
     [[conversation]] = planner.asked
-    roles = [turn.role for turn in conversation.messages]
-    examples = planner.prompt.examples
-    assert roles == ["system", *["user", "assistant"] * len(examples), "user"]
-    assert "a winter night" in conversation.messages[-1].content
     assert "Christmas tree, dog, glass, shelves" in conversation.messages[-1].content
-    assert ReplaceAnswer.model_validate_json(conversation.messages[2].content) == examples[0].answer
+    assert conversation.answer_schema["title"] == "replacement"
     assert conversation.seed == 5
 
 
-def test_a_caption_is_only_text() -> None:
-    caption = "$categories {0} ${caption} $$"
-    planner = Parrot({caption: [text()]})
-    planner.replace([request(caption)])
-    assert f"Caption: {caption}\n" in planner.asked[0][0].messages[-1].content
+def test_rewrite(parrot: Teach) -> None:
+    answer = {"revealing": ["snow"], "instruction": "Bring the sledge."}
+    planner = parrot({"a park": [json.dumps(answer)]})
+    asked = RewriteRequest(
+        caption="a park", edited_caption="a park, snow", instruction="make it snow", seed=1
+    )
+    assert planner.rewrite([asked]) == [
+        Rewriting(instruction="Bring the sledge.", revealing=("snow",))
+    ]
+    assert planner.asked[0][0].answer_schema["title"] == "indirect_instruction"
 
 
-def test_the_schema_is_strict_and_plain() -> None:
-    planner = Parrot({"a winter night": [text()]})
-    planner.replace([request()])
-    schema = planner.schema
-    assert schema["additionalProperties"] is False
-    assert set(schema["required"]) == set(schema["properties"]) == set(fields())
-    # What strict servers do not compile: references and defaults.
-    assert "$ref" not in str(schema)
-    assert "default" not in str(schema)
+def test_select(parrot: Teach) -> None:
+    planner = parrot({"a park": ['{"best": 3}', '{"best": 2}']})
+    asked = SelectRequest(
+        caption="a park",
+        edited_caption="a park, snow",
+        instruction="make it snow",
+        candidates=("Snow.", "Bring the sledge."),
+        seed=1,
+    )
+    assert planner.select([asked]) == [Choice(index=1)]
+    assert "from 1 to 2, not 3" in planner.asked[1][0].messages[-1].content
 
 
-def test_without_categories_nobody_is_asked() -> None:
-    planner = Parrot({"a winter night": [text()]})
+def test_resolve(parrot: Teach) -> None:
+    planner = parrot({"a park": ['{"best": 1}']})
+    asked = ResolveRequest(
+        caption="a park", instruction="It hoots.", options=("owl", "cow"), seed=1
+    )
+    assert planner.resolve([asked]) == [Choice(index=0)]
+
+
+def test_samples_of_one_question_are_asked_for_each(parrot: Teach) -> None:
+    answers = [
+        json.dumps({"revealing": [], "instruction": f"Bring {number} sledges."})
+        for number in range(3)
+    ]
+    planner = parrot({"a park": answers})
+    asked = [
+        RewriteRequest(caption="a park", edited_caption="ice", instruction="freeze it", seed=seed)
+        for seed in range(3)
+    ]
+    found = planner.rewrite(asked)
+    assert [one.instruction for one in found if isinstance(one, Rewriting)] == [
+        f"Bring {number} sledges." for number in range(3)
+    ]
+
+
+def test_without_categories_nobody_is_asked(parrot: Teach) -> None:
+    planner = parrot({"a winter night": [text()]})
     empty = ReplaceRequest(caption="fog", categories=(), seed=0)
     first, second, third = planner.replace([empty, request(), empty])
     assert second == GOOD
     assert isinstance(first, Problem)
     assert first == third
     assert first.status == "rejected"
-    assert Parrot({}).replace([]) == []
+    assert parrot({}).replace([]) == []
 
 
-# The prompt file
+class Clever(Parrot):
+    """Answers every question of the contract well, whatever the batch."""
+
+    Options = LLMPlannerOptions
+    __module__ = "reasonpix.planning"  # what has to import lightly
+
+    def __init__(self, options: Options) -> None:
+        super().__init__({}, **options.model_dump())
+
+    def say(self, conversation: Conversation) -> Reply:
+        answers = {
+            "replacement": text(selected="bee", target="owl", instruction="It hoots."),
+            "indirect_instruction": json.dumps({"revealing": [], "instruction": "It is hot."}),
+            "best_candidate": json.dumps({"best": 1}),
+            "meant_thing": json.dumps({"best": 2}),
+        }
+        return Completion(text=answers[conversation.answer_schema["title"]])
 
 
-def built_in() -> str:
-    path = resources.files("reasonpix").joinpath("prompts/replace.yaml")
-    return path.read_text(encoding="utf-8")
+class TestContract(testing.PlannerContract):
+    component = Clever
+
+    def test_all_questions_are_answered(self) -> None:
+        subject = self.subject
+        answers = [
+            *subject.replace(self.requests),
+            *subject.rewrite(self.rewrites),
+            *subject.select(self.selects),
+            *subject.resolve(self.resolves),
+        ]
+        assert not any(isinstance(answer, Problem) for answer in answers)
 
 
-def test_identity_follows_the_content_not_the_path(tmp_path: Path) -> None:
-    copy, other = tmp_path / "copy.yaml", tmp_path / "other.yaml"
-    copy.write_bytes(built_in().encode())
-    other.write_bytes(built_in().encode() + b"\n")
-    plain = Parrot({}).identity()
-    assert plain["prompt"] == hashlib.sha256(built_in().encode()).hexdigest()
-    assert Parrot({}, prompt=copy).identity() == plain
-    assert Parrot({}, prompt=other).identity() != plain
-    assert "prompt" in LLMPlannerOptions.neutral
+# -- the prompt files ----------------------------------------------------------------------------
 
 
-def test_another_prompt_is_used(tmp_path: Path) -> None:
+def built_in(verb: Verb) -> bytes:
+    return resources.files("reasonpix").joinpath(f"prompts/{verb}.yaml").read_bytes()
+
+
+def test_another_prompt_changes_the_identity_of_its_verb_alone(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("system: Be short.\nuser: 'Caption: $caption\n\n$categories'\nrepair: $problem")
-    planner = Parrot({"a winter night": ["nonsense", text()]}, prompt=path)
-    planner.check()
-    assert planner.replace([request()]) == [GOOD]
-    first, second = planner.asked
-    assert [turn.role for turn in first[0].messages] == ["system", "user"]
-    assert first[0].messages[0].content == "Be short."
-    assert second[0].messages[-1].content.startswith("Invalid JSON")
+    path.write_bytes(built_in("select") + b"# mine\n")
+    verbs: tuple[Verb, ...] = get_args(Verb)
+    plain, other = Parrot({}), Parrot({}, prompts={"select": path})
+    differing = [v for v in verbs if plain.prompt_identity(v) != other.prompt_identity(v)]
+    assert differing == ["select"]
+    assert plain.identity() == other.identity()
+    assert "prompts" in LLMPlannerOptions.neutral
 
 
-def bad_example(prompt: dict[str, Any]) -> None:
-    prompt["examples"][1]["answer"]["target"] = prompt["examples"][1]["answer"]["selected"]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (lambda prompt: prompt.pop("system"), "system: Field required"),
-        (lambda prompt: prompt.update(extra="x"), "extra: Extra inputs"),
-        (lambda prompt: prompt.update(user="Caption: $caption"), "user: use $caption and $categor"),
-        (lambda prompt: prompt.update(repair="Cost: 5$ $problem"), "repair: use $problem"),
-        (bad_example, "example 2"),
-    ],
-)
-def test_a_bad_prompt_is_explained(
-    spoil: Callable[[dict[str, Any]], Any], told: str, tmp_path: Path
-) -> None:
-    prompt = yaml.safe_load(built_in())
-    spoil(prompt)
-    path = tmp_path / "bad.yaml"
+def test_another_prompt_is_used(parrot: Teach, tmp_path: Path) -> None:
+    prompt = yaml.safe_load(built_in("replace")) | {"system": "Be short."}
+    path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(prompt))
-    with pytest.raises(RecipeError) as error:
-        Parrot({}, prompt=path).check()
-    assert told in str(error.value)
-    assert str(path) in str(error.value)
+    planner = parrot({"a winter night": [text()]}, prompts={"replace": path})
+    planner.check()
+    path.unlink()  # what was checked is what is asked
+    assert planner.replace([request()]) == [GOOD]
+    assert planner.asked[0][0].messages[0].content == "Be short."
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00", b"just words"])
-def test_a_file_that_is_no_prompt_is_explained(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", get_args(Verb))
+def test_a_bad_prompt_is_known_before_anything_is_asked(verb: Verb, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_bytes(content)
-    with pytest.raises(RecipeError, match=r"bad\.yaml"):
-        Parrot({}, prompt=path).check()
+    path.write_text("system: only")
+    with pytest.raises(RecipeError, match=rf"prompts\.{verb}: .*bad\.yaml"):
+        Parrot({}, prompts={verb: path}).check()
 
 
-def test_a_missing_prompt_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"none\.yaml: No such file"):
-        Parrot({}, prompt=tmp_path / "none.yaml").identity()
+# -- repair --------------------------------------------------------------------------------------
 
 
-# Repair
-
-
-def test_only_bad_answers_are_asked_again_and_order_holds() -> None:
-    planner = Parrot(
+def test_only_bad_answers_are_asked_again_and_order_holds(parrot: Teach) -> None:
+    planner = parrot(
         {
             "one": [text(target="cat")],
             "two": ["nonsense", text(target="fox")],
@@ -237,9 +269,9 @@ def test_only_bad_answers_are_asked_again_and_order_holds() -> None:
     assert [conversation.seed for conversation in second] == [1, 3, 5, 6]
 
 
-def test_a_repair_shows_the_answer_and_all_that_is_wrong() -> None:
+def test_a_repair_shows_the_answer_and_all_that_is_wrong(parrot: Teach) -> None:
     bad = text(selected="cow", target="dogs", instruction="")
-    planner = Parrot({"a winter night": [bad, text()]})
+    planner = parrot({"a winter night": [bad, text()]})
     assert planner.replace([request()]) == [GOOD]
     first, second = (conversations[0] for conversations in planner.asked)
     assert second.messages[:-2] == first.messages
@@ -253,7 +285,49 @@ def test_a_repair_shows_the_answer_and_all_that_is_wrong() -> None:
         assert problem in complaint.content
 
 
-# Reading an answer
+def test_an_answer_that_was_cut_off_is_told_so(parrot: Teach) -> None:
+    cut = Completion(text=text()[:40], finish_reason="length")
+    planner = parrot({"a winter night": [cut, cut]})
+    [problem] = planner.replace([request()])
+    assert isinstance(problem, Problem)
+    assert "cut off, it is too long" in problem.reason
+
+
+def test_an_answer_that_keeps_failing_to_come_is_a_failure(parrot: Teach) -> None:
+    planner = parrot({"a winter night": [Unavailable(reason="boom")]}, max_retries=0)
+    [problem] = planner.replace([request()])
+    assert isinstance(problem, Problem)
+    assert problem.status == "failed"
+    assert "boom" in problem.reason
+
+
+# -- what was answered is not asked again ---------------------------------------------------------
+
+
+def test_a_ledger_answers_what_it_holds(parrot: Teach, tmp_path: Path) -> None:
+    replies = {"a winter night": ["nonsense", text()]}
+    for taught, calls in ((replies, 2), ({}, 0)):
+        planner = parrot(taught)
+        planner.ledger = Ledger(tmp_path / "answers.sqlite")
+        assert planner.replace([request()]) == [GOOD]
+        assert len(planner.asked) == calls
+        planner.close()
+        planner.ledger.close()
+
+
+class Broke(Parrot):
+    def say(self, conversation: Conversation) -> Reply:
+        raise ReasonpixError("the account is empty")
+
+
+def test_what_concerns_all_stops_all() -> None:
+    planner = Broke({})
+    with pytest.raises(ReasonpixError, match="account is empty"):
+        planner.replace([request()])
+    planner.close()
+
+
+# -- reading an answer ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,8 +340,8 @@ def test_a_repair_shows_the_answer_and_all_that_is_wrong() -> None:
         "Here: {}",
     ],
 )
-def test_json_is_found_in_its_wrapping(wrapped: str) -> None:
-    planner = Parrot({"a winter night": [wrapped.replace("{}", text())]})
+def test_json_is_found_in_its_wrapping(parrot: Teach, wrapped: str) -> None:
+    planner = parrot({"a winter night": [wrapped.replace("{}", text())]})
     assert planner.replace([request()]) == [GOOD]
 
 
@@ -290,188 +364,9 @@ def test_json_is_found_in_its_wrapping(wrapped: str) -> None:
         text().replace("nose", "\\ud800"),
     ],
 )
-def test_what_is_no_answer_is_rejected(bad: str) -> None:
-    planner = Parrot({"a winter night": [bad, bad]})
+def test_what_is_no_answer_is_rejected(parrot: Teach, bad: str) -> None:
+    planner = parrot({"a winter night": [bad, bad]})
     [problem] = planner.replace([request()])
     assert isinstance(problem, Problem)
     assert problem.status == "rejected"
     assert len(problem.reason) < 500
-
-
-@pytest.mark.parametrize(
-    ("said", "meant"),
-    [
-        ("dog", "dog"),
-        ("Dogs", "dog"),
-        (" DOG ", "dog"),
-        ("christmas-trees", "Christmas tree"),
-        ("christmastree", "Christmas tree"),
-        ("glasses", "glass"),
-        ("Shelf", "shelves"),
-    ],
-)
-def test_selected_becomes_the_category_it_means(said: str, meant: str) -> None:
-    assert read(selected=said, selected_synonyms=[]).selected == meant
-
-
-def test_an_exact_category_goes_before_a_similar_one() -> None:
-    answer = ReplaceAnswer(**fields(selected="Dogs"))
-    assert read_plan(("dog", "Dogs"), answer).selected == "Dogs"
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"selected": "cat"}, "selected must be one of Christmas tree, dog, glass, shelves"),
-        ({"selected": ""}, "selected must be one of"),
-        ({"target": ""}, "target must be a name"),
-        ({"target": "?!"}, "target must be a name"),
-        ({"target": "a very big and round snowman"}, "target must be a name"),
-        ({"target": "dog"}, "not be in the picture"),
-        ({"target": "Dogs"}, "not be in the picture"),
-        ({"target": "glasses"}, "not be in the picture"),
-        ({"target": "shelf"}, "not be in the picture"),
-        ({"target": "puppies"}, "another word for dog"),
-        ({"target_synonyms": ["Dog"]}, "another word for dog"),
-        ({"instruction": " \n"}, "instruction is empty"),
-        ({"instruction": "…"}, "instruction is empty"),
-        ({"instruction": "so " * 101}, "characters"),
-        ({"instruction": "a carrot\x00 nose"}, "control characters"),
-        ({"instruction": "It wants a dog's life no more."}, "selected category away"),
-        ({"instruction": "No puppies here."}, "selected category away"),
-        ({"instruction": "Build Snowmen!"}, "target category away"),
-        ({"instruction": "A snow-man it is."}, "target category away"),
-        ({"instruction": "A big snow figure."}, "target category away"),
-        ({"target": "monarch butterfly", "instruction": "Butterflies!"}, "target category away"),
-    ],
-)
-def test_what_breaks_a_rule_is_named(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(InvalidAnswer, match=told):
-        read(**changes)
-
-
-def test_other_categories_may_be_named() -> None:
-    assert read(instruction="It melts next to the glass and the Christmas tree.")
-
-
-def test_a_plan_is_tidy() -> None:
-    plan = read(
-        target="  snow \n man ",
-        instruction=" One with\na carrot nose. ",
-        selected_synonyms=["puppy", "dog", "", "puppy"],
-    )
-    assert plan.target == "snow man"
-    assert plan.instruction == "One with a carrot nose."
-    assert plan.synonyms == ("puppy", "snow figure")
-
-
-# Words
-
-
-@pytest.mark.parametrize(
-    ("one", "many"),
-    [
-        ("child", "children"),
-        ("woman", "women"),
-        ("fireman", "firemen"),
-        ("person", "people"),
-        ("mouse", "mice"),
-        ("goose", "geese"),
-        ("tooth", "teeth"),
-        ("foot", "feet"),
-        ("ox", "oxen"),
-        ("wolf", "wolves"),
-        ("knife", "knives"),
-        ("glove", "gloves"),
-        ("cactus", "cacti"),
-        ("larva", "larvae"),
-        ("tomato", "tomatoes"),
-        ("photo", "photos"),
-        ("shoe", "shoes"),
-        ("horse", "horses"),
-        ("pie", "pies"),
-        ("axe", "axes"),
-        ("bus", "buses"),
-        ("quiz", "quizzes"),
-        ("sheep", "sheep"),
-        ("piñata", "pinatas"),
-    ],
-)
-def test_plurals_are_known_both_ways(one: str, many: str) -> None:
-    assert mentions(f"Two {many}.", one)
-    assert mentions(f"Two {one}.", many)
-
-
-@pytest.mark.parametrize(
-    ("sentence", "name"),
-    [
-        ("The beekeeper smiles.", "bee"),
-        ("She cares for it.", "car"),
-        ("It would be an honour.", "bean"),
-        ("Glass breaks.", "glas"),
-        ("A hot day with my dog.", "hot dog"),
-        ("Dog, hot.", "hot dog"),
-        ("The class went home.", "clas"),
-        ("", "bee"),
-        ("Bees!", ""),
-        ("Bees!", "?"),
-    ],
-)
-def test_what_only_looks_alike_is_no_mention(sentence: str, name: str) -> None:
-    assert not mentions(sentence, name)
-
-
-def plural(word: str) -> str:
-    """The regular English plural, as school grammar has it."""
-    if word.endswith("y") and word[-2] not in "aeiou":
-        return word[:-1] + "ies"
-    if word.endswith(("s", "x", "z", "ch", "sh")):
-        return word + "es"
-    return word + "s"
-
-
-laws = settings(deadline=None, derandomize=True, database=None)
-
-NOUN = st.text(string.ascii_lowercase, min_size=3, max_size=9)
-# No noun is spelt with digits, so that these can hold none of them.
-FILLER = st.lists(st.text(string.digits, min_size=1, max_size=5), max_size=6)
-CASE = st.sampled_from([str.lower, str.upper, str.title, str.capitalize])
-AROUND = st.sampled_from(
-    ["{}", "{},", '"{}"', "({})", "{}'s", "{}’s", "{}!", "¿{}?", "-{}-", "_{}_"]
-)
-
-
-@laws
-@given(NOUN, FILLER, FILLER, CASE, AROUND)
-def test_a_word_is_found_wherever_it_stands(
-    noun: str, before: list[str], after: list[str], case: Callable[[str], str], around: str
-) -> None:
-    for form in (noun, plural(noun)):
-        sentence = " ".join([*before, around.format(case(form)), *after])
-        assert mentions(sentence, noun)
-        assert mentions(sentence, plural(noun))
-
-
-@laws
-@given(st.lists(NOUN, min_size=2, max_size=3), FILLER, FILLER, st.sampled_from([" ", "-", ""]))
-def test_a_compound_is_found_open_hyphenated_and_closed(
-    nouns: list[str], before: list[str], after: list[str], joint: str
-) -> None:
-    written = joint.join([*nouns[:-1], plural(nouns[-1])])
-    assert mentions(" ".join([*before, written, *after]), " ".join(nouns))
-
-
-@laws
-@given(NOUN, FILLER, st.sampled_from(["q{}q", "7{}", "{}7", "{}q"]))
-def test_a_part_of_a_word_is_no_mention(noun: str, others: list[str], within: str) -> None:
-    assert not mentions(" ".join([*others, within.format(noun)]), noun)
-
-
-@laws
-@given(NOUN, FILLER)
-def test_a_synonym_in_the_instruction_is_a_leak(noun: str, others: list[str]) -> None:
-    hint = " ".join(["0", *others])
-    assume(not mentions("dog snowman", noun))
-    assert noun in read(instruction=hint, target_synonyms=[noun]).synonyms
-    with pytest.raises(InvalidAnswer, match=f"target category away by the word '{noun}'"):
-        read(instruction=f"{hint} {plural(noun)}", target_synonyms=[noun])

@@ -17,7 +17,7 @@ from reasonpix.recipes import shipped
 from reasonpix.slots import SLOTS
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = {"records", "slots", "hookspecs", "testing", "errors", "weights", "planning"}
+PUBLIC = {"records", "slots", "hookspecs", "testing", "errors", "weights", "planning", "llm"}
 
 HOOKS = [
     name

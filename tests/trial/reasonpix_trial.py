@@ -21,7 +21,7 @@ from reasonpix.hookspecs import hookimpl
 from reasonpix.records import Box, Caption, EditPlan, Entity, Grounding, Problem, ReplaceRequest
 from reasonpix.slots import (
     Captioner,
-    EditedPair,
+    Edit,
     Editor,
     EditRequest,
     EntityExtractor,
@@ -192,16 +192,17 @@ class TrialFilter(Scorer[TrialOptions]):
 
     name: ClassVar[str] = "trial-filter"
     Options: ClassVar[type[Options]] = TrialOptions
+    sees: ClassVar[frozenset[str]] = frozenset({"selected"})
 
     def score(
-        self, pairs: Sequence[EditedPair], pipeline: Mapping[str, Any]
+        self, edits: Sequence[Edit], pipeline: Mapping[str, Any]
     ) -> list[dict[str, float] | Problem]:
         def make(number: int) -> dict[str, float]:
-            green = float(pairs[number].edited_image.getpixel((0, 0))[1])
-            named = pairs[number].selected
+            green = float(edits[number].edited_image.getpixel((0, 0))[1])
+            named = edits[number].selected
             return {"green": float("nan") if named == "nan" else green, "ok": named != "reject-me"}
 
-        return _answers("filter", self.options, [pair.selected for pair in pairs], make)
+        return _answers("filter", self.options, [edit.selected or "" for edit in edits], make)
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
         return [None if score["ok"] else "it was asked for" for score in scores]

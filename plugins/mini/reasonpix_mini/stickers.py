@@ -1,17 +1,20 @@
-"""Scenes of the sticker world as a source of input images."""
+"""Scenes of the sticker world as a source: input images, or whole edits of them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator
+from typing import NamedTuple, Self
 
+import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from reasonpix.slots import Options, Source, SourceItem
+from reasonpix.slots import Options, Source, SourceItem, SourcePair
 
-from . import world
+from . import lexicon, world
 
 
 class StickersOptions(Options):
@@ -26,27 +29,81 @@ class StickersOptions(Options):
     objects: int | None = Field(
         None, ge=1, le=3, description="Objects in every scene; by default one to three, by chance"
     )
+    pairs: bool = Field(
+        False, description="Give whole edits: one object replaced, both captions, an instruction"
+    )
+    unchanged: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the pairs whose edited image is the input image, whatever their "
+        "captions say, as happens in InstructPix2Pix",
+    )
+
+    @model_validator(mode="after")
+    def _only_pairs_stay_unchanged(self) -> Self:
+        if self.unchanged and not self.pairs:
+            raise ValueError("unchanged is a share of pairs: it needs pairs: true")
+        return self
+
+
+class _Edit(NamedTuple):
+    """What a pair's words say happened; the instruction is direct."""
+
+    after: world.Scene
+    instruction: str
 
 
 class Stickers(Source[StickersOptions]):
-    """Scenes `start` to `start + count` of a split; the native id is "<split>/<index>"."""
+    """Scenes `start` to `start + count` of a split; the native id is "<split>/<index>".
+
+    A pair replaces one object by a category of its group that is not in the scene. Which one, and
+    how the instruction is worded, depends on the native id and `objects` alone.
+    """
 
     name = "stickers"
     Options = StickersOptions
 
+    @property
+    def gives_pairs(self) -> bool:
+        """By the option `pairs`."""
+        return self.options.pairs
+
     def items(self) -> Iterator[SourceItem]:
-        """The scenes in order; their content is the hash of the bytes that `read` gives."""
+        """The scenes in order; contents are hashes of what `read` and `read_edited` give."""
         options = self.options
         for index in range(options.start, options.start + options.count):
             scene = world.scene(options.split, index, options.objects)
             yield SourceItem(
                 native_id=f"{options.split}/{index}",
-                content=hashlib.sha256(_png(scene)).hexdigest(),
-                caption=scene.caption if options.captions else None,
+                content=_content(scene),
+                caption=scene.caption if options.captions or options.pairs else None,
+                pair=self._pair(scene) if options.pairs else None,
             )
+
+    def _pair(self, scene: world.Scene) -> SourcePair:
+        edit = _edit(scene)
+        return SourcePair(
+            content=_content(self._edited(scene)),
+            caption=edit.after.caption,
+            instruction=edit.instruction,
+        )
+
+    def _edited(self, scene: world.Scene) -> world.Scene:
+        """What the edited image shows: at even intervals of the index, still the scene itself."""
+        share = self.options.unchanged
+        unchanged = math.floor((scene.index + 1) * share) > math.floor(scene.index * share)
+        return scene if unchanged else _edit(scene).after
 
     def read(self, native_id: str) -> bytes:
         """The scene as PNG, the same bytes every time. Raises `OSError` for an id not listed."""
+        return _png(self._scene(native_id))
+
+    def read_edited(self, native_id: str) -> bytes:
+        """The edited scene as PNG, the same bytes every time, and the same errors."""
+        return _png(self._edited(self._scene(native_id)))
+
+    def _scene(self, native_id: str) -> world.Scene:
         options = self.options
         split, _, number = native_id.partition("/")
         index = int(number) if number.isdecimal() else -1
@@ -55,7 +112,27 @@ class Stickers(Source[StickersOptions]):
                 f"no scene {native_id!r}; there are {options.split}/{options.start} to "
                 f"{options.split}/{options.start + options.count - 1}"
             )
-        return _png(world.scene(options.split, index, options.objects))
+        return world.scene(options.split, index, options.objects)
+
+
+def _edit(scene: world.Scene) -> _Edit:
+    # A seed of its own: the scene's would tie the edit to the background.
+    seed = hashlib.sha256(f"edit {scene.split}/{scene.index}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(seed[:8], "big"))
+    categories = world.categories()
+    position = int(rng.integers(len(scene.placements)))
+    source = categories[scene.placements[position].category]
+    targets = [
+        category
+        for category in categories.values()
+        if category.group == source.group and category.name not in scene.names
+    ]
+    target = targets[int(rng.integers(len(targets)))]
+    return _Edit(scene.replaced(position, target.name), lexicon.direct(rng, source, target))
+
+
+def _content(scene: world.Scene) -> str:
+    return hashlib.sha256(_png(scene)).hexdigest()
 
 
 def _png(scene: world.Scene) -> bytes:

@@ -54,6 +54,11 @@ def categories() -> dict[str, Category]:
     }
 
 
+def indefinite(name: str) -> str:
+    """The category's name with its article: "a bee", "an elephant"."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 @dataclass(frozen=True)
 class Background:
     """A picture without objects: `kind` and the two RGB colours (0–255) it blends."""
@@ -132,7 +137,7 @@ class Scene:
     @property
     def caption(self) -> str:
         """Names what is there, from left to right: "a bee, a rabbit and an elephant"."""
-        nouns = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in self.names]
+        nouns = [indefinite(name) for name in self.names]
         return " and ".join(filter(None, [", ".join(nouns[:-1]), nouns[-1]]))
 
     def replaced(

@@ -1,4 +1,5 @@
-"""The planner `openai`: a chat model of OpenAI, or of any server that speaks its protocol.
+"""The planners `openai` and `gpt-3.5-turbo`: a chat model of OpenAI, or of any server that speaks
+its protocol.
 
 The paper plans with GPT-3.5-turbo (§3.2). vLLM, Ollama, llama.cpp and others answer the same
 requests; `base_url` points there.
@@ -9,27 +10,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
 
 from reasonpix.errors import ReasonpixError
 from reasonpix.hookspecs import hookimpl
-from reasonpix.planning import Completion, Conversation, LLMPlanner, LLMPlannerOptions
+from reasonpix.llm import Completion, Conversation, Unavailable
+from reasonpix.planning import LLMPlanner, LLMPlannerOptions
 from reasonpix.records import Problem
-
-if TYPE_CHECKING:
-    from openai import APIStatusError
+from reasonpix_openai.batches import Batches
+from reasonpix_openai.replies import FORMAT, Replies
 
 OPENAI_URL = "https://api.openai.com/v1"
-
-_NO_CHAT = "no answer of a chat API; check base_url, which usually ends in /v1"
-_FORMAT = re.compile(r"response_format|json.?(schema|object)|structured.?output", re.IGNORECASE)
 
 StructuredOutput = Literal["json_schema", "json_object", "none"]
 
@@ -48,8 +44,8 @@ class OpenAIOptions(LLMPlannerOptions):
     neutral: ClassVar[frozenset[str]] = LLMPlannerOptions.neutral | {
         "concurrency",
         "timeout_s",
-        "max_retries",
         "api_key_env",
+        "batch",
     }
 
     model: str = Field("gpt-3.5-turbo", description="Name of the model, as the server knows it")
@@ -76,8 +72,9 @@ class OpenAIOptions(LLMPlannerOptions):
     timeout_s: float = Field(
         60.0, gt=0, description="Longest silence of the server in one attempt, in seconds"
     )
-    max_retries: int = Field(
-        4, ge=0, description="Further attempts after a lost connection, a 429 or a server error"
+    batch: bool = Field(
+        False,
+        description="Use the batch endpoint: answers within 24 hours, at OpenAI for half the price",
     )
 
     @field_validator("base_url")
@@ -91,8 +88,10 @@ class OpenAIOptions(LLMPlannerOptions):
         return url.rstrip("/")
 
 
-def _is_openai(url: str) -> bool:
-    return (urlsplit(url).hostname or "").endswith("api.openai.com")
+class GPT35TurboOptions(OpenAIOptions):
+    """What a recipe may say about the planner `gpt-3.5-turbo`: as `openai`, but for the model."""
+
+    model: Literal["gpt-3.5-turbo"] = Field("gpt-3.5-turbo", description="Nothing else")
 
 
 @dataclass(frozen=True)
@@ -110,84 +109,128 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
     The API key comes from the environment and goes nowhere but into the requests.
     """
 
-    name = "openai"
+    name: ClassVar[str] = "openai"
     Options: ClassVar[type[OpenAIOptions]] = OpenAIOptions
 
     def __init__(self, options: OpenAIOptions) -> None:
         super().__init__(options)
         self._open = ExitStack()
 
+    @property
+    def concurrency(self) -> int:
+        """Requests under way at once; a batch takes all that there is to ask."""
+        return 50_000 if self.options.batch else self.options.concurrency
+
+    @property
+    def longest_answer(self) -> int | None:
+        """The option `max_tokens`."""
+        return self.options.max_tokens
+
+    @property
+    def jobs(self) -> bool:
+        """The option `batch`."""
+        return self.options.batch
+
     def check(self) -> None:
-        """Read the prompt and the key. Raises a `ReasonpixError` for what is wrong with them."""
+        """Read the prompts and the key. Raises a `ReasonpixError` for what is wrong with them."""
         super().check()
         self._read_key()
 
     def load(self) -> None:
         """Make the client. Raises `ReasonpixError` when the API key is missing or malformed."""
-        from openai import OpenAI
+        from httpx2 import Limits
+        from openai import DefaultHttpxClient, OpenAI
 
         options = self.options
-        self._key = self._read_key()
+        key = self._read_key()
         client = OpenAI(
             # The client insists on a key; servers that need none ignore it.
-            api_key=self._key or "none",
+            api_key=key or "none",
             base_url=options.base_url,
             timeout=options.timeout_s,
-            max_retries=options.max_retries,
+            max_retries=0,
+            # Each thread keeps its connection.
+            http_client=DefaultHttpxClient(
+                limits=Limits(max_connections=None, max_keepalive_connections=options.concurrency)
+            ),
         )
-        workers = ThreadPoolExecutor(options.concurrency, thread_name_prefix="openai")
         self._client = self._open.enter_context(client)
-        self._workers = self._open.enter_context(workers)
+        self._replies = Replies(options.base_url, self._key_name, key)
+        self._batches = Batches(client, self._replies, options.max_retries)
         wanted = options.structured_output
         self._dialect = _Dialect("json_schema" if wanted == "auto" else wanted)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Let the requests under way finish, and close all connections."""
+        super().close()
         self._open.close()
 
     def complete(
-        self, conversations: Sequence[Conversation], schema: Mapping[str, Any]
-    ) -> list[Completion | Problem]:
-        """Ask for each conversation, `concurrency` at once, and answer in order."""
-        return list(self._workers.map(partial(self._complete_one, schema=schema), conversations))
+        self, conversations: Sequence[Conversation]
+    ) -> list[Completion | Problem | Unavailable]:
+        """Ask for each conversation once; again only for what the server does not understand."""
+        return [self._complete_one(conversation) for conversation in conversations]
 
-    def _complete_one(
-        self, conversation: Conversation, schema: Mapping[str, Any]
-    ) -> Completion | Problem:
-        from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
+    def submit(self, conversations: Mapping[str, Conversation]) -> str:
+        """Hand in a batch, or find the one that was handed in with just these requests."""
+        dialect = self._dialect
+        return self._batches.submit(
+            {key: self._request(conversations[key], dialect) for key in sorted(conversations)}
+        )
 
-        url = self.options.base_url
+    def collect(self, job: str) -> Mapping[str, Completion | Problem | Unavailable] | None:
+        """What came of the requests of a batch that has ended; what is missing came to nothing."""
+        outcomes = self._batches.outcomes(job)
+        if outcomes is None:
+            return None
+        results: dict[str, Completion | Problem | Unavailable] = {}
+        dialect = self._dialect
+        for outcome in outcomes:
+            weaker = self._weaker(dialect, outcome.status, outcome.body)
+            if weaker is not None:
+                self._dialect = weaker  # for the next batch
+                results[outcome.key] = self._replies.unavailable(str(outcome.body))
+                continue
+            try:
+                results[outcome.key] = self._replies.outcome(outcome.status, outcome.body)
+            except ReasonpixError as error:  # It must not take the others' answers with it.
+                results[outcome.key] = Unavailable(reason=str(error))
+        return results
+
+    def _complete_one(self, conversation: Conversation) -> Completion | Problem | Unavailable:
+        from httpx2 import Response
+        from openai import APIConnectionError, APIStatusError
+
         dialect = self._dialect
         while True:
-            request = self._request(conversation, schema, dialect)
+            request = self._request(conversation, dialect)
+            failure: APIStatusError | APIConnectionError
             try:
-                answer = self._client.chat.completions.create(**request)
-            except APIStatusError as error:
-                weaker = self._weaker(dialect, error)
-                if weaker is not None:
-                    dialect = weaker
-                    continue
-                if error.code == "content_filter":
-                    return Completion(text="", refusal="content filter")
-                return self._failed(f"{url}: {error.message}{self._advice(error)}")
-            except APITimeoutError:
-                return self._failed(f"{url}: silent for {self.options.timeout_s:g} s (timeout_s)")
-            except APIConnectionError as error:
-                return self._failed(f"cannot reach {url}: {error.__cause__ or error}")
-            except (OpenAIError, ValueError):
-                return self._failed(f"{url}: {_NO_CHAT}")
-            # Remembered only once it has worked: what one record's error text seems to say must
-            # not change how the others are asked.
-            self._dialect = dialect
-            return self._completion(answer)
+                # What `chat.completions.create` does beside, such as to look through every
+                # message for fields to rename, takes more time than all the rest of a call.
+                response = self._client.post("/chat/completions", cast_to=Response, body=request)
+            except (APIStatusError, APIConnectionError) as error:
+                failure = error
+            else:
+                # Remembered only once it has worked: what one record's error text seems to say
+                # must not change how the others are asked.
+                self._dialect = dialect
+                return self._replies.read(response.content)
+            # Out here an error that is raised does not carry the server's own, with its text.
+            if isinstance(failure, APIConnectionError):
+                cause = failure.__cause__ or failure
+                return self._replies.lost(cause, self.options.timeout_s)
+            status, body = failure.status_code, failure.body
+            weaker = self._weaker(dialect, status, body)
+            if weaker is None:
+                return self._replies.error(status, body, failure.response.headers)
+            dialect = weaker
 
-    def _request(
-        self, conversation: Conversation, schema: Mapping[str, Any], dialect: _Dialect
-    ) -> dict[str, Any]:
-        options = self.options
+    def _request(self, conversation: Conversation, dialect: _Dialect) -> dict[str, Any]:
+        options, schema = self.options, conversation.answer_schema
         request: dict[str, Any] = {
             "model": options.model,
-            "messages": [message.model_dump() for message in conversation.messages],
+            "messages": [{"role": m.role, "content": m.content} for m in conversation.messages],
         }
         if options.temperature is not None:
             request["temperature"] = options.temperature
@@ -205,29 +248,12 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
             request["response_format"] = {"type": "json_object"}
         return request
 
-    def _completion(self, answer: Any) -> Completion | Problem:
-        try:
-            choice, usage = answer.choices[0], answer.usage
-            refusal = choice.message.refusal
-            if choice.finish_reason == "content_filter":
-                refusal = refusal or "content filter"
-            return Completion(
-                text=self._redacted(choice.message.content or ""),
-                refusal=self._redacted(refusal) if refusal else None,
-                finish_reason=choice.finish_reason or "stop",
-                prompt_tokens=usage.prompt_tokens if usage else 0,
-                completion_tokens=usage.completion_tokens if usage else 0,
-            )
-        # The client does not check what it is given: a web page comes as a plain string.
-        except (AttributeError, LookupError, TypeError, ValueError):
-            return self._failed(f"{self.options.base_url}: {_NO_CHAT}")
-
-    def _weaker(self, dialect: _Dialect, error: APIStatusError) -> _Dialect | None:
+    def _weaker(self, dialect: _Dialect, status: int, body: Any) -> _Dialect | None:
         """What to try after the server refused a parameter; None when that is not the trouble."""
-        if error.status_code not in (400, 422):
+        if status not in (400, 422):
             return None
-        about = str(error.body)
-        if _FORMAT.search(about):
+        about = str(body)
+        if FORMAT.search(about):
             if self.options.structured_output != "auto":
                 return None
             if dialect.structured_output == "json_schema":
@@ -240,40 +266,39 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
             return replace(dialect, seed=False)
         return None
 
-    def _advice(self, error: APIStatusError) -> str:
-        if error.status_code == 401:
-            name = self.options.api_key_env or "OPENAI_API_KEY"
-            return f"; check the key in the environment variable {name}"
-        if error.status_code in (400, 422) and _FORMAT.search(str(error.body)):
-            return "; try another structured_output, such as auto"
-        return ""
+    @property
+    def _key_name(self) -> str:
+        return self.options.api_key_env or "OPENAI_API_KEY"
 
     def _read_key(self) -> str | None:
-        name = self.options.api_key_env or "OPENAI_API_KEY"
+        name = self._key_name
         key = os.environ.get(name, "").strip()
         if not key and (self.options.api_key_env or _is_openai(self.options.base_url)):
             raise ReasonpixError(
-                f"planner openai: no API key: set the environment variable {name}, or point "
+                f"planner {self.name}: no API key: set the environment variable {name}, or point "
                 "base_url to a server that needs none"
             )
         if not all("!" <= letter <= "~" for letter in key):
             # The HTTP client would complain too, and show the key.
             raise ReasonpixError(
-                f"planner openai: the environment variable {name} holds no API key: it has spaces "
-                "or other characters that a key cannot have"
+                f"planner {self.name}: the environment variable {name} holds no API key: it has "
+                "spaces or other characters that a key cannot have"
             )
         return key or None
 
-    def _redacted(self, text: str) -> str:
-        return text.replace(self._key, "[API key]") if self._key else text
 
-    def _failed(self, reason: str) -> Problem:
-        # OpenAI repeats a part of a wrong key: "sk-abcde***wxyz".
-        reason = re.sub(r"\bsk-[\w*-]+", "[API key]", self._redacted(reason))
-        return Problem(status="failed", reason=reason[:500])
+class GPT35TurboPlanner(OpenAIPlanner):
+    """Plans by GPT-3.5-turbo, as the paper does: `openai` with its default model."""
+
+    name: ClassVar[str] = "gpt-3.5-turbo"
+    Options: ClassVar[type[OpenAIOptions]] = GPT35TurboOptions
+
+
+def _is_openai(url: str) -> bool:
+    return (urlsplit(url).hostname or "").endswith("api.openai.com")
 
 
 @hookimpl
 def planners() -> list[type[OpenAIPlanner]]:
-    """Offer the planner `openai`."""
-    return [OpenAIPlanner]
+    """Offer the planners `openai` and `gpt-3.5-turbo`."""
+    return [OpenAIPlanner, GPT35TurboPlanner]

@@ -1,0 +1,117 @@
+"""What the LLM answers of a run will cost, estimated before anything is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from reasonpix import plugins
+from reasonpix.engine import open_source
+from reasonpix.ledger import Spending
+from reasonpix.outcomes import samples_reaching, verdicts
+from reasonpix.pipeline import Stage, stages_of
+from reasonpix.planning import LLMPlanner
+from reasonpix.recipe import Recipe
+from reasonpix.run import RunFolder
+from reasonpix.slots import Source
+from reasonpix.summary import spending
+from reasonpix.tasks import TASKS
+
+CHARACTERS_PER_TOKEN = 4
+"""A rule of thumb for English, used as long as a run has no answers to learn from."""
+
+_ENOUGH = 20
+# Answers from which a mean is taken.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage is expected to ask. Every figure is for what is still to be done.
+
+    `records` are at most so many when earlier stages are not finished: they may let fewer through.
+    """
+
+    stage: str
+    records: int
+    at_most: bool
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    """None when the recipe gives no price."""
+    learnt: bool
+    """Whether tokens are taken from this run's own answers, not from the rule of thumb."""
+
+
+def estimate(recipe: Recipe, out: Path, limit: int | None = None) -> list[Estimate]:
+    """What each stage that asks an LLM will ask, if `recipe` is run into `out`. Writes nothing."""
+    run = RunFolder(out)
+    source = open_source(recipe)
+    try:
+        known = spending(run)
+        planned = None if run.plan_path.exists() else _count(source, limit)
+        return list(_estimates(recipe, run, source, planned, known))
+    finally:
+        source.close()
+
+
+def _estimates(
+    recipe: Recipe, run: RunFolder, source: Source[Any], planned: int | None, known: Spending
+) -> Iterator[Estimate]:
+    for stage in stages_of(recipe):
+        use = next((u for u in (stage.use, *stage.needs) if u and _is_asked(u.slot)), None)
+        if stage.questions is None or use is None:
+            continue
+        planner = plugins.build(use.slot, use.name, use.options)
+        if not isinstance(planner, LLMPlanner):
+            continue
+        verb, times = stage.questions
+        records, at_most = _records(run, stage, source, planned)
+        calls = records * times
+        before = known.verbs.get(verb, Spending())
+        learnt = before.answers >= _ENOUGH
+        if learnt:
+            prompt = before.prompt_tokens / before.answers
+            completion = before.completion_tokens / before.answers
+        else:
+            question, answer = planner.prompt(TASKS[verb]).typical_length
+            prompt, completion = question / CHARACTERS_PER_TOKEN, answer / CHARACTERS_PER_TOKEN
+        tokens = round(calls * prompt), round(calls * completion)
+        price = planner.price
+        yield Estimate(
+            stage=stage.name,
+            records=records,
+            at_most=at_most,
+            calls=calls,
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
+            cost=price.of(*tokens) if price else None,
+            learnt=learnt,
+        )
+
+
+def _is_asked(slot: str) -> bool:
+    return slot in ("planner", "reader")
+
+
+def _records(
+    run: RunFolder, stage: Stage, source: Source[Any], planned: int | None
+) -> tuple[int, bool]:
+    """Records that the stage has still to do, and whether they may be fewer."""
+    if planned is not None:
+        return planned, True
+    done = run.done(stage.entry.folder)
+    todo = [shard for shard in run.shards() if shard.name not in done]
+    names = {shard.name for shard in run.shards()}
+    if any(names - run.done(entry.folder) for entry in stage.follows):
+        return sum(shard.rows for shard in todo), True
+    rejected = verdicts(run, stage.follows)
+    reached = (samples_reaching(run, stage.follows, rejected, shard, source) for shard in todo)
+    return sum(1 for samples in reached for _ in samples), False
+
+
+def _count(source: Source[Any], limit: int | None) -> int:
+    return sum(1 for _ in islice(source.items(), limit))

@@ -1,0 +1,106 @@
+"""YAML as plain values that remember where they stand, and overrides from the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from reasonpix.errors import RecipeError
+
+Path = tuple[str | int, ...]
+"""The keys and positions that lead to a value."""
+
+
+class Marks(dict[Path, str]):
+    """Where each value stands: `file:line:column`, or the `--set` that gave it."""
+
+    def nearest(self, path: Path) -> str:
+        """The place of a value, or of the nearest one around it."""
+        while path and path not in self:
+            path = path[:-1]
+        return self[path]
+
+
+def parse(text: str, name: str) -> tuple[dict[str, Any], Marks]:
+    """YAML as plain values, with the place of each. Keys given twice are errors."""
+    marks = Marks({(): f"{name}:1:1"})
+    problems: list[str] = []
+
+    def walk(node: yaml.Node, path: Path) -> Any:
+        marks[path] = f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        if isinstance(node, yaml.SequenceNode):
+            return [walk(child, (*path, i)) for i, child in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            values: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = str(key_node.value)
+                mark = key_node.start_mark
+                here = f"{name}:{mark.line + 1}:{mark.column + 1}"
+                if key in values:
+                    problems.append(f"{here}: {'.'.join(map(str, (*path, key)))}: given twice")
+                values[key] = walk(value_node, (*path, key))
+                marks[(*path, key)] = here
+            return values
+        try:
+            return scalars.construct_object(node)
+        except ValueError as error:  # such as the 30th of February
+            problems.append(f"{marks[path]}: not valid YAML: {error}")
+            return None
+
+    scalars = yaml.SafeLoader("")
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        data = walk(root, ()) if root else {}
+    except yaml.MarkedYAMLError as error:
+        at = error.problem_mark
+        where = f"{name}:{at.line + 1}:{at.column + 1}" if at else name
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise RecipeError([f"{where}: not valid YAML: {what}"]) from error
+    except yaml.YAMLError as error:
+        what = " ".join(str(error).split())
+        raise RecipeError([f"{name}: not valid YAML: {what}"]) from error
+    except RecursionError as error:
+        raise RecipeError([f"{name}: nested too deeply"]) from error
+    if not isinstance(data, dict):
+        problems.append(f"{name}:1:1: a recipe is a mapping, got {data!r}")
+    if problems:
+        raise RecipeError(problems)
+    return data, marks
+
+
+def override_value(data: dict[str, Any], marks: Marks, override: str, problems: list[str]) -> None:
+    """Put the value of `a.b=value` into `data`; a component's short form grows into a block."""
+    path, equals, text = override.partition("=")
+    where = f"--set {override}"
+    if not equals or not path:
+        problems.append(f"{where}: expected key=value, such as seed=1 or pipeline.planner.model=x")
+        return
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        what = getattr(error, "problem", error)
+        problems.append(f"{where}: the value is not valid YAML: {what}")
+        return
+    keys: Path = ()
+    target: Any = data
+    steps = path.split(".")
+    for step in steps:
+        is_entry = isinstance(target, list) and step.isdigit() and int(step) < len(target)
+        key: str | int = int(step) if is_entry else step
+        keys = (*keys, key)
+        if not is_entry and not isinstance(target, dict):
+            problems.append(f"{where}: there is no {'.'.join(map(str, keys))}")
+            return
+        if len(keys) == len(steps):
+            break
+        if not is_entry and key not in target:
+            target[key] = {}
+            marks[keys] = where
+        if isinstance(target[key], str):
+            target[key] = {"use": target[key]}
+        target = target[key]
+    target[key] = value
+    for below in [place for place in marks if place[: len(keys)] == keys]:
+        del marks[below]
+    marks[keys] = where

@@ -1,0 +1,88 @@
+"""What a run amounts to beside its counts: what its LLM answers cost, and how P_select chose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reasonpix.ledger import Ledger, Spending
+from reasonpix.outcomes import read_stages
+from reasonpix.run import RunFolder
+from reasonpix.samples import Selection
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """How P_select chose when it saw the same candidates in several orders."""
+
+    records: int
+    agreement: float
+    """Mean share of the orders in which the chosen candidate was chosen."""
+    unanimous: float
+    """Share of the records of which every order chose the same candidate."""
+    first: float
+    """Share of all choices that fell on the candidate that stood first."""
+    expected: float
+    """What `first` would be by chance alone."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"P_select, asked in several orders about {self.records} records: "
+            f"{self.agreement:.0%} of choices agree, {self.unanimous:.0%} of records unanimous; "
+            f"first place chosen {self.first:.0%} ({self.expected:.0%} by chance)"
+        )
+
+
+def position_bias(run: RunFolder) -> PositionBias | None:
+    """The position bias of P_select in this run; None when nothing was chosen in several orders."""
+    folders = [entry.folder for entry in read_stages(run) if entry.stage == "select"]
+    asked = [
+        selection
+        for folder in folders
+        for shard in run.shards()
+        for row in run.read(folder, shard)
+        if row.status == "ok"
+        and len((selection := Selection.model_validate_json(row.output)).orders) > 1
+    ]
+    if not asked:
+        return None
+    choices = [
+        (order, choice)
+        for selection in asked
+        for order, choice in zip(selection.orders, selection.choices, strict=True)
+    ]
+    return PositionBias(
+        records=len(asked),
+        agreement=sum(selection.agreement for selection in asked) / len(asked),
+        unanimous=sum(selection.agreement == 1 for selection in asked) / len(asked),
+        first=sum(order[0] == choice for order, choice in choices) / len(choices),
+        expected=sum(1 / len(order) for order, _ in choices) / len(choices),
+    )
+
+
+def spending(run: RunFolder) -> Spending:
+    """What the LLM answers of this run folder have cost, whichever stage of whenever used them."""
+    if not run.llm_path.exists():
+        return Spending()
+    with Ledger(run.llm_path) as ledger:
+        return ledger.spent()
+
+
+def spending_lines(run: RunFolder, accepted: int) -> list[str]:
+    """Tokens and money by what was asked, and for each of the `accepted` samples; for people."""
+    spent = spending(run)
+    lines = [
+        f"{verb}: {part.answers} answers, {part.prompt_tokens} prompt and "
+        f"{part.completion_tokens} answer tokens, {_money(part)}"
+        for verb, part in spent.verbs.items()
+    ]
+    if accepted and spent.answers > spent.unpriced:
+        paid = spent.cost + spent.lost_cost
+        lines.append(f"paid {_money(spent)}: {paid / accepted:.6f} for each accepted sample")
+    return lines
+
+
+def _money(spent: Spending) -> str:
+    priced = spent.answers > spent.unpriced or not spent.answers
+    lost = f" and at most {spent.lost_cost:.4f} for {spent.lost} lost calls" if spent.lost else ""
+    return (f"{spent.cost:.4f}" if priced else "no price given") + lost
