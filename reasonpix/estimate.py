@@ -10,13 +10,13 @@ from typing import Any
 
 from reasonpix import plugins
 from reasonpix.engine import open_source
-from reasonpix.ledger import Spending
 from reasonpix.outcomes import samples_reaching, verdicts
 from reasonpix.pipeline import Stage, stages_of
 from reasonpix.planning import LLMPlanner
 from reasonpix.recipe import Recipe
 from reasonpix.run import RunFolder
 from reasonpix.slots import Source
+from reasonpix.spending import Spending
 from reasonpix.summary import spending
 from reasonpix.tasks import TASKS
 

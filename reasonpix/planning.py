@@ -85,6 +85,7 @@ class LLMPlanner(Planner[P_co]):
         """Where raw answers are kept. A run puts its own here; otherwise they are in memory."""
         self._lock = Lock()
         self._caller: Caller | None = None
+        self._memory: Ledger | None = None
         self._prompts: dict[Verb, Prompt[Any, Any, Any]] = {}
 
     @abstractmethod
@@ -98,9 +99,9 @@ class LLMPlanner(Planner[P_co]):
         """
 
     def submit(self, conversations: Mapping[str, Conversation]) -> str:
-        """Hand in a job, and return its id; that of an earlier job with just these, if there is one.
+        """Hand in a job, and return its id. The keys are ids to know the answers by.
 
-        The keys are ids to know the answers by.
+        The same conversations handed in again give the id of the job that holds them already.
         """
         raise NotImplementedError
 
@@ -157,6 +158,9 @@ class LLMPlanner(Planner[P_co]):
         if self._caller is not None:
             self._caller.close()
             self._caller = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
     def rewrite(self, requests: Sequence[RewriteRequest]) -> list[Rewriting | Problem]:
         """One candidate for each request (P_gen, Eq. 2)."""
@@ -193,7 +197,10 @@ class LLMPlanner(Planner[P_co]):
         prompt = self.prompt(task)
         with self._lock:  # shards come in threads of their own
             if self._caller is None:
-                self._caller = Caller(self, self.ledger or Ledger(None))
+                ledger = self.ledger
+                if ledger is None:
+                    ledger = self._memory = Ledger(None)
+                self._caller = Caller(self, ledger)
             caller = self._caller
         results: dict[int, Result | Problem] = {}
         unanswered = {i: prompt.conversation(request) for i, request in enumerate(requests)}

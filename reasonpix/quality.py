@@ -51,7 +51,7 @@ class Leak(Scorer[LeakOptions]):
     that stay, and those of editing as such ("make", "photo"). So no planner's word need be taken
     for it that nothing leaks.
 
-    A word is named in any case, singular or plural: see `reasonpix.words.mentions`. Several
+    A word is named in any case, number or regular form: see `reasonpix.words.mentions`. Several
     give-aways in one place, such as "lamp" in "desk lamp", count once.
     """
 
@@ -280,7 +280,8 @@ class Resolvable(Scorer[ResolvableOptions]):
             if isinstance(answer, Problem):
                 scores.append(answer)
             else:
-                scores.append({"correct": float(request.options[answer.index] == edit.target)})
+                taken = request.options[answer.index : answer.index + 1]
+                scores.append({"correct": float(taken == (edit.target,))})
         return scores
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:

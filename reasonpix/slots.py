@@ -139,7 +139,7 @@ class Grounder(Component[O_co]):
 
 
 class Planner(Component[O_co]):
-    """Thinks in words: plans replacements (Eq. 6), rewrites instructions (Eq. 2) and selects (Eq. 3).
+    """Thinks in words: rewrites instructions (Eq. 2), selects (Eq. 3), plans edits (Eq. 6).
 
     A planner need not do all of it; a recipe that asks for what its planner lacks is refused.
     """

@@ -214,13 +214,18 @@ def _selection(
 ) -> Selection | Problem:
     if not orders:
         return Selection(chosen=0)
-    chosen = [
-        (order, order[answer.index])
-        for order, answer in zip(orders, answers, strict=True)
-        if isinstance(answer, Choice)
-    ]
+    chosen: list[tuple[tuple[int, ...], int]] = []
+    problems: list[Problem] = []
+    for order, answer in zip(orders, answers, strict=True):
+        if isinstance(answer, Problem):
+            problems.append(answer)
+        elif answer.index < len(order):
+            chosen.append((order, order[answer.index]))
+        else:
+            reason = f"the planner chose option {answer.index + 1} of {len(order)}"
+            problems.append(Problem(status="failed", reason=reason))
     if not chosen:
-        return _worst([answer for answer in answers if isinstance(answer, Problem)])
+        return _worst(problems)
     choices = [choice for _, choice in chosen]
     return Selection(
         chosen=Counter(choices).most_common(1)[0][0],
@@ -290,7 +295,8 @@ def score(
 
 
 def _edit(sample: Sample, run_seed: int) -> Edit:
-    plan, pair, given, chosen = sample.plan, sample.item.pair, sample.candidates, sample.selection
+    plan, given, chosen = sample.plan, sample.candidates, sample.selection
+    pair = None if plan else sample.item.pair
     candidates = given.candidates if given else ()
     words = (word for candidate in candidates for word in candidate.revealing)
     return Edit(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reasonpix.ledger import Ledger, Spending
+from reasonpix.ledger import Ledger
 from reasonpix.outcomes import read_stages
 from reasonpix.run import RunFolder
 from reasonpix.samples import Selection
+from reasonpix.spending import Spending
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
     Raises `InvalidAnswer`.
     """
     categories = request.categories
-    target, instruction = one_line(answer.target), one_line(answer.instruction)
+    target, instruction = bare(answer.target), one_line(answer.instruction)
     synonyms = {
         "selected": _names(answer.selected_synonyms),
         "target": _names(answer.target_synonyms),

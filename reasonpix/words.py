@@ -12,21 +12,21 @@ from functools import lru_cache
 
 
 def mentions(text: str, name: str) -> bool:
-    """Whether a text holds a name as whole words, in any case, singular or plural.
+    """Whether a text holds a name as whole words, in any case, number, or regular form of a verb.
 
-    "Bee" is in "Two bees!" and not in "beekeeper"; "desk lamp" is in "desk-lamps" and
-    "desklamp"; "honeybee" is in "honey-bees", but not in "honey bee", or "bean" would be in
-    "it must be an apple".
+    "Bee" is in "Two bees!" and not in "beekeeper"; "snow" is in "it snowed" and "snowing"; "desk
+    lamp" is in "desk-lamps" and "desklamp"; "honeybee" is in "honey-bees", but not in "honey bee",
+    or "bean" would be in "it must be an apple".
     """
     wanted, found = words_of(name), words_of(text)
     if not wanted:
         return False
     closed = [re.sub(r"\W", "", compound) for compound in _COMPOUND.findall(_plain(text))]
-    if any(_same_word(word, "".join(wanted)) for word in (*found, *closed)):
+    if any(_akin(word, "".join(wanted)) for word in (*found, *closed)):
         return True
     size = len(wanted)
     return any(
-        all(map(_same_word, found[start : start + size], wanted))
+        all(map(_akin, found[start : start + size], wanted))
         for start in range(len(found) - size + 1)
     )
 
@@ -65,6 +65,40 @@ def _singulars(word: str) -> frozenset[str]:
     if word.endswith("s") and not word.endswith("ss") and len(word) > 2:
         forms.add(word[:-1])
     return frozenset(forms)
+
+
+@lru_cache(maxsize=1 << 16)
+def _lemmas(word: str) -> frozenset[str]:
+    """What the word may be a form of: the plural of a noun, or the -ing or -ed of a verb.
+
+    Spelling tells "hating" (of "hate") from "hat": a short word doubles its last letter.
+    """
+    forms = set(_singulars(word))
+    for form in _singulars(word):
+        ending = _VERB_ENDING.fullmatch(form)
+        if ending is None:
+            continue
+        stem = ending[1]
+        if stem[-1] == stem[-2:-1]:
+            forms |= {stem, stem[:-1]}  # "falling", "running"
+        elif _SHORT.fullmatch(stem):
+            forms.add(stem + "e")
+        elif stem.endswith("i"):
+            forms |= {stem, stem + "e", stem[:-1] + "y"}  # "skiing", "tied", "carried"
+        elif stem.endswith("e"):
+            forms.add(stem)  # "being" has nothing to do with bees
+        else:
+            forms |= {stem, stem + "e"}  # "painting", "dancing"
+    return frozenset(forms)
+
+
+_VERB_ENDING = re.compile(r"(?!.*eed$)(.*[aeiouy].*)(?:ing|ed)")
+_SHORT = re.compile(r"[^aeiouy]*[aeiouy][^aeiouywx]")
+"""One syllable with a short vowel, such as "hat" and "run"."""
+
+
+def _akin(one: str, other: str) -> bool:
+    return not _lemmas(one).isdisjoint(_lemmas(other))
 
 
 def _same_word(one: str, other: str) -> bool:
@@ -118,8 +152,8 @@ def one_line(text: str) -> str:
 
 
 def bare(name: str) -> str:
-    """A name without its article."""
-    return re.sub(r"^(an?|the) (?=\S)", "", one_line(name), flags=re.IGNORECASE)
+    """A name without its article, and without punctuation around it."""
+    return re.sub(r"^(an?|the) (?=\w)", "", one_line(name).strip(" .,;:!?\"'"), flags=re.IGNORECASE)
 
 
 def telling(name: str) -> list[str]:

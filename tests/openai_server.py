@@ -43,6 +43,7 @@ import re
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from email.parser import BytesParser
 from email.policy import HTTP
 from http import HTTPStatus
@@ -300,7 +301,7 @@ class Server:
                 fields = (line.split(":", 1) for line in lines)
                 headers = {name.lower(): value.strip() for name, value in fields}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
-                await self.answer(writer, method, path.split("?")[0], headers, body)
+                await self.answer(reader, writer, method, path.split("?")[0], headers, body)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # The client has gone, or was sent away.
         finally:
@@ -308,6 +309,7 @@ class Server:
 
     async def answer(
         self,
+        reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         method: str,
         path: str,
@@ -317,7 +319,8 @@ class Server:
         script, authorization = self.script, headers.get("authorization", "")
         status, said = 200, {}
         if (method, path) == ("POST", "/v1/chat/completions"):
-            return await self.chat(writer, json.loads(content), authorization)
+            await self.chat(writer, json.loads(content), authorization, reader.at_eof)
+            return
         if (method, path) == ("POST", "/script"):
             self.script = Script(json.loads(content))
         elif (method, path) == ("POST", "/batches"):
@@ -347,7 +350,11 @@ class Server:
         await _send(writer, status, json.dumps(said).encode())
 
     async def chat(
-        self, writer: asyncio.StreamWriter, body: dict[str, Any], authorization: str
+        self,
+        writer: asyncio.StreamWriter,
+        body: dict[str, Any],
+        authorization: str,
+        gone: Callable[[], bool],
     ) -> None:
         script, arrived = self.script, time.monotonic()
         identity = request_id(body)
@@ -361,6 +368,8 @@ class Server:
         due = arrived + script.latency + reply.get("delay", 0)
         await asyncio.sleep(due - time.monotonic())
         script.under_way -= 1
+        if gone():
+            raise ConnectionError
         extra = reply.get("headers", {})
         if "raw" in reply:
             kind = reply.get("content_type", "application/json")

@@ -605,12 +605,13 @@ sys.path.insert(0, sys.argv[2])
 from test_calling import PRICE, Caller, Ledger, Model, conversations, echo
 def reply(text, attempt):
     if int(text) >= 20:
-        print("under way", flush=True)
+        sys.stdout.write("under way\\n")  # at once, unlike print
+        sys.stdout.flush()
         time.sleep(60)
     return echo(text)
-caller = Caller(Model(reply, concurrency=5, price=PRICE, longest_answer=50), Ledger(Path(sys.argv[1])))
-caller.answers("rewrite", conversations(40))
-"""  # noqa: E501
+model = Model(reply, concurrency=5, price=PRICE, longest_answer=50)
+Caller(model, Ledger(Path(sys.argv[1]))).answers("rewrite", conversations(40))
+"""
 
 
 def test_after_a_kill_answers_are_there_and_calls_under_way_count_as_lost(tmp_path: Path) -> None:
@@ -635,9 +636,9 @@ def killed(script: str, path: Path, sign: str, times: int = 1) -> None:
         [sys.executable, "-c", script, str(path), here], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        for _ in range(times):
-            assert process.stdout.readline().strip() == sign
+        lines = [process.stdout.readline() for _ in range(times)]
         os.kill(process.pid, signal.SIGKILL)
+    assert lines == [f"{sign}\n"] * times
 
 
 # -- Jobs

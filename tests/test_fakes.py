@@ -17,6 +17,7 @@ from reasonpix.fakes import (
     FakeSource,
 )
 from reasonpix.filters import Eq1, NoOp, RegionDistance, Regrounded
+from reasonpix.quality import Agreement, Diversity, Leak, Resolvable
 from reasonpix.records import Choice, ResolveRequest, RewriteRequest, Rewriting, SelectRequest
 from reasonpix.slots import Options
 
@@ -74,6 +75,23 @@ class TestNoOp(testing.ScorerContract):
 class TestRegrounded(testing.ScorerContract):
     component = Regrounded
     pipeline: ClassVar = {"grounder": FakeGrounder(Options())}
+
+
+class TestLeak(testing.ScorerContract):
+    component = Leak
+
+
+class TestDiversity(testing.ScorerContract):
+    component = Diversity
+
+
+class TestAgreement(testing.ScorerContract):
+    component = Agreement
+
+
+class TestResolvable(testing.ScorerContract):
+    component = Resolvable
+    pipeline: ClassVar = {"reader": FakePlanner(FakePlanner.Options())}
 
 
 # -- the fake planner ----------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from reasonpix import testing
 from reasonpix.fakes import FakePlanner, FakePlannerOptions
 from reasonpix.quality import (
     CATEGORIES,
@@ -43,23 +42,6 @@ def edit(seed: int = 0, **known: Any) -> Edit:
 
 def reader(target: str = "rabbit") -> FakePlanner:
     return FakePlanner(FakePlannerOptions(target=target))
-
-
-class TestLeak(testing.ScorerContract):
-    component = Leak
-
-
-class TestDiversity(testing.ScorerContract):
-    component = Diversity
-
-
-class TestAgreement(testing.ScorerContract):
-    component = Agreement
-
-
-class TestResolvable(testing.ScorerContract):
-    component = Resolvable
-    pipeline: ClassVar = {"reader": reader()}
 
 
 # -- leak, Parts II and III ----------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_other_categories_may_be_named() -> None:
 
 def test_a_plan_is_tidy() -> None:
     plan = read(
-        target="  snow \n man ",
+        target="  A snow \n man, ",
         instruction=" One with\na carrot nose. ",
         selected_synonyms=["a puppy", "dog", "", "it", "puppy"],
     )

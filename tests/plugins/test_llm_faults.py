@@ -43,6 +43,11 @@ class Server:
         body = json.dumps(script).encode()
         urllib.request.urlopen(urllib.request.Request(f"{self.root}/script", body)).close()
 
+    def become(self, status: str) -> None:
+        """What becomes of batches from now on."""
+        body = json.dumps({"become": status}).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.root}/batches", body)).close()
+
     def log(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.root}/{path}") as response:
             return json.load(response)
@@ -54,6 +59,9 @@ class Server:
         """What was asked, in order, in a form that `stored` gives as well."""
         bodies = [request["body"] for request in self.log("requests")["requests"]]
         return [_question(body["messages"], body["seed"]) for body in bodies]
+
+    def batches(self) -> list[dict[str, Any]]:
+        return self.log("requests")["batches"]
 
     def bill(self) -> float:
         """What it charges in all."""
@@ -142,7 +150,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def prepared(folder: Path, server: Server, **options: Any) -> Run:
+def prepared(folder: Path, server: Server, records: int = RECORDS, **options: Any) -> Run:
     planner = {
         "use": "openai",
         "base_url": f"{server.root}/v1",
@@ -151,7 +159,7 @@ def prepared(folder: Path, server: Server, **options: Any) -> Run:
         **options,
     }
     recipe = {
-        "source": {"use": "fake-source", "count": RECORDS},
+        "source": {"use": "fake-source", "count": records},
         "pipeline": {
             "captioner": "fake-captioner",
             "extractor": "fake-extractor",
@@ -200,7 +208,7 @@ def ordeal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ordeal]:
         patch.setenv("OPENAI_API_KEY", KEY)
         patch.setenv("NO_PROXY", "127.0.0.1")
         server.script(latency=0.05, faults=FAULTS)
-        run = prepared(folder, server, timeout_s=0.8, max_retries=2)
+        run = prepared(folder, server, timeout_s=0.8, max_retries=1)
         kills = []
         for enough in (150, 350):
             run.killed(partial(server.was_asked, enough))
@@ -249,16 +257,15 @@ def test_what_was_stored_is_not_asked_again(ordeal: Ordeal) -> None:
 def test_the_key_is_nowhere(ordeal: Ordeal) -> None:
     requests = ordeal.server.log("requests")["requests"]
     assert {request["authorization"] for request in requests} == {f"Bearer {KEY}"}
-    shown = [ordeal.run.out]
+    shown = {"stdout and stderr": ordeal.run.out}
     for path in [*ordeal.run.path.rglob("*"), *ordeal.published.rglob("*")]:
         if path.is_file():
-            shown.append(path.read_bytes().decode("latin-1"))
+            shown[str(path)] = path.read_bytes().decode("latin-1")
         if path.suffix == ".parquet":  # compressed
-            shown.append(repr(pq.read_table(path).to_pylist()))
-    text = "\n".join(shown)
-    assert "[API key]" in text  # The server did repeat it, in answers and in errors.
-    assert KEY not in text
-    assert "recognisable" not in text
+            shown[f"rows of {path}"] = repr(pq.read_table(path).to_pylist())
+    # The server did repeat it, in answers and in errors.
+    assert [name for name, text in shown.items() if "[API key]" in text]
+    assert [name for name, text in shown.items() if "recognisable" in text] == []
 
 
 def test_only_calls_in_flight_are_paid_twice_after_a_kill(tmp_path: Path, server: Server) -> None:
@@ -302,3 +309,14 @@ def test_the_cost_limit_holds_by_the_server_s_own_bill(tmp_path: Path, server: S
     # Stopping lost no answer: nothing that was handed over in full was asked for again.
     bill = server.log("bill").values()
     assert all(entry["delivered"] <= 1 for entry in bill)
+
+
+def test_a_killed_run_waits_for_the_batch_that_it_handed_in(tmp_path: Path, server: Server) -> None:
+    server.script(batches="in_progress")
+    run = prepared(tmp_path, server, records=40, batch=True)
+    run.killed(lambda: bool(server.batches()))
+    server.become("completed")
+    assert run.finish(run.start()) == 0, run.out
+    assert Counter(status for status, _ in run.endings().values()) == {"ok": 40}
+    assert len(server.batches()) == 1
+    assert [entry["charged"] for entry in server.log("bill").values()] == [1] * 40

@@ -7,9 +7,11 @@ import random
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -24,8 +26,10 @@ from reasonpix_openai import GPT35TurboOptions, GPT35TurboPlanner, OpenAIOptions
 from reasonpix_openai import batches as batch_limits
 
 from reasonpix import hookspecs, plugins
+from reasonpix.calling import Caller
 from reasonpix.engine import generate
 from reasonpix.errors import ReasonpixError
+from reasonpix.ledger import Ledger
 from reasonpix.llm import Completion, Conversation, Price, Unavailable
 from reasonpix.recipe import load_recipe
 from reasonpix.records import EditPlan, Problem, ReplaceRequest
@@ -33,6 +37,7 @@ from reasonpix.tasks import REPLACE
 from reasonpix.testing import PlannerContract
 
 KEY = "sk-recognisable-0123456789"
+PRICE = Price(prompt=1, completion=2)
 
 
 class Server:
@@ -541,7 +546,7 @@ def test_options_that_change_no_result_are_neutral() -> None:
         api_key_env="OTHER",
         batch=True,
         prompts={"replace": Path("p.yaml")},
-        price=Price(prompt=1, completion=2),
+        price=PRICE,
     )
     neutral = set(OpenAIOptions.neutral)
     assert plain.model_dump(exclude=neutral) == changed.model_dump(exclude=neutral)
@@ -707,7 +712,7 @@ def test_a_batch_of_no_use_is_not_taken_for_the_same(
     planner = make(batch=True)
     job = planner.submit(asked(planner, 4))
     planner.collect(job)
-    other = make(batch=True)
+    other = make(batch=True)  # as in another process, which knows nothing
     assert other.submit(asked(other, 4)) != job
 
 
@@ -764,6 +769,7 @@ def test_a_batch_in_which_nothing_was_answered_is_handed_in_anew(
     job = planner.submit(asked(planner, 2))
     collected(planner, job)
     assert planner.submit(asked(planner, 2)) != job
+    assert make(batch=True).submit(asked(planner, 2)) != job
 
 
 def test_a_batch_learns_what_the_model_understands(server: Server, make: Make) -> None:
@@ -790,6 +796,37 @@ def test_a_large_job_is_several_batches(
     assert planner.submit(asked(planner, 5)) != job
     assert len(server.log()["batches"]) == 5
     assert len(collected(planner, job)) == 5
+
+
+def test_a_stopped_run_waits_for_the_batch_it_handed_in(
+    server: Server, make: Make, tmp_path: Path
+) -> None:
+    server.script({}, batches="in_progress")
+    questions = list(asked(make(), 5).values())
+
+    def wait(until: Callable[[], bool]) -> list[Completion | Problem]:
+        """Ask, until something is so or all is answered."""
+        with Ledger(tmp_path / "llm.sqlite", max_cost=1.0) as kept:
+            planner = make(batch=True, price=PRICE, max_retries=3)
+            caller = Caller(planner, kept, poll_interval_s=0.2)
+            with ThreadPoolExecutor(1) as thread:
+                answers = thread.submit(caller.answers, "replace", questions)
+                while not until() and not answers.done():
+                    time.sleep(0.02)
+                if until():
+                    caller.close()
+                return answers.result()
+
+    with pytest.raises(ReasonpixError, match="again to go on"):
+        wait(lambda: bool(server.log()["batches"]))
+    server.tell("batches", {"become": "expired"})  # Half of them: the others are handed in anew.
+    with pytest.raises(ReasonpixError, match="again to go on"):
+        wait(lambda: len(server.log()["batches"]) == 2)
+    server.tell("batches", {"become": "completed"})
+    answers = wait(lambda: False)
+    assert all(isinstance(answered, Completion) for answered in answers)
+    assert len(server.log()["batches"]) == 2
+    assert [entry["charged"] for entry in server.log("bill").values()] == [1] * 5
 
 
 def test_a_server_without_the_batch_endpoint_is_explained(server: Server, make: Make) -> None:

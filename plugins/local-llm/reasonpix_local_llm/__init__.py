@@ -18,7 +18,7 @@ from reasonpix.llm import Completion, Conversation, Price, Unavailable
 from reasonpix.planning import LLMPlanner, LLMPlannerOptions
 from reasonpix.records import Problem
 from reasonpix.slots import ModelOptions, Planner
-from reasonpix.weights import digest, find_gguf
+from reasonpix.weights import check_weights, digest, find_gguf
 
 
 class LocalLLMOptions(ModelOptions, LLMPlannerOptions):
@@ -84,7 +84,8 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
     def check(self) -> None:
         """Read the prompts and see that `model` can be there. Raises a `ReasonpixError`."""
         super().check()
-        if Path(self.options.model).suffix == ".gguf" or Path(self.options.model).exists():
+        check_weights(self.options)
+        if Path(self.options.model).exists():  # looking on the hub is left to `load`
             find_gguf(self.options, self.options.gguf_file)
 
     def load(self) -> None:

@@ -70,7 +70,6 @@ class Answer:
     matcher: Matcher | None
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
-    problem: str = ""
 
 
 class Writer:
@@ -93,6 +92,8 @@ class Writer:
                 "asked; choose a model that was trained to follow instructions, or put a "
                 "chat_template.jinja into its folder"
             )
+        added = self._tokenizer.added_tokens_decoder.values()
+        self._control_tokens = [token.content for token in added if token.special]
         self._template = _undated(self._tokenizer.get_chat_template())
         model = pretrained(AutoModelForCausalLM, source, dtype=dtype, use_safetensors=True)
         if model._is_stateful:
@@ -190,7 +191,7 @@ class Writer:
 
     def _harmless(self, text: str) -> str:
         """`text` without what would be read as a control token, such as the end of a turn."""
-        for token in self._tokenizer.all_special_tokens:
+        for token in self._control_tokens:
             text = text.replace(token, f"{token[:1]} {token[1:]}")
         return text
 
@@ -281,40 +282,40 @@ class Writer:
         return self._read(prompt.tokens[prompt.shared :], before)
 
     def _append(self, answer: Answer, logits: torch.Tensor) -> None:
-        """Choose the next token of one answer by its `logits` (vocabulary,), or end it."""
-        if answer.matcher is not None:
-            allowed = answer.matcher.allowed(len(logits))
-            if answer.matcher.problem:
-                answer.finish, answer.problem = "problem", answer.matcher.problem
-                answer.tokens.append(self._stops[0])
-                return
-            logits = logits.masked_fill(~allowed, -torch.inf)
+        """Choose the next token of one answer by its `logits` (vocabulary,), and see if it ends."""
+        matcher = answer.matcher
+        if matcher is not None:
+            logits = logits.masked_fill(~matcher.allowed(len(logits)), -torch.inf)
         if self.options.temperature > 0:
             noise = torch.empty_like(logits).exponential_(generator=answer.generator)
             # 0 would be the noise of an endlessly likely token.
             noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_().neg_()
             logits = logits / self.options.temperature + noise
-        score, token = logits.max(dim=0)
-        if not score.isfinite():
+        score, likeliest = logits.max(dim=0)
+        token = int(likeliest)
+        answer.tokens.append(token)
+        if matcher is not None:
+            matcher.take(token)
+        if matcher is not None and matcher.problem:
+            answer.finish = "problem"
+        elif not score.isfinite():
             raise ReasonpixError(
                 f"planner local-llm: {self.options.model!r} computes no finite numbers; set "
                 "dtype: bfloat16, or float32"
             )
-        answer.tokens.append(int(token))
-        if answer.matcher is not None:
-            answer.matcher.take(int(token))
-        ended = answer.matcher.done if answer.matcher is not None else False
-        if ended or int(token) in self._stops:
+        elif token in self._stops or (matcher is not None and matcher.done):
             answer.finish = "stop"
         elif len(answer.tokens) == self.options.max_tokens:
             answer.finish = "length"
 
     def _completion(self, prompt: Prompt, answer: Answer) -> Completion | Problem:
-        if answer.problem:
-            reason = f"the answer cannot be held to its schema: {answer.problem}"
+        if answer.matcher is not None and answer.matcher.problem:
+            reason = f"the answer cannot be held to its schema: {answer.matcher.problem}"
             return Problem(status="failed", reason=reason)
         return Completion(
-            text=self._tokenizer.decode(answer.tokens, skip_special_tokens=True),
+            text=self._tokenizer.decode(
+                answer.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ),
             finish_reason=answer.finish or "stop",
             prompt_tokens=len(prompt.tokens),
             completion_tokens=len(answer.tokens),

@@ -59,7 +59,7 @@ class Grammars:
                 f"planner local-llm: answers cannot be held to the schema {name}: {problem}; "
                 "set constrained: false"
             )
-        return LLMatcher(self._tokenizer, grammar)
+        return LLMatcher(self._tokenizer, grammar, log_level=0)
 
 
 class Matcher:
@@ -79,9 +79,9 @@ class Matcher:
 
     @property
     def problem(self) -> str:
-        """Why it cannot go on; empty when it can."""
-        error: str = self._matcher.get_error()
-        return error
+        """Why it cannot go on, on one line; empty when it can."""
+        # After <state> comes its inner life, with times that differ from run to run.
+        return " ".join(self._matcher.get_error().partition("<state>")[0].split())
 
     @property
     def done(self) -> bool:

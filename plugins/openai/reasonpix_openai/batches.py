@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -44,7 +44,7 @@ class Outcome:
 class Batches:
     """The batches of one account. A job is one or more of them, its id their ids with commas.
 
-    A batch carries the SHA-256 of its file as metadata. So one whose id was lost, because the
+    A batch carries the SHA-256 of its keys as metadata. So one whose id was lost, because the
     process died right after handing it in, is found again and not paid for twice.
     """
 
@@ -65,7 +65,7 @@ class Batches:
         if self._refused is not None:
             raise ReasonpixError(self._refused)
         with self._explained():
-            return ",".join(map(self._submit, _files(requests)))
+            return ",".join(self._submit(keys, content) for keys, content in _files(requests))
 
     def outcomes(self, job: str) -> list[Outcome] | None:
         """All responses of a job that has ended, None while it has not.
@@ -94,14 +94,10 @@ class Batches:
             self._fruitless.update(job.split(","))
         return outcomes
 
-    def _submit(self, content: bytes) -> str:
-        digest = hashlib.sha256(content).hexdigest()
+    def _submit(self, keys: Sequence[str], content: bytes) -> str:
+        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
         for batch in islice(self._client.batches.list(limit=100), _LOOKED_THROUGH):
-            if (
-                (batch.metadata or {}).get("reasonpix") == digest
-                and batch.status not in _OF_NO_USE
-                and batch.id not in self._fruitless
-            ):
+            if (batch.metadata or {}).get("reasonpix") == digest and self._is_of_use(batch):
                 return batch.id
         file = self._client.files.create(file=("reasonpix.jsonl", content), purpose="batch")
         return self._once.batches.create(
@@ -110,6 +106,12 @@ class Batches:
             completion_window="24h",
             metadata={"reasonpix": digest},
         ).id
+
+    def _is_of_use(self, batch: Batch) -> bool:
+        """Whether it has answers, or may get some, as far as is known."""
+        counts = batch.request_counts
+        in_vain = batch.status == "completed" and counts is not None and not counts.completed
+        return not (in_vain or batch.status in _OF_NO_USE or batch.id in self._fruitless)
 
     def _retrieve(self, name: str) -> Batch | None:
         from openai import NotFoundError
@@ -158,16 +160,18 @@ class Batches:
         return f"planner openai: {self._replies.said(reason)}; run the same command again to go on"
 
 
-def _files(requests: Mapping[str, dict[str, Any]]) -> Iterator[bytes]:
-    """The requests as JSON lines, in as many files as the limits ask for."""
+def _files(requests: Mapping[str, dict[str, Any]]) -> Iterator[tuple[list[str], bytes]]:
+    """The requests as JSON lines, with their keys, in as many files as the limits ask for."""
+    keys: list[str] = []
     lines: list[bytes] = []
     size = 0
     for key, body in requests.items():
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = json.dumps(request).encode() + b"\n"
         if lines and (size + len(line) > LARGEST_FILE or len(lines) == MOST_REQUESTS):
-            yield b"".join(lines)
-            lines, size = [], 0
+            yield keys, b"".join(lines)
+            keys, lines, size = [], [], 0
+        keys.append(key)
         lines.append(line)
         size += len(line)
-    yield b"".join(lines)
+    yield keys, b"".join(lines)
