@@ -133,7 +133,7 @@ class Asking(ABC):
 
     def __init__(self, llm: LanguageModel, ledger: Ledger) -> None:
         if ledger.max_cost is not None:
-            _check_bounds(llm)
+            check_price(llm)
         self._llm = llm
         self._ledger = ledger
         self._parameters = llm.parameters
@@ -314,7 +314,8 @@ class Asking(ABC):
                 self._changed.notify()
 
 
-def _check_bounds(llm: LanguageModel) -> None:
+def check_price(llm: LanguageModel) -> None:
+    """Raise `RecipeError` when it is not known what a call can cost, so no limit can be kept."""
     problems = []
     if llm.price is None:
         problems.append(

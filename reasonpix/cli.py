@@ -59,7 +59,7 @@ _set = click.option(
 @click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
 @click.option(
     "--max-cost",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=1e12),
     help="Stop before LLM answers of this run cost more in all, in the currency of the recipe's "
     "prices; with a higher limit the same command goes on.",
 )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonpix import plugins
-from reasonpix.asking import _check_bounds as check_price
+from reasonpix.asking import check_price
 from reasonpix.errors import InvalidBox, ReasonpixError, RecipeError, RunError
 from reasonpix.ledger import Ledger
 from reasonpix.outcomes import Verdicts, samples_reaching, verdicts, write_stages
@@ -58,6 +58,8 @@ def generate(
     of the recipe's prices; before it could be passed, `CostLimit` is raised.
     Raises `RunError` when `out` holds a run of other images, another seed, limit or shard size.
     """
+    if max_cost is not None and not math.isfinite(max_cost):
+        raise RecipeError([f"--max-cost: {max_cost} is no amount; give a number"])
     run = RunFolder(out)
     all_stages = stages_of(recipe)
     with ExitStack() as opened:

@@ -80,10 +80,13 @@ class Texts:
             return known
         storable = text.encode(errors="replace")  # half of a surrogate pair has no UTF-8
         digest = hashlib.sha256(storable).digest()
-        row = self._db.execute("SELECT id FROM texts WHERE hash = ?", (digest,)).fetchone()
+        row = self._db.execute(
+            "INSERT OR IGNORE INTO texts (hash, text) VALUES (?, ?) RETURNING id",
+            (digest, storable.decode()),
+        ).fetchone()
         if row is None:
-            insert = "INSERT INTO texts (hash, text) VALUES (?, ?) RETURNING id"
-            row = self._db.execute(insert, (digest, storable.decode())).fetchone()
+            select = "SELECT id FROM texts WHERE hash = ?"
+            row = self._db.execute(select, (digest,)).fetchone()
         if len(self._known) >= _KNOWN_TEXTS:
             self._known.clear()
         self._known[text] = int(row[0])

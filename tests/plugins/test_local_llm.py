@@ -166,6 +166,35 @@ def test_an_answer_depends_on_its_conversation_alone(
     assert planner.complete([]) == []
 
 
+def logits_of(planner: LocalLLM, conversations: Sequence[Conversation]) -> list[torch.Tensor]:
+    """What the network says at each step of writing: (rows, vocabulary)."""
+    steps: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if kwargs["input_ids"].shape[1] == 1:
+            steps.append(output.logits[:, -1])
+
+    hook = planner._writer._model.register_forward_hook(keep, with_kwargs=True)
+    planner.complete(conversations)
+    hook.remove()
+    return steps
+
+
+def assert_rows_are_independent(planner: LocalLLM, asked: Sequence[Conversation]) -> None:
+    """Of three conversations, the first has the same logits, to the bit, in any batch."""
+    together, backwards = logits_of(planner, asked), logits_of(planner, asked[::-1])
+    alone = logits_of(planner, asked[:1])
+    assert len(alone) >= 5
+    for step, one in enumerate(alone):
+        assert torch.equal(one[0], together[step][0])
+        assert torch.equal(one[0], backwards[step][2])
+
+
+def test_rows_of_a_batch_are_independent_to_the_bit(llama: Path) -> None:
+    planner = loaded(llama, max_tokens=10)
+    assert_rows_are_independent(planner, [ask(f"a {w}?") for w in ("bee", "rabbit", "cake")])
+
+
 def test_seeds_decide_and_nothing_else_does(llama: Path) -> None:
     planner = loaded(llama)
     one, again, *others = (ask("a bee?", seed) for seed in (5, 5, 6, 7, -1, 2**70))
@@ -291,12 +320,14 @@ TEMPLATES = {
 def test_sharing_changes_no_prompt(name: str, tmp_path: Path) -> None:
     planner = loaded(tiny(tmp_path, template=TEMPLATES[name]), temperature=0)
     bad, repair = (Message(role=r, content=c) for r, c in (("assistant", "?"), ("user", "again")))
-    asked = [ask("a bee?"), ask("\n a rabbit?"), ask("0"), ask("x", before=("s", "u", "a"))]
+    asked = [ask("a bee?"), ask("\n a rabbit?"), ask("a cup?"), ask("x", before=("s", "u", "a"))]
     asked += [one.model_copy(update={"messages": (*one.messages, bad, repair)}) for one in asked]
-    for one in asked:
-        prompt = planner._writer.prompt(one)
+    prompts = [planner._writer.prompt(one) for one in asked]
+    for one, prompt in zip(asked, prompts, strict=True):
         assert prompt.tokens == planner._writer.prompt(unshared(one)).tokens
         assert 0 < prompt.shared < len(prompt.tokens)
+    kept = [prompt.tokens[: prompt.shared] for prompt in prompts]
+    assert kept[0] == kept[2] and kept[4] == kept[6], "read once for the questions of a task"
     assert planner.complete(asked) == planner.complete([unshared(one) for one in asked])
 
 
@@ -622,6 +653,7 @@ def test_smollm2_answers_each_conversation_by_itself(smollm2: LocalLLM) -> None:
         and (names := dict.fromkeys(placement.category for placement in scene.placements))
     ]
     asked = [smollm2.prompt(REPLACE).conversation(request) for request in requests]
+    assert_rows_are_independent(smollm2, asked[:3])
     together = smollm2.complete(asked)
     for text in texts(together):
         jsonschema.validate(json.loads(text), PROMPT["schema"])

@@ -328,16 +328,25 @@ def test_a_failure_is_the_failure_of_one_record(server: Server, make: Make) -> N
 
 
 @pytest.mark.parametrize(
-    ("status", "overloaded"),
-    [(429, True), (503, True), (529, True), (500, False), (502, False), (408, False), (409, False)],
+    ("status", "overloaded", "may_be_charged"),
+    [
+        (429, True, False),
+        (503, True, False),
+        (529, True, False),
+        (500, False, False),
+        (408, False, False),
+        (409, False, False),
+        (502, False, True),
+        (504, False, True),
+    ],
 )
 def test_what_may_pass_is_told_from_overload(
-    server: Server, make: Make, status: int, overloaded: bool
+    server: Server, make: Make, status: int, overloaded: bool, may_be_charged: bool
 ) -> None:
     server.script({"MARK": [{"status": status}]})
     outcome = unavailable(make())
     assert outcome.overloaded is overloaded
-    assert not outcome.may_be_charged
+    assert outcome.may_be_charged is may_be_charged
     assert outcome.retry_after_s is None
 
 

@@ -168,7 +168,7 @@ class Writer:
         if not messages:
             return ()
         one, other = (
-            self._tokens((*messages, Message(role="user", content=text))) for text in ("0", "x")
+            self._tokens((*messages, Message(role="user", content=text))) for text in ("a", "0")
         )
         return one[: _common(one, other)]
 

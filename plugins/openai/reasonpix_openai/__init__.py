@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
@@ -24,6 +24,9 @@ from reasonpix.planning import LLMPlanner, LLMPlannerOptions
 from reasonpix.records import Problem
 from reasonpix_openai.batches import Batches
 from reasonpix_openai.replies import FORMAT, Replies
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -137,26 +140,14 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         self._read_key()
 
     def load(self) -> None:
-        """Make the client. Raises `ReasonpixError` when the API key is missing or malformed."""
-        from httpx2 import Limits
-        from openai import DefaultHttpxClient, OpenAI
+        """Prepare clients. Raises `ReasonpixError` when the API key is missing or malformed."""
+        from httpx2 import create_ssl_context
 
         options = self.options
-        key = self._read_key()
-        client = OpenAI(
-            # The client insists on a key; servers that need none ignore it.
-            api_key=key or "none",
-            base_url=options.base_url,
-            timeout=options.timeout_s,
-            max_retries=0,
-            # Each thread keeps its connection.
-            http_client=DefaultHttpxClient(
-                limits=Limits(max_connections=None, max_keepalive_connections=options.concurrency)
-            ),
-        )
-        self._client = self._open.enter_context(client)
-        self._replies = Replies(options.base_url, self._key_name, key)
-        self._batches = Batches(client, self._replies, options.max_retries)
+        self._certificates = create_ssl_context()  # Reading them takes long, so all share them.
+        self._replies = Replies(options.base_url, self._key_name, self._read_key())
+        self._idle: list[OpenAI] = []
+        self._batches = Batches(self._new_client(), self._replies, options.max_retries)
         wanted = options.structured_output
         self._dialect = _Dialect("json_schema" if wanted == "auto" else wanted)
 
@@ -208,7 +199,8 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
             try:
                 # What `chat.completions.create` does beside, such as to look through every
                 # message for fields to rename, takes more time than all the rest of a call.
-                response = self._client.post("/chat/completions", cast_to=Response, body=request)
+                with self._client() as client:
+                    response = client.post("/chat/completions", cast_to=Response, body=request)
             except (APIStatusError, APIConnectionError) as error:
                 failure = error
             else:
@@ -225,6 +217,34 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
             if weaker is None:
                 return self._replies.error(status, body, failure.response.headers)
             dialect = weaker
+
+    @contextmanager
+    def _client(self) -> Iterator[OpenAI]:
+        """A client with a connection of its own.
+
+        Many threads at one pool of connections spend their time on its lock.
+        """
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = self._new_client()
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
+
+    def _new_client(self) -> OpenAI:
+        from openai import DefaultHttpxClient, OpenAI
+
+        client = OpenAI(
+            # The client insists on a key; servers that need none ignore it.
+            api_key=self._replies.key or "none",
+            base_url=self.options.base_url,
+            timeout=self.options.timeout_s,
+            max_retries=0,
+            http_client=DefaultHttpxClient(verify=self._certificates),
+        )
+        return self._open.enter_context(client)
 
     def _request(self, conversation: Conversation, dialect: _Dialect) -> dict[str, Any]:
         options, schema = self.options, conversation.answer_schema

@@ -39,6 +39,9 @@ _COMES_AND_GOES = (408, 409, 425)
 
 _OVERLOADED = (429, 503, 529)
 
+_FROM_BETWEEN = (502, 504, 524)
+# A gateway lost or gave up the server behind it, which may have answered all the same.
+
 _NO_CHAT = "no answer of a chat API; check base_url, which usually ends in /v1"
 
 
@@ -112,7 +115,7 @@ class Replies:
         codes = {str(fields.get("code")), str(fields.get("type"))}
         if "content_filter" in codes or (status == 403 and "flagged" in str(body)):
             return Completion(text="", refusal="content filter")
-        reason = f"{status}: {fields.get('message') or body}"
+        reason = f"{status}: {fields.get('message') or body or 'no reason given'}"
         if status in _CONCERN_ALL or not codes.isdisjoint(_PAYMENT):
             advice = _ADVICE.get(status, "").format(key_name=self.key_name)
             raise ReasonpixError(f"planner openai: {self.said(reason)}{advice}")
@@ -121,7 +124,7 @@ class Replies:
                 reason,
                 retry_after_s=_retry_after_s(headers or {}),
                 overloaded=status in _OVERLOADED,
-                may_be_charged=may_be_charged,
+                may_be_charged=may_be_charged or status in _FROM_BETWEEN,
             )
         advice = "; try another structured_output, such as auto" if FORMAT.search(reason) else ""
         return Problem(status="failed", reason=self.said(reason) + advice)
