@@ -15,6 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from reasonpix_local_llm import LocalLLM, LocalLLMOptions
+from reasonpix_local_llm.grammar import Grammars
 from reasonpix_mini import world
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -441,6 +442,24 @@ def test_an_answer_that_is_cut_off(llama: Path) -> None:
     assert done.finish_reason == "stop"
     assert 5 < done.completion_tokens < 200
     assert json.loads(done.text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest"),
+    [({"type": "string"}, 300), ({"type": "string", "maxLength": 5}, 5)],
+)
+def test_no_string_goes_on_for_ever(kind: dict[str, Any], longest: int) -> None:
+    tokenizer = tiny_tokenizer()
+    matcher = Grammars(tokenizer, len(tokenizer), [1]).matcher(strict(text=kind))
+    for token in tokenizer.encode('{"text":"', add_special_tokens=False):
+        matcher.take(token)
+    (letter,) = tokenizer.encode("a", add_special_tokens=False)
+    taken = 0
+    while matcher.allowed(len(tokenizer))[letter]:
+        matcher.take(letter)
+        taken += 1
+        assert taken <= longest
+    assert taken == longest
 
 
 def test_what_exceeds_the_context_is_rejected_alone(tmp_path: Path) -> None:

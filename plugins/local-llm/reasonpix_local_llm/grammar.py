@@ -14,6 +14,9 @@ from llguidance import LLMatcher
 
 from reasonpix.errors import ReasonpixError, WeightsError
 
+LONGEST_STRING = 300
+"""Characters of a string whose schema sets no bound: a weak model would go on until it is cut."""
+
 
 class Grammars:
     """Makes matchers of JSON schemas for one tokenizer.
@@ -46,7 +49,7 @@ class Grammars:
         # Without whitespace between tokens of JSON, as the worked examples are written: a weak
         # model may go on with blanks for ever, which flexible whitespace would allow.
         grammar = LLMatcher.grammar_from_json_schema(
-            schema,
+            json.dumps(_bounded(json.loads(schema))),
             overrides={
                 "whitespace_flexible": False,
                 "item_separator": ",",
@@ -60,6 +63,19 @@ class Grammars:
                 "set constrained: false"
             )
         return LLMatcher(self._tokenizer, grammar, log_level=0)
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema with a bound on each string that may be of any length."""
+    if isinstance(schema, list):
+        return [_bounded(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bounded = {key: _bounded(part) for key, part in schema.items()}
+    free = not {"maxLength", "pattern", "format", "enum", "const"} & set(schema)
+    return bounded | (
+        {"maxLength": LONGEST_STRING} if free and schema.get("type") == "string" else {}
+    )
 
 
 class Matcher:
