@@ -174,7 +174,8 @@ def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
         problems.append(
             f"selected must be one of {', '.join(categories)}, not {quote(answer.selected)}"
         )
-    if not 1 <= len(words_of(target)) <= LONGEST_TARGET or not target.isprintable():
+    lists = set(target) & set(",;/|")
+    if not 1 <= len(words_of(target)) <= LONGEST_TARGET or lists or not target.isprintable():
         problems.append(
             f"target must be a name of at most {LONGEST_TARGET} words, not {quote(target)}"
         )

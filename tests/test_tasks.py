@@ -171,6 +171,7 @@ def test_an_exact_category_goes_before_a_similar_one() -> None:
         ({"selected": ""}, "selected must be one of"),
         ({"target": ""}, "target must be a name"),
         ({"target": "?!"}, "target must be a name"),
+        ({"target": "bun, insect"}, "target must be a name"),
         ({"target": "a very big and round snowman"}, "target must be a name"),
         ({"target": "dog"}, "not be in the picture"),
         ({"target": "Dogs"}, "not be in the picture"),
