@@ -2,8 +2,9 @@
 
     python benchmarks/llm_calls.py [--latency 0.2] [--concurrency 64] [--requests 12800]
 
-A server in a process of its own takes `latency` seconds for every answer, however many it is asked
-for at once; so the ideal is concurrency / latency, and the ratio is to that. The planner gets its
+A server in a process of its own takes `latency` seconds for every answer, from the last byte of the
+question to the first of the answer, however many it is asked for at once; so the ideal is
+concurrency / latency, and the ratio is to that. The planner gets its
 questions as in a run, two groups of 8 x concurrency at a time, and answers them through its
 retries, its accounts, a ledger on disk, and the checks of each answer. The official client is
 called in as many threads (`chat.completions.create`, nothing else) for a quarter of the requests,
@@ -13,16 +14,17 @@ and one at a time for a few.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,20 +36,55 @@ from reasonpix.ledger import Ledger
 from reasonpix.records import EditPlan, ReplaceRequest
 from reasonpix.tasks import REPLACE
 
-SERVER = Path(__file__).parents[1] / "tests" / "openai_server.py"
+ANSWER = {
+    "selected": "bee",
+    "target": "pear",
+    "selected_synonyms": [],
+    "target_synonyms": [],
+    "instruction": "Something sweet from an orchard would look better there.",
+}
+
+
+def serve(latency_s: float) -> None:
+    """Answer every question the same, after so long, until the standard input closes."""
+    message = {"role": "assistant", "content": json.dumps(ANSWER)}
+    usage = {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    body = json.dumps({"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage})
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    answer = (head + body).encode()
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            while True:
+                question = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)content-length: *(\d+)", question)
+                await reader.readexactly(int(length[1]) if length else 0)
+                await asyncio.sleep(latency_s)
+                writer.write(answer)
+        writer.close()
+
+    async def listen() -> None:
+        server = await asyncio.start_server(converse, "127.0.0.1", 0, backlog=1024)
+        print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+    asyncio.run(listen())
 
 
 @contextmanager
 def served(latency_s: float) -> Iterator[str]:
-    """The root URL of a server that takes so long for every answer."""
+    """The root URL of such a server."""
     with subprocess.Popen(
-        [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, "--serve", str(latency_s)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdin and process.stdout
-        root = process.stdout.readline().strip()
-        script = json.dumps({"latency": latency_s}).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{root}/script", script)).close()
-        yield root
+        yield process.stdout.readline().strip()
         process.stdin.close()
 
 
@@ -72,7 +109,11 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.2, help="seconds")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--requests", type=int, default=12800)
+    parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve is not None:
+        serve(args.serve)
+        return
     os.environ["OPENAI_API_KEY"] = "none"
     os.environ["NO_PROXY"] = "127.0.0.1"
     few = 20

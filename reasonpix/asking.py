@@ -36,7 +36,7 @@ Outcome = Completion | Problem | Unavailable
 
 
 class LanguageModel(Protocol):
-    """What a `Caller` needs to know of a language model."""
+    """What is to be known of a language model to ask it."""
 
     @property
     def concurrency(self) -> int:

@@ -15,7 +15,7 @@ from reasonpix.asking import Asked, Asking, LanguageModel, Outcome, storable
 from reasonpix.errors import ReasonpixError
 from reasonpix.jobs import Jobs
 from reasonpix.ledger import Ledger
-from reasonpix.llm import Completion, Conversation, Unavailable
+from reasonpix.llm import Unavailable
 from reasonpix.records import Problem
 
 FIRST_PAUSE_S = 0.5
@@ -56,32 +56,6 @@ class Window:
 def backoff_s(number: int) -> float:
     """A pause before retry `number`, counted from 1: exponential, with full jitter."""
     return random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(number - 1, 30)))
-
-
-class Caller:
-    """Asks `llm`, and stores what it answers in `ledger`, which several callers may share.
-
-    `poll_interval_s` is how often a job is looked at. Raises `RecipeError` when the ledger has a
-    cost limit and nobody says what a call can cost.
-    """
-
-    def __init__(self, llm: LanguageModel, ledger: Ledger, poll_interval_s: float = 30.0) -> None:
-        self._asking = Jobs(llm, ledger, poll_interval_s) if llm.jobs else Calls(llm, ledger)
-
-    def answers(
-        self, verb: str, conversations: Sequence[Conversation]
-    ) -> list[Completion | Problem]:
-        """The answer to each conversation, in order; may be called from several threads at once.
-
-        What keeps one conversation from being answered is its `Problem`. What stops the run
-        (`CostLimit`, another `ReasonpixError` of the model, KeyboardInterrupt) is raised in all
-        threads, once the calls under way are stored; the caller stays stopped.
-        """
-        return self._asking.answers(verb, conversations)
-
-    def close(self) -> None:
-        """Let calls under way finish, drop the others, end the threads. Jobs stay open."""
-        self._asking.close()
 
 
 class Calls(Asking):
@@ -196,3 +170,12 @@ class Calls(Asking):
         else:
             return
         self._paused_until = max(self._paused_until, time.monotonic() + pause_s)
+
+
+def caller_for(llm: LanguageModel, ledger: Ledger, poll_interval_s: float = 30.0) -> Asking:
+    """What asks `llm`, and stores what it answers in `ledger`, which several may share.
+
+    `poll_interval_s` is how often a job is looked at. Raises `RecipeError` when the ledger has a
+    cost limit and nobody says what a call can cost.
+    """
+    return Jobs(llm, ledger, poll_interval_s) if llm.jobs else Calls(llm, ledger)

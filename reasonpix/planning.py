@@ -15,7 +15,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, ValidationError
 
-from reasonpix.calling import Caller
+from reasonpix.asking import Asking
+from reasonpix.calling import caller_for
 from reasonpix.ledger import Ledger
 from reasonpix.llm import Completion, Conversation, Price, Unavailable
 from reasonpix.prompt import Prompt, explain
@@ -84,7 +85,7 @@ class LLMPlanner(Planner[P_co]):
         self.ledger: Ledger | None = None
         """Where raw answers are kept. A run puts its own here; otherwise they are in memory."""
         self._lock = Lock()
-        self._caller: Caller | None = None
+        self._caller: Asking | None = None
         self._memory: Ledger | None = None
         self._prompts: dict[Verb, Prompt[Any, Any, Any]] = {}
 
@@ -200,7 +201,7 @@ class LLMPlanner(Planner[P_co]):
                 ledger = self.ledger
                 if ledger is None:
                     ledger = self._memory = Ledger(None)
-                self._caller = Caller(self, ledger)
+                self._caller = caller_for(self, ledger)
             caller = self._caller
         results: dict[int, Result | Problem] = {}
         unanswered = {i: prompt.conversation(request) for i, request in enumerate(requests)}

@@ -35,7 +35,8 @@ def answer_key(parameters: Mapping[str, Any], conversation: Conversation) -> str
 class Texts:
     """The table `texts` of a ledger, and questions as JSON that refers to it by number.
 
-    System texts, worked examples and schemas come again with every question.
+    Messages that questions share, schemas and parameters come again and again, and are stored
+    once; what a question asks of its own stands in it.
     """
 
     TABLE = "CREATE TABLE texts (id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, text TEXT)"
@@ -48,7 +49,10 @@ class Texts:
         """The question, its texts stored."""
         return canonical_json(
             {
-                "messages": [[it.role, self._id(it.content)] for it in conversation.messages],
+                "messages": [
+                    [turn.role, self._id(turn.content) if n < conversation.shared else turn.content]
+                    for n, turn in enumerate(conversation.messages)
+                ],
                 "parameters": self._id(canonical_json(parameters)),
                 "schema": self._id(canonical_json(conversation.answer_schema)),
                 "seed": conversation.seed,
@@ -59,7 +63,10 @@ class Texts:
     def read(self, question: str) -> tuple[Mapping[str, Any], Conversation]:
         """The parameters and the conversation of a question that was written."""
         facts = json.loads(question)
-        messages = [Message(role=role, content=self._text(id)) for role, id in facts["messages"]]
+        messages = [
+            Message(role=role, content=self._text(said) if isinstance(said, int) else said)
+            for role, said in facts["messages"]
+        ]
         return json.loads(self._text(facts["parameters"])), Conversation(
             messages=tuple(messages),
             answer_schema=json.loads(self._text(facts["schema"])),

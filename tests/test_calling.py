@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonpix.asking import longest_prompt
-from reasonpix.calling import LONGEST_PAUSE_S, Caller, Window, backoff_s
+from reasonpix.asking import Asking, longest_prompt
+from reasonpix.calling import LONGEST_PAUSE_S, Window, backoff_s, caller_for
 from reasonpix.errors import CostLimit, PluginError, ReasonpixError, RecipeError, RunError
 from reasonpix.ledger import Ledger
 from reasonpix.llm import Completion, Conversation, Message, Price, Unavailable
@@ -101,8 +101,8 @@ class Model:
 
 
 @contextmanager
-def calling(model: Model, ledger: Ledger | None = None, poll: float = 30.0) -> Iterator[Caller]:
-    caller = Caller(model, ledger or Ledger(None), poll)
+def calling(model: Model, ledger: Ledger | None = None, poll: float = 30.0) -> Iterator[Asking]:
+    caller = caller_for(model, ledger or Ledger(None), poll)
     try:
         yield caller
     finally:
@@ -429,10 +429,10 @@ PRICE = Price(prompt=1e6, completion=1e6)  # a token costs 1
 def test_a_limit_needs_prices_and_a_longest_answer() -> None:
     with Ledger(None, max_cost=1.0) as ledger:
         with pytest.raises(RecipeError, match=r"price: (.|\n)*length of an answer"):
-            Caller(Model(), ledger)
+            caller_for(Model(), ledger)
         with pytest.raises(RecipeError, match="length of an answer"):
-            Caller(Model(price=PRICE), ledger)
-        Caller(Model(price=PRICE, longest_answer=1), ledger).close()
+            caller_for(Model(price=PRICE), ledger)
+        caller_for(Model(price=PRICE, longest_answer=1), ledger).close()
 
 
 def test_the_bound_of_a_prompt_counts_its_bytes() -> None:
@@ -620,7 +620,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_calling import PRICE, Caller, Ledger, Model, conversations, echo
+from test_calling import PRICE, Ledger, Model, caller_for, conversations, echo
 def reply(text, attempt):
     if int(text) >= 20:
         sys.stdout.write("under way\\n")  # at once, unlike print
@@ -628,7 +628,7 @@ def reply(text, attempt):
         time.sleep(60)
     return echo(text)
 model = Model(reply, concurrency=5, price=PRICE, longest_answer=50)
-Caller(model, Ledger(Path(sys.argv[1]))).answers("rewrite", conversations(40))
+caller_for(model, Ledger(Path(sys.argv[1]))).answers("rewrite", conversations(40))
 """
 
 
@@ -776,7 +776,7 @@ JOB_KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_calling import PRICE, Caller, Ledger, Service, conversations
+from test_calling import PRICE, Ledger, Service, caller_for, conversations
 class Dying(Service):
     def submit(self, conversations):
         if WHEN == "submit":
@@ -787,7 +787,7 @@ class Dying(Service):
         print("now", flush=True)
         time.sleep(60)
 model = Dying(price=PRICE, longest_answer=50)
-caller = Caller(model, Ledger(Path(sys.argv[1])), 0.06)
+caller = caller_for(model, Ledger(Path(sys.argv[1])), 0.06)
 caller.answers("rewrite", conversations(5))
 """
 

@@ -26,7 +26,7 @@ from reasonpix_openai import GPT35TurboOptions, GPT35TurboPlanner, OpenAIOptions
 from reasonpix_openai import batches as batch_limits
 
 from reasonpix import hookspecs, plugins
-from reasonpix.calling import Caller
+from reasonpix.calling import caller_for
 from reasonpix.engine import generate
 from reasonpix.errors import ReasonpixError
 from reasonpix.ledger import Ledger
@@ -817,7 +817,7 @@ def test_a_stopped_run_waits_for_the_batch_it_handed_in(
         """Ask, until something is so or all is answered."""
         with Ledger(tmp_path / "llm.sqlite", max_cost=1.0) as kept:
             planner = make(batch=True, price=PRICE, max_retries=3)
-            caller = Caller(planner, kept, poll_interval_s=0.2)
+            caller = caller_for(planner, kept, poll_interval_s=0.2)
             with ThreadPoolExecutor(1) as thread:
                 answers = thread.submit(caller.answers, "replace", questions)
                 while not until() and not answers.done():
