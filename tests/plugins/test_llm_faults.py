@@ -10,10 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from llm_server import Server, served
 
 from reasonpix.ledger import Ledger
 from reasonpix.llm import Price
@@ -30,45 +29,23 @@ KEY = "sk-recognisable-0123456789"
 RECORDS = 500
 CONCURRENCY = 32
 PRICE = Price(prompt=1.0, completion=2.0)
-SERVER = Path(__file__).parents[1] / "openai_server.py"
 
 
-class Server:
-    """The test server as the tests see it."""
+def was_asked(server: Server, times: int) -> bool:
+    return server.log("count")["requests"] >= times
 
-    def __init__(self, root: str) -> None:
-        self.root = root
 
-    def script(self, **script: Any) -> None:
-        body = json.dumps(script).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self.root}/script", body)).close()
+def asked_of(server: Server) -> list[str]:
+    """What was asked, in order, in a form that `stored` gives as well."""
+    return [_question(body["messages"], body["seed"]) for body in server.bodies()]
 
-    def become(self, status: str) -> None:
-        """What becomes of batches from now on."""
-        body = json.dumps({"become": status}).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self.root}/batches", body)).close()
 
-    def log(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.root}/{path}") as response:
-            return json.load(response)
-
-    def was_asked(self, times: int) -> bool:
-        return self.log("count")["requests"] >= times
-
-    def asked(self) -> list[str]:
-        """What was asked, in order, in a form that `stored` gives as well."""
-        bodies = [request["body"] for request in self.log("requests")["requests"]]
-        return [_question(body["messages"], body["seed"]) for body in bodies]
-
-    def batches(self) -> list[dict[str, Any]]:
-        return self.log("requests")["batches"]
-
-    def bill(self) -> float:
-        """What it charges in all."""
-        return sum(
-            PRICE.of(entry["prompt_tokens"], entry["completion_tokens"])
-            for entry in self.log("bill").values()
-        )
+def bill_of(server: Server) -> float:
+    """What it charges in all."""
+    return sum(
+        PRICE.of(entry["prompt_tokens"], entry["completion_tokens"])
+        for entry in server.log("bill").values()
+    )
 
 
 def _question(messages: list[dict[str, str]], seed: int) -> str:
@@ -130,16 +107,6 @@ class Run:
                 for row in pq.read_table(path).to_pylist():
                     ends[row["record_id"]] = (row["status"], row["reason"])
         return ends
-
-
-@contextmanager
-def served() -> Iterator[Server]:
-    with subprocess.Popen(
-        [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin and process.stdout
-        yield Server(process.stdout.readline().strip())
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +178,8 @@ def ordeal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ordeal]:
         run = prepared(folder, server, timeout_s=0.8, max_retries=1)
         kills = []
         for enough in (150, 350):
-            run.killed(partial(server.was_asked, enough))
-            kills.append((len(server.asked()), run.stored()))
+            run.killed(partial(was_asked, server, enough))
+            kills.append((len(asked_of(server)), run.stored()))
         assert run.finish(run.start()) == 0, run.out
         published = folder / "dataset"
         done = subprocess.run(
@@ -247,7 +214,7 @@ def test_every_kind_of_fault_was_met(ordeal: Ordeal) -> None:
 
 
 def test_what_was_stored_is_not_asked_again(ordeal: Ordeal) -> None:
-    asked = ordeal.server.asked()
+    asked = asked_of(ordeal.server)
     for made, stored in ordeal.kills:
         assert len(stored) > 50
         assert stored <= set(asked[:made])
@@ -272,12 +239,12 @@ def test_only_calls_in_flight_are_paid_twice_after_a_kill(tmp_path: Path, server
     server.script(latency=0.1)
     run = prepared(tmp_path, server)
     for enough in (120, 300):
-        run.killed(partial(server.was_asked, enough))
+        run.killed(partial(was_asked, server, enough))
     stored = run.stored()
     assert run.finish(run.start()) == 0, run.out
     ends = Counter(status for status, _ in run.endings().values())
     assert ends == {"ok": RECORDS}
-    asked = Counter(server.asked())
+    asked = Counter(asked_of(server))
     assert len(asked) == RECORDS
     assert len(stored) >= 300 - 2 * CONCURRENCY
     assert asked.total() - RECORDS <= 2 * CONCURRENCY
@@ -285,7 +252,7 @@ def test_only_calls_in_flight_are_paid_twice_after_a_kill(tmp_path: Path, server
     assert sum(entry["charged"] for entry in bill) == asked.total()
     # A run that is finished asks nothing.
     assert run.finish(run.start()) == 0
-    assert Counter(server.asked()) == asked
+    assert Counter(asked_of(server)) == asked
 
 
 def test_the_cost_limit_holds_by_the_server_s_own_bill(tmp_path: Path, server: Server) -> None:
@@ -296,14 +263,14 @@ def test_the_cost_limit_holds_by_the_server_s_own_bill(tmp_path: Path, server: S
     for limit in (0.002, 0.05, 0.3):
         assert run.finish(run.start("--max-cost", str(limit))) == 1, run.out
         assert "raise --max-cost" in run.out
-        assert paid <= server.bill() <= limit
-        paid = server.bill()
+        assert paid <= bill_of(server) <= limit
+        paid = bill_of(server)
         if limit > 0.01:  # One call may cost 0.007.
             assert paid > limit / 3
     assert run.finish(run.start("--max-cost", "10")) == 0, run.out
     assert len(run.endings()) == RECORDS
-    assert server.bill() > paid
-    asked = Counter(server.asked())
+    assert bill_of(server) > paid
+    asked = Counter(asked_of(server))
     stored = run.stored()
     assert stored <= set(asked)
     # Stopping lost no answer: nothing that was handed over in full was asked for again.
@@ -314,9 +281,9 @@ def test_the_cost_limit_holds_by_the_server_s_own_bill(tmp_path: Path, server: S
 def test_a_killed_run_waits_for_the_batch_that_it_handed_in(tmp_path: Path, server: Server) -> None:
     server.script(batches="in_progress")
     run = prepared(tmp_path, server, records=40, batch=True)
-    run.killed(lambda: bool(server.batches()))
-    server.become("completed")
+    run.killed(lambda: bool(server.log()["batches"]))
+    server.tell("batches", {"become": "completed"})
     assert run.finish(run.start()) == 0, run.out
     assert Counter(status for status, _ in run.endings().values()) == {"ok": 40}
-    assert len(server.batches()) == 1
+    assert len(server.log()["batches"]) == 1
     assert [entry["charged"] for entry in server.log("bill").values()] == [1] * 40

@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import random
 import socket
-import subprocess
-import sys
 import time
 import traceback
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -21,6 +17,7 @@ from typing import Any
 import pluggy
 import pytest
 import reasonpix_openai
+from llm_server import Server, served
 from pydantic import ValidationError
 from reasonpix_openai import GPT35TurboOptions, GPT35TurboPlanner, OpenAIOptions, OpenAIPlanner
 from reasonpix_openai import batches as batch_limits
@@ -40,42 +37,9 @@ KEY = "sk-recognisable-0123456789"
 PRICE = Price(prompt=1, completion=2)
 
 
-class Server:
-    """The test server as the tests see it."""
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.url = f"{root}/v1"
-
-    def script(self, replies: dict[str, list[Any]], **more: Any) -> None:
-        self.tell("script", {"replies": replies, **more})
-
-    def tell(self, path: str, body: dict[str, Any]) -> None:
-        content = json.dumps(body).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self.root}/{path}", content)).close()
-
-    def log(self, path: str = "requests") -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.root}/{path}") as response:
-            return json.load(response)
-
-    def bodies(self) -> list[dict[str, Any]]:
-        return [request["body"] for request in self.log()["requests"]]
-
-
-@contextmanager
-def started() -> Iterator[Server]:
-    script = Path(__file__).parents[1] / "openai_server.py"
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin and process.stdout
-        yield Server(process.stdout.readline().strip())
-        process.stdin.close()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with started() as server:
+    with served() as server:
         yield server
 
 
@@ -413,7 +377,7 @@ def test_a_server_that_never_was_there_stops_the_run(make: Make, unreachable: st
 
 
 def test_a_server_that_went_away_may_come_back(make: Make, tmp_path: Path) -> None:
-    with started() as server:
+    with served() as server:
         planner = make(base_url=server.url)
         assert isinstance(attempt(planner, "a kite")[0], Completion)
     lost = unavailable(planner)
@@ -846,7 +810,7 @@ def test_a_server_without_the_batch_endpoint_is_explained(server: Server, make: 
 
 
 def test_a_trouble_with_the_network_does_not_end_a_batch(make: Make) -> None:
-    with started() as server:
+    with served() as server:
         planner = make(batch=True, base_url=server.url)
         job = planner.submit(asked(planner, 1))
     assert planner.collect(job) is None

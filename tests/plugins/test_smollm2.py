@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from llm_server import served
 from reasonpix_local_llm import LocalLLM
 from reasonpix_mini import world
 from test_local_llm import ask, assert_rows_are_independent, loaded, strict, texts
@@ -124,13 +123,8 @@ pipeline:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    script = Path(__file__).parents[1] / "openai_server.py"
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin and process.stdout
-        yield f"{process.stdout.readline().strip()}/v1"
-        process.stdin.close()
+    with served() as server:
+        yield server.url
 
 
 def computed(run: RunFolder) -> Counter[str]:
