@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Distribution, Shell
+from conftest import Distribution, Shell, WriteRecipe
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -207,6 +210,31 @@ def test_a_source_without_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="'fake-source' gives no edited images"):
         generate(load_recipe(path, ["source=fake-source"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("pairs")
+def test_rewritten_and_replaced_samples_make_one_dataset(
+    tmp_path: Path, write_recipe: WriteRecipe
+) -> None:
+    publish(generate(load_recipe(recipe(tmp_path)), tmp_path / "one"), tmp_path / "rewritten")
+    publish(generate(load_recipe(write_recipe()), tmp_path / "three"), tmp_path / "replaced")
+    code = """if True:
+        import datasets, json
+        parts = [datasets.load_dataset(part, split="train") for part in ("rewritten", "replaced")]
+        both = datasets.concatenate_datasets(parts)
+        columns = ("edit_prompt", "direct_instruction", "target", "chosen")
+        print(json.dumps([[row[column] for column in columns] for row in both]))
+    """
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert len(rows) == 3 + 7
+    assert [row[2] for row in rows] == [None] * 3 + ["pear"] * 7
+    assert all(row[0] for row in rows)
+    assert [row[1] is None for row in rows] == [row[3] is None for row in rows]
 
 
 # -- the stages by themselves ---------------------------------------------------------------------
