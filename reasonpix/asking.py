@@ -27,6 +27,9 @@ until it is let in. With 6 retries and no Retry-After, one that is never let in 
 half an hour.
 """
 
+STOPPED = "the run was stopped; run the same command again to go on"
+"""What those are told who ask after the end."""
+
 TOKENS_PER_MESSAGE = 16
 TOKENS_PER_CALL = 64
 """Allowances for what a chat template adds, in tokens."""
@@ -175,10 +178,16 @@ class Asking(ABC):
 
     def close(self) -> None:
         """Let calls under way finish, drop the others, end the threads. Jobs stay open."""
-        self._stop(ReasonpixError("the run was stopped; run the same command again to go on"))
+        self._stop(ReasonpixError(STOPPED))
         self._let_finish()
         for thread in self._threads:
             thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._stop(error)  # else those who wait would wait for ever
 
     @abstractmethod
     def _work(self) -> None:
@@ -222,7 +231,7 @@ class Asking(ABC):
             for asked in wait.new:
                 self._enqueue(asked)
             while len(self._threads) < min(self.threads, len(self._asked)):
-                thread = threading.Thread(target=self._work, name="language model", daemon=True)
+                thread = threading.Thread(target=self._run, name="language model", daemon=True)
                 self._threads.append(thread)
                 thread.start()
             self._changed.notify()
@@ -294,6 +303,12 @@ class Asking(ABC):
 
     def _stop(self, error: BaseException) -> None:
         """Send nothing more. The first error is the one that is raised."""
+        if isinstance(error, Exception) and not isinstance(error, ReasonpixError):
+            # Raised as it is, it would pass for a fault of every single record.
+            what = f"the language model cannot be asked: {type(error).__name__}: {error}"
+            unexpected = ReasonpixError(f"{what}; run the same command again to go on")
+            unexpected.__cause__ = error
+            error = unexpected
         with self._changed:
             self._stopped = self._stopped or error
             for asked in self._asked.values():

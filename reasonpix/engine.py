@@ -66,6 +66,7 @@ def generate(
         source = open_source(recipe)
         opened.callback(source.close)
         _check_components(run, all_stages, max_cost)
+        opened.enter_context(run.held())
         _freeze_plan(recipe, run, source, limit)
         write_atomically(out / "recipe.yaml", recipe.as_yaml().encode())
         write_stages(run, [stage.entry for stage in all_stages])
@@ -113,6 +114,23 @@ def _check_components(run: RunFolder, all_stages: Sequence[Stage], max_cost: flo
 
 def _freeze_plan(recipe: Recipe, run: RunFolder, source: Source[Any], limit: int | None) -> None:
     """List the source once into shards, or check that the existing plan is of this very source."""
+    asked = check_plan(recipe, run, limit)
+    if run.plan_path.exists():
+        return
+    shards: list[dict[str, Any]] = []
+    rows = (_planned(recipe.source.name, item) for item in islice(source.items(), limit))
+    while chunk := list(islice(rows, recipe.shard_size)):
+        shard = Shard(f"{len(shards):06d}", len(chunk))
+        run.write("source", shard, chunk)
+        shards.append(vars(shard))
+    if not shards:
+        raise RunError(f"the source {recipe.source.name!r} holds no image")
+    options = recipe.source.options.model_dump(mode="json")
+    run.freeze({"asked": asked, "source_options": options, "shards": shards})
+
+
+def check_plan(recipe: Recipe, run: RunFolder, limit: int | None) -> dict[str, Any]:
+    """What a plan follows from. Raises `RunError` when the run has a plan that does not."""
     asked = {
         "seed": recipe.seed,
         "shard_size": recipe.shard_size,
@@ -128,17 +146,7 @@ def _freeze_plan(recipe: Recipe, run: RunFolder, source: Source[Any], limit: int
                 f"{run.root} was planned differently ({changes}); "
                 "use the same values to go on, or another --out"
             )
-        return
-    shards: list[dict[str, Any]] = []
-    rows = (_planned(recipe.source.name, item) for item in islice(source.items(), limit))
-    while chunk := list(islice(rows, recipe.shard_size)):
-        shard = Shard(f"{len(shards):06d}", len(chunk))
-        run.write("source", shard, chunk)
-        shards.append(vars(shard))
-    if not shards:
-        raise RunError(f"the source {recipe.source.name!r} holds no image")
-    options = recipe.source.options.model_dump(mode="json")
-    run.freeze({"asked": asked, "source_options": options, "shards": shards})
+    return asked
 
 
 def _planned(source: str, item: SourceItem | tuple[str, Problem]) -> Row:
@@ -200,6 +208,7 @@ class _Parts:
     """
 
     def __init__(self, stage: Stage, source: Source[Any], ledger: Ledger | None) -> None:
+        self._stage = stage
         self.by_slot: dict[str, Component[Any]] = {"source": source}
         self._uses = [u for u in (stage.use, *stage.needs) if u is not None and u.slot != "source"]
         self._ledger = ledger
@@ -210,6 +219,7 @@ class _Parts:
                 component = plugins.build(use.slot, use.name, use.options)
                 if isinstance(component, LLMPlanner):
                     component.ledger = self._ledger
+                    _check_prompt(component, use, self._stage)
                 component.load()
                 opened.callback(component.close)
                 self.by_slot[use.slot] = component
@@ -243,6 +253,21 @@ class _Parts:
                 # Components stop asking; what they have been answered is kept.
                 self._opened.close()
                 raise
+
+
+def _check_prompt(planner: LLMPlanner[Any], use: Use, stage: Stage) -> None:
+    """Raise `RunError` when a prompt was edited after the stage's results were named by it."""
+    if stage.questions is None:
+        return
+    verb, _ = stage.questions
+    facts = (stage.entry.component, *stage.entry.component.get("uses", ()))
+    known = next(it for it in facts if it.get("slot") == use.slot)
+    prompt = planner.prompt_identity(verb)
+    if any(known.get(name, fact) != fact for name, fact in prompt.items()):
+        raise RunError(
+            f"the prompt {verb!r} was edited since the run began; "
+            "run the same command again to go on with the new one"
+        )
 
 
 def _compute(

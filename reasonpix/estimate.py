@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonpix import plugins
-from reasonpix.engine import open_source
+from reasonpix.engine import check_plan, open_source
 from reasonpix.outcomes import samples_reaching, verdicts
 from reasonpix.pipeline import Stage, stages_of
 from reasonpix.planning import LLMPlanner
@@ -47,8 +47,12 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, out: Path, limit: int | None = None) -> list[Estimate]:
-    """What each stage that asks an LLM will ask, if `recipe` is run into `out`. Writes nothing."""
+    """What each stage that asks an LLM will ask, if `recipe` is run into `out`. Writes nothing.
+
+    Raises `RunError` as the run itself would.
+    """
     run = RunFolder(out)
+    check_plan(recipe, run, limit)
     source = open_source(recipe)
     try:
         known = spending(run)

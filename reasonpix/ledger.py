@@ -225,8 +225,9 @@ class Ledger:
         now = time.time()
         with self._writing() as db:
             for end in ends:
+                stored = 0
                 if (completion := end.completion) is not None:
-                    db.execute(
+                    stored = db.execute(
                         "INSERT OR IGNORE INTO answers SELECT key, verb, ?, ?, ?, ?, ?, ?, ?, ?, "
                         "question, ? FROM sent WHERE id = ?",
                         (
@@ -241,8 +242,12 @@ class Ledger:
                             completion.text,
                             end.sent.row,
                         ),
-                    )
-                if completion is not None or not end.may_be_charged:
+                    ).rowcount
+                if completion is not None and not stored:
+                    # Another run or a job had answered it: what it cost twice stays on the account.
+                    paid = (end.cost or 0.0, end.sent.row)
+                    db.execute("UPDATE sent SET worst = ? WHERE id = ?", paid)
+                elif completion is not None or not end.may_be_charged:
                     db.execute("DELETE FROM sent WHERE id = ?", (end.sent.row,))
             if job is not None:
                 db.execute("UPDATE jobs SET ended = 1 WHERE name = ?", (job,))

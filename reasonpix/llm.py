@@ -43,8 +43,8 @@ class Completion(Record):
     text: str
     refusal: str | None = None
     finish_reason: str = "stop"
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int = Field(0, ge=0)
+    completion_tokens: int = Field(0, ge=0)
 
 
 class Unavailable(Record):

@@ -138,7 +138,9 @@ def _rewriting(recipe: Recipe) -> list[Stage]:
         chain.score(use, is_gate=True)
     n, orders = recipe.candidates, recipe.orders
     chain.add("rewrite", stages.rewrite, recipe.planner, "rewrite", n, candidates=n)
-    chain.add("select", stages.select, recipe.planner, "select", orders, orders=orders)
+    # Of a single candidate nothing is asked.
+    times = orders if n > 1 else 0
+    chain.add("select", stages.select, recipe.planner, "select", times, orders=orders)
     for use in recipe.filters:
         if use not in first:
             chain.score(use)

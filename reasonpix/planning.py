@@ -15,8 +15,9 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, ValidationError
 
-from reasonpix.asking import Asking
+from reasonpix.asking import STOPPED, Asking
 from reasonpix.calling import caller_for
+from reasonpix.errors import ReasonpixError
 from reasonpix.ledger import Ledger
 from reasonpix.llm import Completion, Conversation, Price, Unavailable
 from reasonpix.prompt import Prompt, explain
@@ -85,6 +86,7 @@ class LLMPlanner(Planner[P_co]):
         self.ledger: Ledger | None = None
         """Where raw answers are kept. A run puts its own here; otherwise they are in memory."""
         self._lock = Lock()
+        self._closed = False
         self._caller: Asking | None = None
         self._memory: Ledger | None = None
         self._prompts: dict[Verb, Prompt[Any, Any, Any]] = {}
@@ -155,7 +157,9 @@ class LLMPlanner(Planner[P_co]):
             self.prompt(task)
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop asking, for good: a thread that comes to ask now is told so."""
+        with self._lock:
+            self._closed = True
         if self._caller is not None:
             self._caller.close()
             self._caller = None
@@ -197,6 +201,8 @@ class LLMPlanner(Planner[P_co]):
         """Put the questions, read each answer, ask again once where that raises."""
         prompt = self.prompt(task)
         with self._lock:  # shards come in threads of their own
+            if self._closed:
+                raise ReasonpixError(STOPPED)
             if self._caller is None:
                 ledger = self.ledger
                 if ledger is None:

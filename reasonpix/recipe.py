@@ -259,7 +259,9 @@ def _check(model: type[Any], data: Any, at: located.Path, complain: _Complain) -
     try:
         return model.model_validate(data)
     except ValidationError as error:
+        hidden = model.model_config.get("hide_input_in_errors", False)
         for detail in error.errors():
+            got = "" if hidden else f", got {detail['input']!r}"
             where = at + tuple(detail["loc"])
             if detail["type"] == "extra_forbidden":
                 fields = _fields(model, tuple(detail["loc"]))
@@ -268,11 +270,11 @@ def _check(model: type[Any], data: Any, at: located.Path, complain: _Complain) -
                 entry = "entry " if isinstance(where[-1], int) else ""
                 complain(where[:-1], f"{entry}{where[-1]!r} is missing")
             elif detail["type"] == "model_type":
-                complain(where, f"expected a mapping, got {detail['input']!r}")
+                complain(where, f"expected a mapping{got}")
             else:
                 # What a validator of ours raised is told in its own words.
                 what = str(detail.get("ctx", {}).get("error", _lowered(detail["msg"])))
-                complain(where, f"{what}, got {detail['input']!r}")
+                complain(where, f"{what}{got}")
     return None
 
 

@@ -7,16 +7,19 @@ run/
   stages/<stage>-<fingerprint>/<shard>.parquet rows of (record_id, status, reason, output, image)
   llm.sqlite                                   every raw answer of an LLM, and what it cost
   journal.jsonl                                seconds and counts of each shard, for people
+  holder                                       locked by the process that is at work, and its name
 ```
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +89,28 @@ class RunFolder:
     def llm_path(self) -> Path:
         """Where the raw answers of LLMs are."""
         return self.root / "llm.sqlite"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for this process; it is let go when the process ends, however it does.
+
+        Raises `RunError` when another process holds it: two would pay for the same answers.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "holder").open("a+", encoding="utf-8") as holder:
+            try:
+                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder.seek(0)
+                who = holder.read().strip() or "another process"
+                raise RunError(
+                    f"{self.root} is in use by {who}; wait for it, or stop it first"
+                ) from error
+            holder.truncate(0)
+            holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            holder.flush()
+            yield
+            holder.truncate(0)
 
     def plan(self) -> dict[str, Any]:
         """The frozen plan. Raises `RunError` when the folder is no run."""

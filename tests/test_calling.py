@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from reasonpix.asking import Asking, longest_prompt
 from reasonpix.calling import LONGEST_PAUSE_S, Window, backoff_s, caller_for
 from reasonpix.errors import CostLimit, PluginError, ReasonpixError, RecipeError, RunError
-from reasonpix.ledger import Ledger
+from reasonpix.ledger import Job, Ledger
 from reasonpix.llm import Completion, Conversation, Message, Price, Unavailable
 from reasonpix.records import Problem
 
@@ -616,6 +616,14 @@ def test_a_ledger_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
         caller.answers("rewrite", conversations(9))
 
 
+def test_what_nobody_foresaw_stops_the_run_and_fails_no_record() -> None:
+    model = Model(lambda text, attempt: Completion(text="x", prompt_tokens=10**30))
+    with calling(model) as caller:
+        for _ in range(2):
+            with pytest.raises(ReasonpixError, match="cannot be asked: OverflowError"):
+                caller.answers("rewrite", conversations(2))
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -810,6 +818,34 @@ def test_a_job_survives_a_kill(tmp_path: Path, when: str, submits: int) -> None:
         assert ledger.open_jobs() == []
     assert service.submits == submits + 1
     assert service.attempts == {str(number): 1 for number in range(8)}
+
+
+def test_a_ledger_that_cannot_forget_a_job_stops_the_run(tmp_path: Path) -> None:
+    class Full(Ledger):
+        def forget(self, job: Job) -> None:
+            raise RunError("the disk is full")
+
+    class Lost(Service):
+        def submit(self, conversations: Mapping[str, Conversation], /) -> str:
+            raise ReasonpixError("cut off")
+
+    path = tmp_path / "llm.sqlite"
+    with (
+        Ledger(path) as ledger,
+        calling(Lost(), ledger, POLL_S) as caller,
+        pytest.raises(ReasonpixError, match="cut off"),
+    ):
+        caller.answers("rewrite", conversations(2))
+    stopped: list[str] = []
+    with Full(path) as ledger, calling(Service(), ledger, POLL_S) as caller:
+
+        def ask() -> None:
+            with pytest.raises(RunError) as raised:
+                caller.answers("rewrite", conversations(2))
+            stopped.append(str(raised.value))
+
+        in_threads([ask])
+    assert stopped == ["the disk is full"]
 
 
 def keys_of(asked: Sequence[Conversation]) -> list[str]:

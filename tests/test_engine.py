@@ -165,6 +165,29 @@ def test_what_is_missing_is_told_before_anything_is_computed(
     assert not (tmp_path / "run").exists()
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from reasonpix.run import RunFolder
+with RunFolder(Path(sys.argv[1])).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_told_who_is_at_work(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe, out = load_recipe(write_recipe()), tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=rf"in use by process {other.pid} on .*; wait for it"):
+            generate(recipe, out)
+        assert not (out / "plan.json").exists()
+        other.kill()
+    generate(recipe, out)
+    generate(recipe, out)  # and lets go of it
+
+
 # -- determinism ----------------------------------------------------------------------------------
 
 CAPTIONS = [

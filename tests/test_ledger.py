@@ -142,6 +142,18 @@ def test_the_first_answer_to_a_question_stays() -> None:
         assert stored.text == "first"
 
 
+def test_what_a_second_answer_cost_stays_on_the_account(tmp_path: Path) -> None:
+    """As when two runs, or a run and a job that it no longer waits for, ask the same."""
+    path = tmp_path / "llm.sqlite"
+    with Ledger(path) as ledger:
+        for cost in (0.1, 0.2):
+            answer(ledger, call(worst=1.0), Completion(text="x"), cost)
+    with Ledger(path, max_cost=1.0) as ledger:
+        spent = ledger.spent()
+        assert (spent.cost, spent.lost_cost) == (0.1, 0.2)
+        assert ledger.budget.reserve(0.7) and not ledger.budget.reserve(0.1)
+
+
 def test_texts_are_stored_once(tmp_path: Path) -> None:
     path = tmp_path / "llm.sqlite"
     for part in range(2):  # a second process knows them too

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from conftest import Distribution, Shell, WriteRecipe
 
-from reasonpix.engine import generate
-from reasonpix.errors import CostLimit, RecipeError
+from reasonpix.engine import Progress, generate
+from reasonpix.errors import CostLimit, RecipeError, RunError
 from reasonpix.estimate import Estimate, estimate
 from reasonpix.outcomes import funnel, outcomes
 from reasonpix.prompt import Prompt
@@ -150,6 +150,25 @@ def test_another_prompt_recomputes_the_stage_that_asks_by_it(path: Path, tmp_pat
     assert computed(run) == []
 
 
+def test_a_prompt_that_is_edited_during_a_run_makes_no_results_of_the_old_one(
+    path: Path, tmp_path: Path
+) -> None:
+    built_in = Path(__file__).parent.parent / "reasonpix" / "prompts" / "replace.yaml"
+    mine = tmp_path / "mine.yaml"
+    mine.write_bytes(built_in.read_bytes())
+
+    def edit(progress: Progress) -> None:
+        if progress.stage == "ground":
+            mine.write_text(built_in.read_text() + "\n")
+
+    recipe = load_recipe(path, [f"pipeline.planner.prompts={{replace: {mine}}}"])
+    with pytest.raises(RunError, match="'replace' was edited since the run began"):
+        generate(recipe, tmp_path / "run", report=edit)
+    assert asked(tmp_path) == 0
+    run = generate(recipe, tmp_path / "run")
+    assert dict(funnel(run))["plan"] == {"ok": 7}
+
+
 def test_many_under_way_change_nothing(path: Path, tmp_path: Path) -> None:
     runs = [
         generate(
@@ -207,6 +226,12 @@ def test_an_estimate_asks_and_writes_nothing(path: Path, tmp_path: Path) -> None
     assert only(estimate(load_recipe(path), tmp_path / "run", limit=2)).calls == 2
 
 
+def test_an_estimate_refuses_what_the_run_would_refuse(path: Path, tmp_path: Path) -> None:
+    generate(load_recipe(path), tmp_path / "run")
+    with pytest.raises(RunError, match="limit was None"):
+        estimate(load_recipe(path), tmp_path / "run", limit=2)
+
+
 def test_an_estimate_learns_from_the_runs_own_answers(path: Path, tmp_path: Path) -> None:
     changes = ["source.count=30"]
     generate(load_recipe(path, changes), tmp_path / "run")
@@ -234,6 +259,8 @@ def test_an_estimate_of_rewriting_counts_candidates_and_orders(
         ("rewrite", 15, None),
         ("select", 10, None),
     ]
+    single = load_recipe(path, ["candidates=1", "orders=1"])
+    assert [line.calls for line in estimate(single, tmp_path / "run")] == [5, 0]
 
 
 def test_the_command_line_estimates_limits_and_sums_up(

@@ -327,6 +327,15 @@ def test_what_concerns_all_stops_all() -> None:
     planner.close()
 
 
+def test_after_its_end_nothing_is_asked(parrot: Teach) -> None:
+    """A thread of a run that comes late must not begin anew, nor take it for its record's fault."""
+    planner = parrot({"a winter night": [text()]})
+    planner.close()
+    with pytest.raises(ReasonpixError, match="the run was stopped"):
+        planner.replace([request()])
+    assert planner.asked == []
+
+
 # -- reading an answer ---------------------------------------------------------------------------
 
 

@@ -21,11 +21,12 @@ from llm_server import Server, served
 from pydantic import ValidationError
 from reasonpix_openai import GPT35TurboOptions, GPT35TurboPlanner, OpenAIOptions, OpenAIPlanner
 from reasonpix_openai import batches as batch_limits
+from reasonpix_openai.replies import Replies
 
 from reasonpix import hookspecs, plugins
 from reasonpix.calling import caller_for
 from reasonpix.engine import generate
-from reasonpix.errors import ReasonpixError
+from reasonpix.errors import ReasonpixError, RecipeError
 from reasonpix.ledger import Ledger
 from reasonpix.llm import Completion, Conversation, Price, Unavailable
 from reasonpix.recipe import load_recipe
@@ -205,6 +206,15 @@ def test_completion_counts_tokens(server: Server, make: Make) -> None:
     assert outcome == [Completion(text="{}", **used)]
     assert used["prompt_tokens"] > 100
     assert used["completion_tokens"] == 1
+
+
+def test_no_count_of_tokens_takes_from_what_was_spent() -> None:
+    body = {
+        "choices": [{"message": {"content": "x"}}],
+        "usage": {"prompt_tokens": -1, "completion_tokens": 5},
+    }
+    outcome = Replies("http://localhost/v1", "OPENAI_API_KEY", None).outcome(200, body)
+    assert outcome == Completion(text="x", prompt_tokens=0, completion_tokens=5)
 
 
 def test_fenced_json_is_read(server: Server, make: Make) -> None:
@@ -549,6 +559,24 @@ def test_the_key_never_shows(server: Server, make: Make, reply: dict[str, Any]) 
     assert "sk-recog" not in shown
     assert "6789" not in shown
     assert "[API key]" in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("base_url", f"https://me:{KEY}@localhost/v1"),
+        ("base_url", f"https://localhost/v1?key={KEY}"),
+        ("api_key_env", KEY),
+        ("max_tokens", KEY),
+        ("api_key", KEY),
+    ],
+)
+def test_a_key_in_a_recipe_is_not_repeated(tmp_path: Path, option: str, value: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f'pipeline: {{planner: {{use: openai, {option}: "{value}"}}}}')
+    with pytest.raises(RecipeError, match=rf"pipeline\.planner\.{option}: ") as error:
+        load_recipe(recipe)
+    assert KEY not in str(error.value)
 
 
 def test_a_word_for_a_key_is_left_in_answers(

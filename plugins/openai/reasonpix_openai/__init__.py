@@ -90,6 +90,13 @@ class OpenAIOptions(LLMPlannerOptions):
             raise ValueError("give the URL alone; a key belongs into the environment (api_key_env)")
         return url.rstrip("/")
 
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError("give the name of an environment variable that holds the key")
+        return name
+
 
 class GPT35TurboOptions(OpenAIOptions):
     """What a recipe may say about the planner `gpt-3.5-turbo`: as `openai`, but for the model."""

@@ -92,8 +92,8 @@ class Replies:
                 text=self._redacted(message.get("content") or ""),
                 refusal=self._redacted(refusal) if refusal else None,
                 finish_reason=finish_reason or "stop",
-                prompt_tokens=usage.get("prompt_tokens") or 0,
-                completion_tokens=usage.get("completion_tokens") or 0,
+                prompt_tokens=max(0, usage.get("prompt_tokens") or 0),
+                completion_tokens=max(0, usage.get("completion_tokens") or 0),
             )
         except (AttributeError, LookupError, TypeError, ValueError):
             return self._no_chat()
