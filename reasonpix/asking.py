@@ -30,6 +30,9 @@ half an hour.
 STOPPED = "the run was stopped; run the same command again to go on"
 """What those are told who ask after the end."""
 
+GIVEN_UP_IN_A_ROW = 5
+"""Questions given up, with no answer in between, after which the server is taken to be gone."""
+
 TOKENS_PER_MESSAGE = 16
 TOKENS_PER_CALL = 64
 """Allowances for what a chat template adds, in tokens."""
@@ -147,6 +150,7 @@ class Asking(ABC):
         self._ready: list[Asked] = []  # heap, the oldest first
         self._last_asked = 0.0
         self._under_way = 0
+        self._given_up = 0
         self._stopped: BaseException | None = None
 
     def answers(
@@ -279,6 +283,14 @@ class Asking(ABC):
                 return
             reason = f"no answer after {asked.attempts - 1} attempts: {outcome.reason}"
             outcome = Problem(status="failed", reason=reason)
+            self._given_up += 1
+            if self._given_up == GIVEN_UP_IN_A_ROW:
+                # An outage is not the fault of the records that it meets.
+                gone = f"{self._given_up} questions in a row were given up, the last with {reason}"
+                self._stop(ReasonpixError(f"{gone}; run the same command again to go on"))
+                return
+        else:
+            self._given_up = 0
         asked.result = outcome
         del self._asked[asked.call.key]
         for wait in asked.waits:

@@ -6,6 +6,7 @@ Nothing here changes an answer; what is random (jitter) only moves calls in time
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from reasonpix.jobs import Jobs
 from reasonpix.ledger import Ledger
 from reasonpix.llm import Unavailable
 from reasonpix.records import Problem
+
+_LOG = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
@@ -128,6 +131,12 @@ class Calls(Asking):
             outcomes = self._llm.complete([asked.call.conversation for asked in batch])
             if len(outcomes) != len(batch):
                 raise ValueError(f"{len(outcomes)} answers to {len(batch)} conversations")
+            for outcome in outcomes:
+                if not isinstance(outcome, Outcome):
+                    raise ReasonpixError(
+                        f"{type(self._llm).__name__}.complete gave {outcome!r:.80}; it gives a "
+                        "Completion, a Problem or an Unavailable for each conversation"
+                    )
         except ReasonpixError as error:
             stop = error
             outcomes = [Unavailable(reason=str(error))] * len(batch)
@@ -169,6 +178,8 @@ class Calls(Asking):
             pause_s = backoff_s(self._window.streak)
         else:
             return
+        if pause_s > LONGEST_PAUSE_S:
+            _LOG.info("all calls pause for %.0f s: %s", pause_s, refused[0].reason)
         self._paused_until = max(self._paused_until, time.monotonic() + pause_s)
 
 

@@ -87,13 +87,33 @@ def generate(
     if dry_run:
         _print_estimate(checked, out, limit)
         return
-    with _Bars() as bars:
-        run = engine.generate(checked, out, limit, bars.show, max_cost)
+    _tell_of_waits()
+    try:
+        with _Bars() as bars:
+            run = engine.generate(checked, out, limit, bars.show, max_cost)
+    except KeyboardInterrupt:
+        click.echo("stopped; run the same command again to go on", err=True)
+        sys.exit(130)
     _print_summary(run)
+
+
+def _tell_of_waits() -> None:
+    """Show what the core logs, such as a job that is waited for."""
+    import logging
+
+    class Echo(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            click.echo(record.getMessage(), err=True)
+
+    logger = logging.getLogger("reasonpix")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [Echo()]
 
 
 def _print_estimate(recipe: Any, out: Path, limit: int | None) -> None:
     from reasonpix.estimate import estimate
+    from reasonpix.run import RunFolder
+    from reasonpix.summary import spending
 
     lines = estimate(recipe, out, limit)
     if not lines:
@@ -108,12 +128,21 @@ def _print_estimate(recipe: Any, out: Path, limit: int | None) -> None:
             f"{line.stage:>22} {records:>10} {line.calls:>9} {line.prompt_tokens:>14} "
             f"{line.completion_tokens:>14} {cost:>10}"
         )
-    total = sum(line.cost or 0 for line in lines)
     source = "this run's own answers" if all(line.learnt for line in lines) else "4 letters a token"
     click.echo(
-        f"about {total:.4f} in all, estimated from {source}; answers that have to be repaired are "
-        "asked for twice. --max-cost bounds it for certain."
+        f"Tokens are estimated from {source}; answers that have to be repaired are asked for "
+        "twice, and those that are stored already cost nothing."
     )
+    if any(line.cost is None for line in lines):
+        click.echo("Without a price nothing is said of cost: add price: {prompt: …, completion: …}")
+    else:
+        total = sum(line.cost or 0 for line in lines)
+        click.echo(f"about {total:.4f} in all; --max-cost bounds it for certain")
+    before = spending(RunFolder(out))
+    if before.cost + before.lost_cost:
+        click.echo(
+            f"{before.cost + before.lost_cost:.4f} is paid already, and counts in --max-cost"
+        )
 
 
 class _Bars:
@@ -152,13 +181,15 @@ class _Bars:
 
 
 def _print_summary(run: Any) -> None:
-    from reasonpix.outcomes import funnel
+    from reasonpix.outcomes import examples, funnel
     from reasonpix.summary import position_bias, spending_lines
 
     stages = funnel(run)
     click.echo(f"{'stage':>22} {'ok':>8} {'rejected':>8} {'failed':>8}")
     for stage, counts in stages:
         click.echo(f"{stage:>22} {counts['ok']:8} {counts['rejected']:8} {counts['failed']:8}")
+    for (stage, status), reason in examples(run).items():
+        click.echo(f"{status} at {stage}, such as: {reason}")
     total, accepted = sum(stages[0][1].values()), stages[-1][1]["ok"]
     if bias := position_bias(run):
         click.echo(bias)

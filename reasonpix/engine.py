@@ -80,16 +80,9 @@ def generate(
 
 
 def open_source(recipe: Recipe) -> Source[Any]:
-    """The recipe's source, loaded. Raises `RecipeError` when it does not give what is needed."""
+    """The recipe's source, loaded."""
     source = plugins.build("source", recipe.source.name, recipe.source.options)
     assert isinstance(source, Source)
-    if recipe.editor is None and not source.gives_pairs:
-        raise RecipeError(
-            [
-                f"source {recipe.source.name!r} gives no edited images, and the recipe names no "
-                "editor to make them; ask the source for pairs, or name an editor"
-            ]
-        )
     source.load()
     return source
 

@@ -23,7 +23,7 @@ from reasonpix.tasks import TASKS
 CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for English, used as long as a run has no answers to learn from."""
 
-_ENOUGH = 20
+_ENOUGH = 5
 # Answers from which a mean is taken.
 
 

@@ -7,6 +7,7 @@ ledger knows the jobs: a restart waits for them in the place of handing them in 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Sequence
 from heapq import heapify
@@ -14,6 +15,8 @@ from heapq import heapify
 from reasonpix.asking import Asked, Asking, LanguageModel, storable
 from reasonpix.ledger import Job, Ledger
 from reasonpix.llm import Unavailable
+
+_LOG = logging.getLogger(__name__)
 
 LARGEST_JOB = 50_000
 """Conversations in a job (the limit of the OpenAI batch endpoint)."""
@@ -106,6 +109,13 @@ class Jobs(Asking):
         sent = self._ledger.send(calls, self._parameters, job=name)
         id = self._llm.submit({call.key: call.conversation for call in calls})
         self._ledger.submitted(name, id)
+        _LOG.info(
+            "%d questions are handed in as job %s; it is looked at every %g s. Stopping is safe: "
+            "the same command goes on waiting.",
+            len(calls),
+            id,
+            self._poll_interval_s,
+        )
         with self._changed:
             due = time.monotonic() + self._poll_interval_s
             self._jobs[name] = (Job(name, id, tuple(sent)), due)

@@ -204,3 +204,12 @@ def funnel(run: RunFolder) -> list[tuple[str, Counter[str]]]:
                 break
             counter["ok"] += 1
     return list(counts.items())
+
+
+def examples(run: RunFolder) -> dict[tuple[str, str], str]:
+    """Of each (stage, status) in which records ended, the reason of the first of them."""
+    found: dict[tuple[str, str], str] = {}
+    for outcome in outcomes(run):
+        if outcome.status != "ok":
+            found.setdefault((outcome.stage, outcome.status), outcome.reason)
+    return found

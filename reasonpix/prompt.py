@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -30,6 +31,9 @@ from reasonpix.tasks import Answer, InvalidAnswer, Request, Result, Task
 
 _TITLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What servers take as the name of a schema."""
+
+
+_TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
 
 
 class _File(Record):
@@ -56,7 +60,10 @@ class Prompt(Generic[Request, Answer, Result]):
         self.digest = hashlib.sha256(content).hexdigest()
         """SHA-256 of the file's content, in hex: another content is another prompt."""
         try:
-            self._file = _File.model_validate(yaml.safe_load(content))
+            content_of = yaml.safe_load(content)
+            if not isinstance(content_of, dict):
+                raise self._wrong(["it is no mapping with system, user, repair, schema, examples"])
+            self._file = _File.model_validate(content_of)
         except yaml.YAMLError as error:
             raise self._wrong([f"not YAML: {error}"]) from error
         except ValidationError as error:
@@ -150,6 +157,8 @@ class Prompt(Generic[Request, Answer, Result]):
             and isinstance(schema.get("required"), list)
             and set(schema["required"]) == set(fields)
         )
+        if unknown := sorted(set(_types_of(schema)) - _TYPES):
+            return [f"schema: no JSON type {', '.join(map(repr, unknown))}"]
         wanted = ", ".join(fields)
         what = (
             "a title of letters, digits, - and _, type: object, additionalProperties: false, and "
@@ -163,6 +172,19 @@ class Prompt(Generic[Request, Answer, Result]):
 
 def _holes_of(task: Task[Any, Any, Any]) -> set[str]:
     return set(task.request.model_fields) - {"seed"}
+
+
+def _types_of(schema: Any) -> Iterator[str]:
+    """All types that a schema names, at any depth."""
+    if isinstance(schema, dict):
+        named = schema.get("type")
+        if isinstance(named, str | list):
+            yield from [named] if isinstance(named, str) else map(str, named)
+        for part in schema.values():
+            yield from _types_of(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from _types_of(part)
 
 
 def explain(error: ValidationError) -> list[str]:

@@ -17,7 +17,7 @@ import yaml
 from reasonpix import __version__
 from reasonpix.errors import RunError
 from reasonpix.images import UndecodableImage, encode_png
-from reasonpix.outcomes import Outcome, StageEntry, funnel, outcomes, read_stages
+from reasonpix.outcomes import Outcome, StageEntry, examples, funnel, outcomes, read_stages
 from reasonpix.run import RunFolder
 from reasonpix.summary import position_bias
 
@@ -158,7 +158,7 @@ def card(run: RunFolder, total: int) -> str:
         *([f"{bias}.", ""] if (bias := position_bias(run)) else []),
         "## Why the others did not",
         "",
-        *(_ends(stages) or ["Every record was accepted."]),
+        *(_ends(run, stages) or ["Every record was accepted."]),
         "",
         "## Columns",
         "",
@@ -192,12 +192,11 @@ def _component_line(entry: StageEntry) -> str:
     return f"| {entry.stage} | {component['use']} | {options} | {weights[:12]} |"
 
 
-def _ends(stages: list[tuple[str, Counter[str]]]) -> list[str]:
+def _ends(run: RunFolder, stages: list[tuple[str, Counter[str]]]) -> list[str]:
+    counts = dict(stages)
     return [
-        f"- {stage}: {counts[status]} {status}"
-        for stage, counts in sorted(stages, key=lambda one: one[0])
-        for status in ("failed", "rejected")
-        if counts[status]
+        f"- {stage}: {counts[stage][status]} {status}, such as: {' '.join(reason.split())}"
+        for (stage, status), reason in sorted(examples(run).items())
     ]
 
 

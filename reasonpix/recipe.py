@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reasonpix import located, plugins
 from reasonpix.errors import PluginError, RecipeError
-from reasonpix.slots import Options, Planner, Scorer, Verb
+from reasonpix.slots import Options, Planner, Scorer, Source, Verb
 
 PIPELINE = ("captioner", "extractor", "grounder", "planner", "editor", "reader")
 """The places of a pipeline, in the order of the data."""
@@ -199,9 +199,18 @@ def _check_part(
     elif document and document.orders > document.candidates:
         complain(
             ("orders",) if "orders" in data else ("candidates",),
-            f"{document.candidates} candidates have no {document.orders} orders; "
-            "in each, every one of them stands in another place",
+            f"there can be no more orders ({document.orders}) than candidates "
+            f"({document.candidates})",
         )
+    if not _replaces(named) and (use := uses.get("source")) is not None:
+        source = plugins.build("source", use.name, use.options)
+        assert isinstance(source, Source)
+        if not source.gives_pairs:
+            complain(
+                ("source",),
+                f"{use.name!r} gives no edited images, and the recipe names no editor to make "
+                "them; ask the source for pairs, or name an editor",
+            )
     verbs: list[tuple[str, Verb]] = [("reader", "resolve")]
     if _replaces(named):
         verbs.append(("planner", "replace"))
@@ -285,9 +294,11 @@ def _lowered(message: str) -> str:
 def _fields(model: type[BaseModel], path: located.Path) -> list[str]:
     for name in path[:-1]:
         field = model.model_fields.get(str(name))
-        if field is None or not isinstance(field.annotation, type):
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if inner is None:
             break
-        model = field.annotation
+        model = inner
     return list(model.model_fields)
 
 

@@ -56,13 +56,15 @@ class Selection(Record):
     """
 
     chosen: int
+    asked: int = 0
+    """In how many orders it was asked; the orders without an answer are not among `orders`."""
     orders: tuple[tuple[int, ...], ...] = ()
     choices: tuple[int, ...] = ()
 
     @property
     def agreement(self) -> float:
-        """Share of the orders in which the chosen candidate was chosen."""
-        return self.choices.count(self.chosen) / len(self.choices) if self.choices else 1.0
+        """Share of the orders asked in which the chosen candidate was chosen."""
+        return self.choices.count(self.chosen) / self.asked if self.asked else 1.0
 
 
 class Scores(Record):

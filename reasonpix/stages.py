@@ -229,6 +229,7 @@ def _selection(
     choices = [choice for _, choice in chosen]
     return Selection(
         chosen=Counter(choices).most_common(1)[0][0],
+        asked=len(orders),
         orders=tuple(order for order, _ in chosen),
         choices=tuple(choices),
     )

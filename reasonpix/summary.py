@@ -24,13 +24,19 @@ class PositionBias:
     """Share of all choices that fell on the candidate that stood first."""
     expected: float
     """What `first` would be by chance alone."""
+    least: float
+    """What `agreement` is when every order chose another candidate."""
+    unanswered: int
+    """Records that are left out, as fewer than two orders were answered."""
 
     def __str__(self) -> str:
         """One line for people."""
         return (
             f"P_select, asked in several orders about {self.records} records: "
-            f"{self.agreement:.0%} of choices agree, {self.unanimous:.0%} of records unanimous; "
+            f"{self.agreement:.0%} of choices agree ({self.least:.0%} at least), "
+            f"{self.unanimous:.0%} of records unanimous; "
             f"first place chosen {self.first:.0%} ({self.expected:.0%} by chance)"
+            + (f"; {self.unanswered} more answered in one order only" if self.unanswered else "")
         )
 
 
@@ -42,9 +48,10 @@ def position_bias(run: RunFolder) -> PositionBias | None:
         for folder in folders
         for shard in run.shards()
         for row in run.read(folder, shard)
-        if row.status == "ok"
-        and len((selection := Selection.model_validate_json(row.output)).orders) > 1
+        if row.status == "ok" and (selection := Selection.model_validate_json(row.output)).asked > 1
     ]
+    unanswered = sum(len(selection.orders) < 2 for selection in asked)
+    asked = [selection for selection in asked if len(selection.orders) > 1]
     if not asked:
         return None
     choices = [
@@ -58,6 +65,8 @@ def position_bias(run: RunFolder) -> PositionBias | None:
         unanimous=sum(selection.agreement == 1 for selection in asked) / len(asked),
         first=sum(order[0] == choice for order, choice in choices) / len(choices),
         expected=sum(1 / len(order) for order, _ in choices) / len(choices),
+        least=sum(1 / selection.asked for selection in asked) / len(asked),
+        unanswered=unanswered,
     )
 
 
@@ -77,9 +86,9 @@ def spending_lines(run: RunFolder, accepted: int) -> list[str]:
         f"{part.completion_tokens} answer tokens, {_money(part)}"
         for verb, part in spent.verbs.items()
     ]
-    if accepted and spent.answers > spent.unpriced:
-        paid = spent.cost + spent.lost_cost
-        lines.append(f"paid {_money(spent)}: {paid / accepted:.6f} for each accepted sample")
+    if paid := spent.cost + spent.lost_cost:
+        each = f": {paid / accepted:.6f} for each accepted sample" if accepted else ""
+        lines.append(f"paid for all answers in this run folder: {_money(spent)}{each}")
     return lines
 
 

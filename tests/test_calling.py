@@ -113,6 +113,41 @@ def texts(results: Sequence[Completion | Problem]) -> list[str]:
     return [it.text if isinstance(it, Completion) else it.reason for it in results]
 
 
+# -- What concerns all
+
+
+def test_an_outage_stops_the_run_and_fails_no_record() -> None:
+    def reply(text: str, attempt: int) -> Outcome:
+        return echo(text) if int(text) < 10 else Unavailable(reason="connection refused")
+
+    with Ledger(None) as ledger:
+        with (
+            calling(Model(reply, max_retries=0), ledger) as caller,
+            pytest.raises(ReasonpixError, match=r"5 questions in a row .*connection refused"),
+        ):
+            caller.answers("rewrite", conversations(100))
+        with calling(Model(max_retries=0), ledger) as caller:
+            assert texts(caller.answers("rewrite", conversations(100)))[-1] == "re: 99"
+
+
+def test_now_and_then_one_without_an_answer_stops_nothing() -> None:
+    def reply(text: str, attempt: int) -> Outcome:
+        return Unavailable(reason="no luck") if int(text) % 3 == 0 else echo(text)
+
+    with calling(Model(reply, max_retries=0, concurrency=1)) as caller:
+        results = caller.answers("rewrite", conversations(60))
+    assert sum(isinstance(result, Problem) for result in results) == 20
+
+
+def test_a_model_that_gives_something_else_is_told_apart() -> None:
+    model = Model(lambda text, attempt: "just text")  # type: ignore[arg-type, return-value]
+    with (
+        calling(model) as caller,
+        pytest.raises(ReasonpixError, match=r"Model\.complete gave 'just text'; it gives a Compl"),
+    ):
+        caller.answers("rewrite", conversations(3))
+
+
 # -- Order, storing, joining
 
 

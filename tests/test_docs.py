@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from reasonpix.recipe import load_recipe
+from reasonpix.records import EditPlan, ReplaceRequest
 from reasonpix.slots import Captioner
+from reasonpix.testing import PlannerContract
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +23,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_the_plugin_of_the_tutorial_keeps_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin, contract, _ = blocks("docs/plugins.md", "python")
+    plugin, contract = blocks("docs/plugins.md", "python")[:2]
     module = types.ModuleType("reasonpix_loud")
     exec(compile(plugin, "docs/plugins.md", "exec"), module.__dict__)
     monkeypatch.setitem(sys.modules, "reasonpix_loud", module)
@@ -35,6 +37,24 @@ def test_the_plugin_of_the_tutorial_keeps_its_contract(monkeypatch: pytest.Monke
     case.test_options_describe_themselves()
     with pytest.raises(ValueError, match="wrod"):
         offered[0].Options(wrod="bee")
+
+
+def test_the_llm_planner_of_the_tutorial_keeps_its_contract() -> None:
+    source = blocks("docs/plugins.md", "python")[2]
+    module = types.ModuleType("reasonpix_echo")
+    exec(compile(source, "docs/plugins.md", "exec"), module.__dict__)
+    [planner] = module.planners()
+
+    class Contract(PlannerContract):
+        component = planner
+
+    # The "model" always gives the same plan: for a bee a good one.
+    request = ReplaceRequest(caption="a bee", categories=("bee",), seed=0)
+    [plan] = Contract().subject.replace([request])
+    assert isinstance(plan, EditPlan) and plan.target == "pear"
+    assert planner.Options().price is None
+    assert Contract().subject.longest_answer == planner.Options().max_tokens
+    Contract().test_plans_follow_requests()
 
 
 def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:
@@ -57,7 +77,8 @@ PLANNERS = [
 @pytest.mark.parametrize("line", PLANNERS)
 def test_the_planners_of_the_docs_can_be_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"source: fake-source\npipeline:\n  {line}")
+    pairs = "{use: fake-source, caption: a bee, edited_caption: a pear, instruction: swap it}"
+    path.write_text(f"source: {pairs}\npipeline:\n  {line}")
     assert line.count("\n") == 1
     load_recipe(path)
 

@@ -276,7 +276,9 @@ def test_the_command_line_estimates_limits_and_sums_up(
     done = shell(*arguments, "--max-cost", "1", path=(parrot,))
     assert done.returncode == 0, done.stderr
     assert "replace: 7 answers, 7000 prompt and 140 answer tokens, 0.0084" in done.stdout
-    assert "0.001200 for each accepted sample" in done.stdout
+    assert "in this run folder: 0.0084: 0.001200 for each accepted sample" in done.stdout
+    again = shell(*arguments, "--dry-run", path=(parrot,))
+    assert "0.0084 is paid already" in again.stdout
     nothing = shell("generate", "mini/part3", "--out", tmp_path / "other", "--dry-run")
     assert "asks no LLM" in nothing.stdout
 

@@ -296,6 +296,10 @@ def same_category(prompt: dict[str, Any]) -> None:
         (in_schema(properties={}), "exactly the properties selected, target"),
         (in_schema(required=["target"]), "all of them required"),
         (in_schema(required=3), "all of them required"),
+        (
+            lambda prompt: prompt["schema"]["properties"]["target"].update(type="text"),
+            "schema: no JSON type 'text'",
+        ),
         (lambda prompt: prompt["examples"][0].pop("caption"), "number 1: caption: Field required"),
         (lambda prompt: prompt["examples"][0].pop("answer"), "examples: number 1"),
         (same_category, "answer of number 2 breaks the rules it is to teach: target must not"),

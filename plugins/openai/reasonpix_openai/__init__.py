@@ -302,8 +302,12 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         key = os.environ.get(name, "").strip()
         if not key and (self.options.api_key_env or _is_openai(self.options.base_url)):
             raise ReasonpixError(
-                f"planner {self.name}: no API key: set the environment variable {name}, or point "
-                "base_url to a server that needs none"
+                f"planner {self.name}: no API key: set the environment variable {name}, or "
+                + (
+                    "leave api_key_env out if the server needs none"
+                    if self.options.api_key_env
+                    else "point base_url to a server that needs none"
+                )
             )
         if not all("!" <= letter <= "~" for letter in key):
             # The HTTP client would complain too, and show the key.
