@@ -5,7 +5,9 @@ Nothing is patched. A test that needs a plugin makes a distribution of it, as fi
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +17,15 @@ import pytest
 import yaml
 from hypothesis import settings
 
+import reasonpix
+
 # The same examples in every run, and no time limit on a machine that does other things.
 settings.register_profile("project", derandomize=True, database=None, deadline=None)
 settings.load_profile("project")
+# Examples are drawn from the constants of imported modules too; which those are must not hang on
+# what other tests this process happens to run.
+for module in pkgutil.iter_modules(reasonpix.__path__):
+    importlib.import_module(f"reasonpix.{module.name}")
 
 TRIAL = Path(__file__).parent / "trial"
 
