@@ -181,14 +181,15 @@ class _Bars:
 
 
 def _print_summary(run: Any) -> None:
-    from reasonpix.outcomes import examples, funnel
+    from reasonpix.outcomes import endings
     from reasonpix.summary import position_bias, spending_lines
 
-    stages = funnel(run)
+    ended = endings(run)
+    stages = ended.stages
     click.echo(f"{'stage':>22} {'ok':>8} {'rejected':>8} {'failed':>8}")
     for stage, counts in stages:
         click.echo(f"{stage:>22} {counts['ok']:8} {counts['rejected']:8} {counts['failed']:8}")
-    for (stage, status), reason in examples(run).items():
+    for (stage, status), reason in ended.examples.items():
         click.echo(f"{status} at {stage}, such as: {reason}")
     total, accepted = sum(stages[0][1].values()), stages[-1][1]["ok"]
     if bias := position_bias(run):

@@ -193,23 +193,31 @@ def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
     return rejected
 
 
-def funnel(run: RunFolder) -> list[tuple[str, Counter[str]]]:
-    """For each stage, in order, how many records ended ok, rejected or failed there."""
+@dataclass(frozen=True)
+class Endings:
+    """How many records each stage let through, in order, and why the others ended."""
+
+    stages: list[tuple[str, Counter[str]]]
+    """For each stage how many records ended ok, rejected or failed there."""
+    examples: Mapping[tuple[str, Status], str]
+    """Of each (stage, status) in which records ended, the reason of the first of them."""
+
+
+def endings(run: RunFolder) -> Endings:
+    """The endings of all records, in one walk over the run."""
     counts = {entry.stage: Counter[str]() for entry in read_stages(run)}
     counts = {"source": Counter[str](), **counts}
+    examples: dict[tuple[str, Status], str] = {}
     for outcome in outcomes(run):
         for stage, counter in counts.items():
             if stage == outcome.stage:
                 counter[outcome.status] += 1
+                examples.setdefault((stage, outcome.status), outcome.reason)
                 break
             counter["ok"] += 1
-    return list(counts.items())
+    return Endings(list(counts.items()), examples)
 
 
-def examples(run: RunFolder) -> dict[tuple[str, str], str]:
-    """Of each (stage, status) in which records ended, the reason of the first of them."""
-    found: dict[tuple[str, str], str] = {}
-    for outcome in outcomes(run):
-        if outcome.status != "ok":
-            found.setdefault((outcome.stage, outcome.status), outcome.reason)
-    return found
+def funnel(run: RunFolder) -> list[tuple[str, Counter[str]]]:
+    """For each stage, in order, how many records ended ok, rejected or failed there."""
+    return endings(run).stages

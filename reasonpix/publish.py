@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import yaml
 from reasonpix import __version__
 from reasonpix.errors import RunError
 from reasonpix.images import UndecodableImage, encode_png
-from reasonpix.outcomes import Outcome, StageEntry, examples, funnel, outcomes, read_stages
+from reasonpix.outcomes import Endings, Outcome, StageEntry, endings, outcomes, read_stages
 from reasonpix.run import RunFolder
 from reasonpix.summary import position_bias
 
@@ -115,7 +114,7 @@ def card(run: RunFolder, total: int) -> str:
     Nothing in it changes from one run of the same recipe to the next.
     """
     entries = read_stages(run)
-    stages = funnel(run)
+    ended = endings(run)
     head = {
         "pretty_name": "Reasoning edits made with reasonpix",
         "task_categories": ["image-to-image"],
@@ -152,13 +151,13 @@ def card(run: RunFolder, total: int) -> str:
         "|---|---|---|---|",
         *(
             f"| {stage} | {counts['ok']} | {counts['rejected']} | {counts['failed']} |"
-            for stage, counts in stages
+            for stage, counts in ended.stages
         ),
         "",
         *([f"{bias}.", ""] if (bias := position_bias(run)) else []),
         "## Why the others did not",
         "",
-        *(_ends(run, stages) or ["Every record was accepted."]),
+        *(_ends(ended) or ["Every record was accepted."]),
         "",
         "## Columns",
         "",
@@ -192,11 +191,11 @@ def _component_line(entry: StageEntry) -> str:
     return f"| {entry.stage} | {component['use']} | {options} | {weights[:12]} |"
 
 
-def _ends(run: RunFolder, stages: list[tuple[str, Counter[str]]]) -> list[str]:
-    counts = dict(stages)
+def _ends(ended: Endings) -> list[str]:
+    counts = dict(ended.stages)
     return [
         f"- {stage}: {counts[stage][status]} {status}, such as: {' '.join(reason.split())}"
-        for (stage, status), reason in sorted(examples(run).items())
+        for (stage, status), reason in sorted(ended.examples.items())
     ]
 
 
