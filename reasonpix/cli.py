@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from reasonpix.engine import Progress
+    from reasonpix.engine import Executor, Progress
 
 
 class _Commands(click.Group):
@@ -29,6 +32,21 @@ class _Commands(click.Group):
             ctx.exit(2 if isinstance(error, RecipeError) else 1)
 
 
+class _Limit(click.ParamType[float]):
+    """A number of images, or all of them."""
+
+    name = "N|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if value == "all":
+            return math.inf
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is no number of images, and not 'all'", param, ctx)
+        return int(value)
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="reasonpix")
 @click.option("--debug", is_flag=True, help="Show the traceback of errors.")
@@ -36,7 +54,7 @@ def main(debug: bool) -> None:
     """Make datasets for image editing by instructions that need reasoning."""
 
 
-_run = click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+_run = click.argument("run")
 _set = click.option(
     "--set",
     "overrides",
@@ -48,14 +66,21 @@ _set = click.option(
 
 @main.command()
 @click.argument("recipe")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="The run folder.",
-)
+@click.option("--out", required=True, help="The run folder: a path, or a URL such as s3://…")
 @_set
-@click.option("--limit", type=click.IntRange(min=1), help="Use only the first N images.")
+@click.option(
+    "--limit",
+    type=_Limit(),
+    help="Use only the first N images. A later call may give more, or 'all'.",
+)
+@click.option(
+    "--target-accepted",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use no more images than it takes for N accepted samples.",
+)
+@click.option("--shard-size", type=click.IntRange(min=1), help="Override the recipe's shard size.")
+@click.option("--retry-failed", is_flag=True, help="Compute the records anew that failed.")
 @click.option("--seed", type=click.IntRange(min=0), help="Override the recipe's seed.")
 @click.option(
     "--max-cost",
@@ -64,14 +89,29 @@ _set = click.option(
     "prices; with a higher limit the same command goes on.",
 )
 @click.option("--dry-run", is_flag=True, help="Estimate calls, tokens and cost; ask nothing.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="What does the work: this process, or Ray.",
+)
+@click.option(
+    "--address", help="Address of a running Ray cluster; without it, one of this machine."
+)
 def generate(
     recipe: str,
-    out: Path,
+    out: str,
     overrides: tuple[str, ...],
-    limit: int | None,
+    limit: float | None,
+    target_accepted: int | None,
+    shard_size: int | None,
+    retry_failed: bool,
     seed: int | None,
     max_cost: float | None,
     dry_run: bool,
+    executor: Executor,
+    address: str | None,
 ) -> None:
     """Run RECIPE (a file, or the name of a shipped one) over its images into a run folder.
 
@@ -83,39 +123,82 @@ def generate(
 
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
+    if shard_size is not None:
+        overrides = (*overrides, f"shard_size={shard_size}")
     checked = load_recipe(locate(recipe), overrides)
     if dry_run:
-        _print_estimate(checked, out, limit)
+        _print_estimate(checked, out, limit, target_accepted)
         return
-    _tell_of_waits()
+    _tell_of_waits(click.get_current_context().find_root().params["debug"])
     try:
-        with _Bars() as bars:
-            run = engine.generate(checked, out, limit, bars.show, max_cost)
+        with _stoppable(), _Bars() as bars:
+            run = engine.generate(
+                checked,
+                out,
+                limit,
+                bars.show,
+                max_cost,
+                target_accepted=target_accepted,
+                retry_failed=retry_failed,
+                executor=executor,
+                address=address,
+            )
     except KeyboardInterrupt:
-        click.echo("stopped; run the same command again to go on", err=True)
+        click.echo(_STOPPED, err=True)
         sys.exit(130)
     _print_summary(run)
 
 
-def _tell_of_waits() -> None:
-    """Show what the core logs, such as a job that is waited for."""
+_STOPPED = "stopped; run the same command again to go on"
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end a run in order, the second one at once.
+
+    At once is without the interpreter's own end, which waits for threads.
+    """
+    import os
+    import signal
+
+    def stop(*_: object) -> None:
+        for signal_number in before:
+            signal.signal(signal_number, leave)
+        raise KeyboardInterrupt
+
+    def leave(*_: object) -> None:
+        os.write(2, f"\n{_STOPPED}\n".encode())
+        os._exit(130)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell_of_waits(debug: bool) -> None:
+    """Show what the core logs, such as a job that is waited for; or everything, to find a fault."""
     import logging
 
     class Echo(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            click.echo(record.getMessage(), err=True)
+            click.echo(self.format(record), err=True)
 
     logger = logging.getLogger("reasonpix")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
     logger.handlers = [Echo()]
 
 
-def _print_estimate(recipe: Any, out: Path, limit: int | None) -> None:
+def _print_estimate(
+    recipe: Any, out: str, limit: float | None, target_accepted: int | None
+) -> None:
     from reasonpix.estimate import estimate
     from reasonpix.run import RunFolder
     from reasonpix.summary import spending
 
-    lines = estimate(recipe, out, limit)
+    lines = estimate(recipe, out, limit, target_accepted)
     if not lines:
         click.echo("This recipe asks no LLM: nothing is paid for.")
         return
@@ -159,25 +242,29 @@ class _Bars:
             TextColumn("shards  {task.fields[counts]}"),
             TimeRemainingColumn(),
         )
-        self._tasks: dict[str, tuple[Any, float, int]] = {}
-        self._progress.start()
+        self._tasks: dict[str, tuple[Any, float]] = {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._tasks:
+            self._progress.stop()
 
     def show(self, now: Progress) -> None:
         import time
 
         records = now.ok + now.rejected + now.failed
+        if not self._tasks:
+            self._progress.start()
         if now.stage not in self._tasks:
             task = self._progress.add_task(now.stage, total=now.shards, counts="")
-            self._tasks[now.stage] = (task, time.perf_counter(), records)
-        task, started, already = self._tasks[now.stage]
+            self._tasks[now.stage] = (task, time.perf_counter())
+        task, started = self._tasks[now.stage]
         seconds = time.perf_counter() - started
-        rate = f"{(records - already) / seconds:6.1f}/s" if records > already else ""
+        rate = f"{records / seconds:6.1f}/s" if records else ""
         counts = f"{now.ok} ok {now.rejected} rejected {now.failed} failed {rate}"
-        self._progress.update(task, completed=now.shards_done, counts=counts)
+        if now.reused:
+            counts = f"{now.reused} shards reused  {counts}"
+        self._progress.update(task, total=now.shards, completed=now.shards_done, counts=counts)
 
 
 def _print_summary(run: Any) -> None:
@@ -191,18 +278,17 @@ def _print_summary(run: Any) -> None:
         click.echo(f"{stage:>22} {counts['ok']:8} {counts['rejected']:8} {counts['failed']:8}")
     for (stage, status), reason in ended.examples.items():
         click.echo(f"{status} at {stage}, such as: {reason}")
-    total, accepted = sum(stages[0][1].values()), stages[-1][1]["ok"]
     if bias := position_bias(run):
         click.echo(bias)
-    for line in spending_lines(run, accepted):
+    for line in spending_lines(run, ended.accepted):
         click.echo(line)
-    click.echo(f"{accepted} of {total} records accepted; the run is {run.root}")
+    click.echo(f"{ended.accepted} of {ended.total} records accepted; the run is {run}")
 
 
 @main.command()
 @_run
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
-def publish(run: Path, out: Path) -> None:
+def publish(run: str, out: Path) -> None:
     """Publish the accepted samples of RUN as a Hugging Face dataset folder."""
     from reasonpix.publish import publish as write
     from reasonpix.run import RunFolder
@@ -214,12 +300,13 @@ def publish(run: Path, out: Path) -> None:
 @main.command()
 @_run
 @click.option("--limit", default=200, show_default=True, help="Pairs to show of each kind.")
-def gallery(run: Path, limit: int) -> None:
+def gallery(run: str, limit: int) -> None:
     """Write a page to look at RUN, and print its path."""
     from reasonpix.gallery import gallery as write
     from reasonpix.run import RunFolder
 
-    click.echo(write(RunFolder(run), limit).resolve())
+    page = write(RunFolder(run), limit)
+    click.echo(page if "://" in page else Path(page).resolve())
 
 
 @main.group()

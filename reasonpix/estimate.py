@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reasonpix import plugins
-from reasonpix.engine import check_plan, open_source
+from reasonpix.engine import open_source
+from reasonpix.listing import plan_of, rows_wanted
 from reasonpix.outcomes import samples_reaching, verdicts
 from reasonpix.pipeline import Stage, stages_of
 from reasonpix.planning import LLMPlanner
@@ -46,24 +48,28 @@ class Estimate:
     """Whether tokens are taken from this run's own answers, not from the rule of thumb."""
 
 
-def estimate(recipe: Recipe, out: Path, limit: int | None = None) -> list[Estimate]:
+def estimate(
+    recipe: Recipe, out: str | Path, limit: float | None = None, target_accepted: int | None = None
+) -> list[Estimate]:
     """What each stage that asks an LLM will ask, if `recipe` is run into `out`. Writes nothing.
 
     Raises `RunError` as the run itself would.
     """
     run = RunFolder(out)
-    check_plan(recipe, run, limit)
+    plan = plan_of(recipe, run)
+    wanted = rows_wanted(plan, limit, target_accepted)
     source = open_source(recipe)
     try:
         known = spending(run)
-        planned = None if run.plan_path.exists() else _count(source, limit)
-        return list(_estimates(recipe, run, source, planned, known))
+        grows = not plan.complete and wanted > plan.rows
+        new = _count(source, wanted) - plan.rows if grows else 0
+        return list(_estimates(recipe, run, source, new, known))
     finally:
         source.close()
 
 
 def _estimates(
-    recipe: Recipe, run: RunFolder, source: Source[Any], planned: int | None, known: Spending
+    recipe: Recipe, run: RunFolder, source: Source[Any], new: int, known: Spending
 ) -> Iterator[Estimate]:
     for stage in stages_of(recipe):
         use = next((u for u in (stage.use, *stage.needs) if u and _is_asked(u.slot)), None)
@@ -73,7 +79,7 @@ def _estimates(
         if not isinstance(planner, LLMPlanner):
             continue
         verb, times = stage.questions
-        records, at_most = _records(run, stage, source, planned)
+        records, at_most = _records(run, stage, source, new)
         calls = records * times
         before = known.verbs.get(verb, Spending())
         learnt = before.answers >= _ENOUGH
@@ -101,21 +107,20 @@ def _is_asked(slot: str) -> bool:
     return slot in ("planner", "reader")
 
 
-def _records(
-    run: RunFolder, stage: Stage, source: Source[Any], planned: int | None
-) -> tuple[int, bool]:
-    """Records that the stage has still to do, and whether they may be fewer."""
-    if planned is not None:
-        return planned, True
+def _records(run: RunFolder, stage: Stage, source: Source[Any], new: int) -> tuple[int, bool]:
+    """Records that the stage has still to do, `new` ones too, and whether they may be fewer."""
+    if not run.is_planned:
+        return new, True
     done = run.done(stage.entry.folder)
     todo = [shard for shard in run.shards() if shard.name not in done]
     names = {shard.name for shard in run.shards()}
-    if any(names - run.done(entry.folder) for entry in stage.follows):
-        return sum(shard.rows for shard in todo), True
+    if new or any(names - run.done(entry.folder) for entry in stage.follows):
+        return new + sum(shard.rows for shard in todo), True
     rejected = verdicts(run, stage.follows)
     reached = (samples_reaching(run, stage.follows, rejected, shard, source) for shard in todo)
     return sum(1 for samples in reached for _ in samples), False
 
 
-def _count(source: Source[Any], limit: int | None) -> int:
-    return sum(1 for _ in islice(source.items(), limit))
+def _count(source: Source[Any], wanted: float) -> int:
+    stop = None if math.isinf(wanted) else int(wanted)
+    return sum(1 for _ in islice(source.items(), stop))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,13 +12,13 @@ from PIL.Image import Image
 
 from reasonpix.images import UndecodableImage, encode_png
 from reasonpix.outcomes import Outcome, funnel, outcomes, read_stages
-from reasonpix.run import RunFolder, write_atomically
+from reasonpix.run import RunFolder
 from reasonpix.samples import Sample
 from reasonpix.summary import position_bias, spending_lines
 
 
-def gallery(run: RunFolder, limit: int = 200) -> Path:
-    """Write `gallery.html` into the run folder and return its path.
+def gallery(run: RunFolder, limit: int = 200) -> str:
+    """Write `gallery.html` into the run folder and return where it is.
 
     The page holds its images and needs no network. `limit` bounds the pairs shown, accepted ones
     and others each; the counts are always of the whole run.
@@ -35,7 +34,7 @@ def gallery(run: RunFolder, limit: int = 200) -> Path:
         loader=PackageLoader("reasonpix", "pages"), autoescape=True, undefined=StrictUndefined
     )
     page = environment.get_template("gallery.html").render(
-        name=run.root.name,
+        name=run.name,
         accepted=accepted,
         others=others,
         funnel=stages,
@@ -43,11 +42,10 @@ def gallery(run: RunFolder, limit: int = 200) -> Path:
         seconds=_seconds(run),
         bias=position_bias(run),
         spending=spending_lines(run, stages[-1][1]["ok"]),
-        recipe=(run.root / "recipe.yaml").read_text(encoding="utf-8"),
+        recipe=run.storage.read("recipe.yaml").decode(),
     )
-    path = run.root / "gallery.html"
-    write_atomically(path, page.encode())
-    return path
+    run.storage.write("gallery.html", page.encode())
+    return f"{run}/gallery.html"
 
 
 def _card(outcome: Outcome) -> dict[str, Any]:
@@ -56,7 +54,7 @@ def _card(outcome: Outcome) -> dict[str, Any]:
     edited: bytes | None = None
     with suppress(UndecodableImage, OSError):
         image = sample.image()
-        edited = sample.edited_png() if sample.load_edited else None
+        edited = sample.edited_png() if sample.has_edit else None
     groundings = [
         {
             "category": g.category,

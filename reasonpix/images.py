@@ -4,36 +4,83 @@ from __future__ import annotations
 
 import io
 import warnings
+from threading import Lock
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 """Images beyond this are taken for decompression bombs."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""Formats that are read, whatever a file is called. Pillow knows more: some of them start programs
+(EPS), some are text that anything can be taken for (XBM), some hide that they are cut (JPEG 2000).
+"""
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 
 
 class UndecodableImage(ValueError):
     """The bytes are no image that can be read; the message says why."""
 
 
+class _Silence:
+    """Keeps Pillow from warning of bombs and odd metadata: what matters is checked here.
+
+    `warnings.catch_warnings` alone is not for threads: the first in silences, the last out ends it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module="PIL")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._saved.__exit__(None, None, None)
+
+
+_silence = _Silence()
+
+
 def decode(data: bytes) -> Image.Image:
     """An encoded image as RGB: EXIF rotation applied, transparency over white, first frame.
 
-    16-bit greys are scaled to 8 bits. Raises `UndecodableImage`, also for greys of 32 bits and of
-    floats: nothing says which of their values is white.
+    16-bit greys are scaled to 8 bits. Colour profiles are left aside: the numbers are taken for
+    sRGB. Raises `UndecodableImage`, also for greys of 32 bits and of floats: nothing says which of
+    their values is white.
     """
     if not data:
         raise UndecodableImage("the file is empty")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of bombs and odd metadata; what matters is checked here.
-            warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(data))
+        with _silence:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise UndecodableImage(
                     f"{image.width}x{image.height} pixels exceed the limit of {MAX_PIXELS}"
                 )
+            _match_depth(image)
             image.load()
-            return rgb(ImageOps.exif_transpose(image))
+            return rgb(_upright(image))
     except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
@@ -41,7 +88,29 @@ def decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UndecodableImage(f"{error}") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise UndecodableImage(f"damaged image: {error}") from error
+        what = str(error) or type(error).__name__
+        raise UndecodableImage(f"damaged image: {what}") from error
+
+
+def _match_depth(image: ImageFile.ImageFile) -> None:
+    """Give a PNG's transparent colour the depth that its pixels will have; Pillow leaves it."""
+    key = image.info.get("transparency")
+    match image.tile[0].args if image.tile else None, key:
+        case "L;2", int():
+            image.info["transparency"] = key * 85
+        case "L;4", int():
+            image.info["transparency"] = key * 17
+        case "RGB;16B", tuple():
+            image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data say; damaged ones say nothing, and the pixels are sound."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # parsers raise nearly anything on damaged bytes
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -50,11 +119,13 @@ def rgb(image: Image.Image) -> Image.Image:
     Raises `UndecodableImage` for greys of 32 bits and of floats.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        lowest, highest = image.getextrema()
-        if image.mode == "F" or lowest < 0 or highest > 65535:  # type: ignore[operator]
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise UndecodableImage("its greys are no 8 or 16-bit numbers; convert it to 8 bits")
-        grey = image.convert("F").point(lambda value: value / 257 + 0.0)
-        return grey.convert("L").convert("RGB")
+        grey = (values // 257).astype(np.uint8)
+        if isinstance(key := image.info.get("transparency"), int):
+            grey[values == key] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from reasonpix import plugins
 from reasonpix.errors import RunError
 from reasonpix.images import UndecodableImage
-from reasonpix.run import Row, RunFolder, Shard, Status, write_atomically
+from reasonpix.run import Row, RunFolder, Shard, Status
 from reasonpix.samples import Sample, Scores
 from reasonpix.slots import Scorer, Source, SourceItem
 
@@ -37,24 +39,28 @@ class StageEntry:
 def write_stages(run: RunFolder, entries: Sequence[StageEntry]) -> None:
     """Say which stage folders are current."""
     body = json.dumps([vars(entry) for entry in entries], indent=1)
-    write_atomically(run.root / "stages.json", body.encode() + b"\n")
+    run.storage.write("stages.json", body.encode() + b"\n")
+
+
+def current_stages(run: RunFolder) -> list[StageEntry]:
+    """The current stages, finished or not."""
+    try:
+        return [StageEntry(**entry) for entry in json.loads(run.storage.read("stages.json"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{run}/stages.json cannot be read: {error}; run `reasonpix generate` again to write it"
+        ) from error
 
 
 def read_stages(run: RunFolder) -> list[StageEntry]:
     """The current stages. Raises `RunError` unless all of them are finished."""
     shards = {shard.name for shard in run.shards()}
-    path = run.root / "stages.json"
-    try:
-        entries = [StageEntry(**entry) for entry in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(
-            f"{path} cannot be read: {error}; run `reasonpix generate` again to write it"
-        ) from error
+    entries = current_stages(run)
     for entry in entries:
         missing = shards - run.done(entry.folder)
         if missing:
             raise RunError(
-                f"{run.root} is not finished: stage {entry.stage} lacks {len(missing)} of "
+                f"{run} is not finished: stage {entry.stage} lacks {len(missing)} of "
                 f"{len(shards)} shards; run `reasonpix generate` again to finish it"
             )
     return entries
@@ -79,8 +85,8 @@ def _sample(planned: Row, source: Source[Any]) -> Sample:
     return Sample(planned.record_id, item, load, load_edited=edited)
 
 
-Verdicts = Mapping[tuple[str, str], str]
-"""Why a filter rejects a record, by (stage folder, record id)."""
+Verdicts = Mapping[str, Mapping[str, str]]
+"""Why a filter rejects a record, by stage folder and record id."""
 
 
 def samples_reaching(
@@ -98,9 +104,9 @@ def samples_reaching(
         sample = _sample(planned, source)
         for entry in earlier:
             row = rows[entry.folder][planned.record_id]
-            if row.status != "ok" or (entry.folder, planned.record_id) in verdicts:
+            if row.status != "ok" or planned.record_id in verdicts.get(entry.folder, ()):
                 break
-            sample = sample.after(entry.stage, row)
+            sample.take_row(entry.stage, row)
         else:
             yield sample
 
@@ -123,18 +129,22 @@ class Outcome:
 def outcomes(run: RunFolder) -> Iterator[Outcome]:
     """Every planned record, in the order of the plan, with its end and its scores."""
     entries = read_stages(run)
-    source = _source(run)
     rejected = verdicts(run, entries)
-    for shard in run.shards():
-        rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in entries}
-        for planned in run.read("source", shard):
-            yield _outcome(planned, entries, rows, rejected, source)
+    source = source_of(run)
+    try:
+        for shard in run.shards():
+            rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in entries}
+            for planned in run.read("source", shard):
+                yield _outcome(planned, entries, rows, rejected, source)
+    finally:
+        source.close()
 
 
-def _source(run: RunFolder) -> Source[Any]:
+def source_of(run: RunFolder) -> Source[Any]:
+    """The source that the run was planned from, loaded."""
     plan = run.plan()
-    cls = plugins.find("source", plan["asked"]["source"]["use"])
-    source = cls(cls.Options.model_validate(plan["source_options"]))
+    cls = plugins.find("source", plan.source["use"])
+    source = cls(cls.Options.model_validate(plan.source_options))
     assert isinstance(source, Source)
     source.load()
     return source
@@ -160,36 +170,83 @@ def _outcome(
             if ended[0] == "ok":
                 ended = (row.status, entry.stage, row.reason)
             continue
-        sample = sample.after(entry.stage, row)
+        sample.take_row(entry.stage, row)
         if entry.is_score:
             values = Scores.model_validate_json(row.output).scores
             prefix = entry.component["use"]
             scores |= {f"{prefix}.{name}": value for name, value in values.items()}
-            reason = verdicts.get((entry.folder, planned.record_id))
+            reason = verdicts.get(entry.folder, {}).get(planned.record_id)
             if reason and ended[0] == "ok":
                 ended = ("rejected", entry.stage, reason)
     return Outcome(sample, *ended, scores=scores)
 
 
+class ScoreTable(Sequence[Mapping[str, float]]):
+    """What one scorer measured of a whole run, kept in columns: a run may have 400,000 records."""
+
+    def __init__(self, rows: Iterable[tuple[str, Mapping[str, float]]]) -> None:
+        self.record_ids: list[str] = []
+        self._columns: dict[str, array[float]] = {}
+        for number, (record_id, scores) in enumerate(rows):
+            self.record_ids.append(record_id)
+            for name, value in scores.items():
+                column = self._columns.setdefault(name, array("d"))
+                column.extend([math.nan] * (number - len(column)))  # scores are finite
+                column.append(value)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the scores."""
+        return list(self._columns)
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self.record_ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Mapping[str, float]]: ...
+
+    def __getitem__(
+        self, index: int | slice
+    ) -> Mapping[str, float] | Sequence[Mapping[str, float]]:
+        """The scores of one record."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        values = {name: column[index : index + 1] for name, column in self._columns.items()}
+        return {name: v[0] for name, v in values.items() if v and not math.isnan(v[0])}
+
+
+def scores_of(run: RunFolder, entry: StageEntry) -> ScoreTable:
+    """The stored scores of a filter's stage, of all records that it could measure."""
+    return ScoreTable(
+        (record_id, json.loads(output)["scores"])
+        for shard in run.shards()
+        for record_id, output in run.outputs(entry.folder, shard)
+    )
+
+
+def scorer_of(entry: StageEntry, **options: Any) -> Scorer[Any]:
+    """The filter of a stage, with some of its options changed."""
+    cls = plugins.find("filter", entry.component["use"])
+    scorer = cls(cls.Options.model_validate({**entry.options, **options}))
+    assert isinstance(scorer, Scorer)
+    return scorer
+
+
 def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
     """What the filters among `entries` reject of the whole run, by its stored scores."""
-    rejected: dict[tuple[str, str], str] = {}
+    rejected: dict[str, dict[str, str]] = {}
     for entry in entries:
-        if not entry.is_score:
-            continue
-        scored = [
-            row
-            for shard in run.shards()
-            for row in run.read(entry.folder, shard)
-            if row.status == "ok"
-        ]
-        cls = plugins.find("filter", entry.component["use"])
-        scorer = cls(cls.Options.model_validate(entry.options))
-        assert isinstance(scorer, Scorer)
-        reasons = scorer.reject([Scores.model_validate_json(row.output).scores for row in scored])
-        for row, reason in zip(scored, reasons, strict=True):
-            if reason:
-                rejected[entry.folder, row.record_id] = reason
+        if entry.is_score:
+            table = scores_of(run, entry)
+            reasons = scorer_of(entry).reject(table)
+            by_id = zip(table.record_ids, reasons, strict=True)
+            rejected[entry.folder] = {record_id: why for record_id, why in by_id if why}
     return rejected
 
 
@@ -202,19 +259,46 @@ class Endings:
     examples: Mapping[tuple[str, Status], str]
     """Of each (stage, status) in which records ended, the reason of the first of them."""
 
+    @property
+    def accepted(self) -> int:
+        """Records that are part of the dataset."""
+        return self.stages[-1][1]["ok"]
+
+    @property
+    def total(self) -> int:
+        """All records."""
+        return sum(self.stages[0][1].values())
+
 
 def endings(run: RunFolder) -> Endings:
-    """The endings of all records, in one walk over the run."""
-    counts = {entry.stage: Counter[str]() for entry in read_stages(run)}
-    counts = {"source": Counter[str](), **counts}
+    """The endings of all records, in one walk over the run that reads no more than it needs."""
+    entries = read_stages(run)
+    rejected = verdicts(run, entries)
+    counts = {stage: Counter[str]() for stage in ("source", *(entry.stage for entry in entries))}
     examples: dict[tuple[str, Status], str] = {}
-    for outcome in outcomes(run):
-        for stage, counter in counts.items():
-            if stage == outcome.stage:
-                counter[outcome.status] += 1
-                examples.setdefault((stage, outcome.status), outcome.reason)
-                break
-            counter["ok"] += 1
+
+    def ends(stage: str, status: Status, reason: str) -> None:
+        counts[stage][status] += 1
+        if status != "ok":
+            examples.setdefault((stage, status), reason)
+
+    for shard in run.shards():
+        going: list[str] = []
+        for record_id, status, reason in run.ends("source", shard):
+            ends("source", status, reason)
+            if status == "ok":
+                going.append(record_id)
+        for entry in entries:
+            found = {row[0]: row for row in run.ends(entry.folder, shard)} if going else {}
+            against = rejected.get(entry.folder, {})
+            reached, going = going, []
+            for record_id in reached:
+                _, status, reason = found[record_id]
+                if status == "ok" and record_id in against:
+                    status, reason = "rejected", against[record_id]
+                ends(entry.stage, status, reason)
+                if status == "ok":
+                    going.append(record_id)
     return Endings(list(counts.items()), examples)
 
 

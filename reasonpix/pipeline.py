@@ -9,6 +9,7 @@ from typing import Any
 from reasonpix import plugins, stages
 from reasonpix.outcomes import StageEntry
 from reasonpix.recipe import Recipe, Use
+from reasonpix.resources import Resources
 from reasonpix.run import fingerprint
 from reasonpix.samples import Sample
 from reasonpix.slots import Component, Planner, Scorer, Verb
@@ -29,6 +30,14 @@ class Stage:
     """Components beside its own that it calls."""
     questions: tuple[Verb, int] | None = None
     """What a planner is asked, and how often, for each record."""
+    sees_images: bool = False
+    """Whether it needs the images of every record, so that they are worth decoding ahead."""
+    resources: Resources = Resources()
+
+    @property
+    def gates(self) -> tuple[StageEntry, ...]:
+        """The filters that it follows: they decide by the scores of the whole run."""
+        return tuple(entry for entry in self.follows if entry.is_score)
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:
@@ -48,7 +57,7 @@ class _Chain:
         self.recipe = recipe
         self.stages: list[Stage] = []
         self.follows: tuple[StageEntry, ...] = ()
-        self.before = str(recipe.seed)
+        self.before = ""
 
     def add(
         self,
@@ -61,12 +70,23 @@ class _Chain:
     ) -> None:
         """A stage that all later ones follow."""
         slot = use.slot if use else ""
-        facts = _facts(use, verb) | ({"settings": settings} if settings else {})
-        given = settings | ({"run_seed": self.recipe.seed} if verb or slot == "editor" else {})
+        seed = {"run_seed": self.recipe.seed} if verb or slot == "editor" else {}
+        given = settings | seed
+        facts = _facts(use, verb) | ({"settings": given} if given else {})
         compute = lambda samples, parts: function(samples, parts.get(slot), **given)  # noqa: E731
         entry = self._entry(name, facts, use)
-        questions = (verb, times) if verb else None
-        self.stages.append(Stage(name, use, compute, entry, self.follows, questions=questions))
+        self.stages.append(
+            Stage(
+                name,
+                use,
+                compute,
+                entry,
+                self.follows,
+                questions=(verb, times) if verb else None,
+                sees_images=slot in ("source", "captioner", "grounder", "editor"),
+                resources=self._resources(name),
+            )
+        )
         self.follows = (*self.follows, entry)
         self.before = entry.folder
 
@@ -76,7 +96,7 @@ class _Chain:
         assert issubclass(scorer, Scorer)
         named = [getattr(self.recipe, slot) for slot in sorted(scorer.uses)]
         questions: tuple[Verb, int] | None = ("resolve", 1) if "reader" in scorer.uses else None
-        facts = _facts(use, None)
+        facts = _facts(use, None) | {"settings": {"run_seed": self.recipe.seed}}
         if named:
             facts["uses"] = [
                 _facts(used, questions[0] if questions and used.slot == "reader" else None)
@@ -87,11 +107,25 @@ class _Chain:
         )
         name = f"score-{use.name}"
         entry = self._entry(name, facts, use)
-        self.stages.append(Stage(name, use, compute, entry, self.follows, tuple(named), questions))
+        self.stages.append(
+            Stage(
+                name,
+                use,
+                compute,
+                entry,
+                self.follows,
+                tuple(named),
+                questions,
+                resources=self._resources(name),
+            )
+        )
         if is_gate:
             self.follows = (*self.follows, entry)
             # Its thresholds decide on what follows, though not on its own scores.
             self.before = fingerprint([entry.folder, entry.options])
+
+    def _resources(self, name: str) -> Resources:
+        return self.recipe.resources.get(name, Resources())
 
     def _entry(self, name: str, facts: dict[str, Any], use: Use | None) -> StageEntry:
         digest = fingerprint([name, facts, self.before])

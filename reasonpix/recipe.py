@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reasonpix import located, plugins
 from reasonpix.errors import PluginError, RecipeError
+from reasonpix.resources import Resources
 from reasonpix.slots import Options, Planner, Scorer, Source, Verb
 
 PIPELINE = ("captioner", "extractor", "grounder", "planner", "editor", "reader")
@@ -70,6 +71,8 @@ class Recipe:
     editor: Use | None
     reader: Use | None
     filters: tuple[Use, ...]
+    resources: Mapping[str, Resources] = field(default_factory=dict)
+    """What a stage takes of a machine, by the stage's name."""
 
     @property
     def uses(self) -> Iterator[Use]:
@@ -91,6 +94,11 @@ class Recipe:
             },
             "filters": [use.as_yaml() for use in self.filters],
         }
+        if self.resources:
+            body["resources"] = {
+                name: resources.model_dump(exclude_defaults=True)
+                for name, resources in self.resources.items()
+            }
         head = "".join(f"# {package}\n" for package in packages)
         return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
 
@@ -131,6 +139,9 @@ class _Document(BaseModel):
     source: Any = Field(description="Where input images come from")
     pipeline: _Pipeline
     filters: list[Any] = Field([], description="What to reject, by stored scores")
+    resources: dict[str, Resources] = Field(
+        {}, description="What a stage takes of a machine, by its name, such as caption"
+    )
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -168,6 +179,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if named:
         _check_part(data, document, named, uses, complain)
     _check_filters(data, named, filters, complain)
+    if document:
+        _check_resources(document, named, filters, complain)
     if problems or document is None:
         raise RecipeError(problems)
     return Recipe(
@@ -176,6 +189,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         candidates=document.candidates,
         orders=document.orders,
         filters=tuple(use for use in filters if use),
+        resources=document.resources,
         **uses,  # type: ignore[arg-type]
     )
 
@@ -251,6 +265,21 @@ def _check_filters(
             complain(at, f"it needs {missing}, and a recipe that {kind} has none")
         elif "agreement" in scorer.sees and data.get("orders") == 1:
             complain(at, "it needs P_select to be asked in several orders; set orders: 2")
+
+
+def _check_resources(
+    document: _Document,
+    named: dict[str, Any],
+    filters: Sequence[Use | None],
+    complain: _Complain,
+) -> None:
+    """Each of a stage that there is."""
+    own = ("extract", "ground", "plan", "edit") if _replaces(named) else ("rewrite", "select")
+    scores = (f"score-{use.name}" for use in filters if use)
+    stages = ["read", "caption", *own, *scores]
+    for name in document.resources:
+        if name not in stages:
+            complain(("resources", name), f"no such stage{plugins.nearest(name, stages)}")
 
 
 def _replaces(named: dict[str, Any]) -> bool:

@@ -1,39 +1,43 @@
-"""The run folder: a frozen plan, and for each stage one file a shard that is complete or absent.
+"""The run folder: a plan that only grows, and for each stage one file a shard, complete or absent.
 
 ```
 run/
   recipe.yaml                                  resolved
-  plan.json                                    seed, shards
+  plan.json                                    the shards
+  stages.json                                  which stage folders are current
+  stages/source/<shard>.parquet                the planned rows
   stages/<stage>-<fingerprint>/<shard>.parquet rows of (record_id, status, reason, output, image)
+                              <shard>.partial.parquet   rows known of a shard to be completed
   llm.sqlite                                   every raw answer of an LLM, and what it cost
   journal.jsonl                                seconds and counts of each shard, for people
-  holder                                       locked by the process that is at work, and its name
+  holder                                       the process that is at work
 ```
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasonpix.errors import RunError
+from reasonpix.storage import open_storage
 
 Status = Literal["ok", "rejected", "failed"]
 
 
-@dataclass(frozen=True)
-class Row:
+Values = tuple[str, Status, str, str, bytes | None]
+"""The values of a `Row`."""
+
+
+class Row(NamedTuple):
     """What a stage has to say of one record. `output` is JSON; `image` an encoded image."""
 
     record_id: str
@@ -52,6 +56,8 @@ _SCHEMA = pa.schema(
         pa.field("image", pa.binary()),
     ]
 )
+_SUFFIX = ".parquet"
+_PARTIAL = ".partial"
 
 
 def fingerprint(facts: Any) -> str:
@@ -66,8 +72,7 @@ def seed_of(*parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """A slice of the plan: `name` is the stem of its files."""
 
     name: str
@@ -75,118 +80,158 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Which records a run is about."""
+
+    source: dict[str, Any]
+    """The identity of the source."""
+    source_options: dict[str, Any]
+    shards: tuple[Shard, ...] = ()
+    complete: bool = False
+    """Whether the source has no further rows."""
+
+    @property
+    def rows(self) -> int:
+        """Records planned."""
+        return sum(shard.rows for shard in self.shards)
+
+
 class RunFolder:
-    """A run on disk. Files appear by atomic rename, so what is there is complete."""
+    """A run on disk, or at a URL that fsspec knows. What is there is complete."""
 
-    root: Path
+    def __init__(self, where: str | Path) -> None:
+        self.storage = open_storage(where)
+
+    def __str__(self) -> str:
+        """Where it is."""
+        return str(self.storage)
 
     @property
-    def plan_path(self) -> Path:
-        """Where the frozen plan is."""
-        return self.root / "plan.json"
+    def name(self) -> str:
+        """The last part of where it is."""
+        return str(self).rstrip("/").rpartition("/")[2]
 
     @property
-    def llm_path(self) -> Path:
-        """Where the raw answers of LLMs are."""
-        return self.root / "llm.sqlite"
+    def is_planned(self) -> bool:
+        """Whether there is a plan."""
+        return self.storage.exists("plan.json")
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder for this process; it is let go when the process ends, however it does.
-
-        Raises `RunError` when another process holds it: two would pay for the same answers.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "holder").open("a+", encoding="utf-8") as holder:
-            try:
-                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder.seek(0)
-                who = holder.read().strip() or "another process"
-                raise RunError(
-                    f"{self.root} is in use by {who}; wait for it, or stop it first"
-                ) from error
-            holder.truncate(0)
-            holder.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            holder.flush()
-            yield
-            holder.truncate(0)
-
-    def plan(self) -> dict[str, Any]:
-        """The frozen plan. Raises `RunError` when the folder is no run."""
+    def plan(self) -> Plan:
+        """The plan. Raises `RunError` when the folder is no run."""
+        where = f"{self}/plan.json"
         try:
-            plan: dict[str, Any] = json.loads(self.plan_path.read_text())
-        except FileNotFoundError as error:
+            plan = json.loads(self.storage.read("plan.json"))
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(
-                f"{self.root} is no run folder (it has no plan.json); "
+                f"{self} is no run folder (it has no plan.json); "
                 "make one with `reasonpix generate RECIPE --out DIR`"
             ) from error
         except ValueError as error:
-            raise RunError(f"{self.plan_path} is damaged: {error}; start a new run") from error
-        if not isinstance(plan, dict) or not {"asked", "source_options", "shards"} <= set(plan):
-            raise RunError(f"{self.plan_path} is no plan of a run; start a new run")
-        return plan
+            raise RunError(f"{where} is damaged: {error}; start a new run") from error
+        try:
+            shards = tuple(Shard(*shard) for shard in plan["shards"])
+            return Plan(plan["source"], plan["source_options"], shards, plan["complete"])
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{where} is no plan of a run; start a new run") from error
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> tuple[Shard, ...]:
         """The shards of the plan, in order."""
-        return [Shard(**shard) for shard in self.plan()["shards"]]
+        return self.plan().shards
 
-    def freeze(self, plan: dict[str, Any]) -> None:
-        """Write the plan. It is not changed afterwards."""
-        write_atomically(self.plan_path, json.dumps(plan, indent=1).encode() + b"\n")
-
-    def shard_path(self, stage: str, shard: Shard) -> Path:
-        """The file of a shard of `stage` (its name with its fingerprint)."""
-        return self.root / "stages" / stage / f"{shard.name}.parquet"
+    def freeze(self, plan: Plan) -> None:
+        """Write the plan: the one before with more shards, or the first."""
+        facts = {**vars(plan), "shards": list(plan.shards)}
+        self.storage.write("plan.json", json.dumps(facts).encode() + b"\n")
 
     def done(self, stage: str) -> set[str]:
         """The names of the shards that `stage` has finished: one directory listing."""
-        folder = self.root / "stages" / stage
-        return {path.stem for path in folder.glob("*.parquet")} if folder.is_dir() else set()
+        names = self.storage.names(f"stages/{stage}")
+        stems = (name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+        return {stem for stem in stems if not stem.endswith(_PARTIAL)}
 
-    def write(self, stage: str, shard: Shard, rows: Sequence[Row]) -> None:
+    def write(self, stage: str, shard: Shard, rows: Sequence[Values]) -> None:
         """Commit a shard: its file appears complete or not at all."""
-        table = pa.Table.from_pylist([vars(row) for row in rows], schema=_SCHEMA)
+        columns = zip(*rows, strict=True) if rows else ((),) * len(_SCHEMA)
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomically(self.shard_path(stage, shard), sink.getvalue().to_pybytes())
+        # A dictionary of what hardly repeats costs time and room.
+        pq.write_table(
+            pa.table(arrays, _SCHEMA), sink, compression="zstd", use_dictionary=["status", "reason"]
+        )
+        self.storage.write(_path(stage, shard), sink.getvalue().to_pybytes())
 
     def read(self, stage: str, shard: Shard) -> list[Row]:
         """The rows of a finished shard."""
-        path = self.shard_path(stage, shard)
+        table = self._table(_path(stage, shard), _SCHEMA.names)
+        columns = (column.to_pylist() for column in table.columns)
+        return [Row(*values) for values in zip(*columns, strict=True)]
+
+    def ends(self, stage: str, shard: Shard) -> list[tuple[str, Status, str]]:
+        """Record id, status and reason of each row of a finished shard, and nothing heavier."""
+        table = self._table(_path(stage, shard), _SCHEMA.names[:3])
+        return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+    def outputs(self, stage: str, shard: Shard) -> Iterator[tuple[str, str]]:
+        """Record id and output of each row of a finished shard that is ok."""
+        table = self._table(_path(stage, shard), ["record_id", "status", "output"])
+        for record_id, status, output in zip(*(c.to_pylist() for c in table.columns), strict=True):
+            if status == "ok":
+                yield record_id, output
+
+    def _table(self, name: str, columns: list[str]) -> pa.Table:
         try:
-            return [Row(**row) for row in pq.read_table(path, schema=_SCHEMA).to_pylist()]
+            data = pa.BufferReader(self.storage.read(name))
+            table = pq.read_table(data, columns=columns)
+            if table.schema != pa.schema([_SCHEMA.field(column) for column in columns]):
+                raise pa.ArrowInvalid("it holds other columns")
         except (OSError, pa.ArrowException) as error:
             what = " ".join(str(error).split())
-            raise RunError(f"{path} cannot be read: {what}; delete it and run again") from error
+            raise RunError(
+                f"{self}/{name} cannot be read: {what}; delete it and run again"
+            ) from error
+        return table
+
+    # -- Shards to be completed
+
+    def reopen(self, stage: str, shard: Shard) -> None:
+        """Take a shard for unfinished: what failed is computed again, the other rows are kept."""
+        self.storage.rename(_path(stage, shard), _path(stage, shard, _PARTIAL))
+
+    def known(self, stage: str, shard: Shard) -> dict[str, Row]:
+        """The rows that are kept of a shard that was reopened, by record id."""
+        name = _path(stage, shard, _PARTIAL)
+        try:
+            columns = (c.to_pylist() for c in self._table(name, _SCHEMA.names).columns)
+        except RunError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return {}
+            raise
+        rows = (Row(*values) for values in zip(*columns, strict=True))
+        return {row.record_id: row for row in rows if row.status != "failed"}
+
+    def reopened(self, stage: str) -> set[str]:
+        """The names of the shards of `stage` that were reopened and not completed."""
+        names = self.storage.names(f"stages/{stage}")
+        end = _PARTIAL + _SUFFIX
+        return {name.removesuffix(end) for name in names if name.endswith(end)}
+
+    def completed(self, stage: str, shard: Shard) -> None:
+        """Let go of the kept rows: the shard is finished again."""
+        self.storage.remove(_path(stage, shard, _PARTIAL))
+
+    # -- The journal
 
     def note(self, **facts: Any) -> None:
         """Append a line to the journal."""
-        with (self.root / "journal.jsonl").open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(facts) + "\n")
+        self.storage.append("journal.jsonl", json.dumps(facts))
 
     def journal(self) -> Iterator[dict[str, Any]]:
         """The journal's lines; a torn last line is passed over."""
-        with suppress(FileNotFoundError), (self.root / "journal.jsonl").open() as journal:
-            for line in journal:
-                with suppress(json.JSONDecodeError):
+        with suppress(FileNotFoundError):
+            for line in self.storage.read("journal.jsonl").splitlines():
+                with suppress(ValueError):
                     yield json.loads(line)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds all of it or does not exist, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _path(stage: str, shard: Shard, kind: str = "") -> str:
+    return f"stages/{stage}/{shard.name}{kind}{_SUFFIX}"

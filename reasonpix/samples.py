@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from PIL import Image
@@ -73,9 +73,9 @@ class Scores(Record):
     scores: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Sample:
-    """A record on its way: what the stages so far have found out."""
+    """A record on its way: what the stages so far have found out, each by `take`."""
 
     record_id: str
     item: SourceItem
@@ -89,13 +89,31 @@ class Sample:
     selection: Selection | None = None
     load_edited: Callable[[], bytes] | None = None
     """Gives the encoded edited image; None as long as there is none."""
+    decoded: Image.Image | None = None
+    """The input image, RGB, where it is kept decoded."""
+    edited: Image.Image | None = None
+    """The edited image, RGB, where it is kept decoded."""
+
+    @property
+    def has_edit(self) -> bool:
+        """Whether there is an edited image."""
+        return self.edited is not None or self.load_edited is not None
+
+    def decode(self) -> None:
+        """Keep the images decoded. Raises `UndecodableImage` and `OSError` as they do."""
+        if self.decoded is None:
+            self.decoded = decode(self.load())
+        if self.edited is None and self.load_edited is not None:
+            self.edited = decode(self.load_edited())
 
     def image(self) -> Image.Image:
-        """The input image, RGB."""
-        return decode(self.load())
+        """The input image, RGB, the caller's own."""
+        return decode(self.load()) if self.decoded is None else self.decoded.copy()
 
     def edited_image(self) -> Image.Image:
-        """The edited image, RGB."""
+        """The edited image, RGB, the caller's own."""
+        if self.edited is not None:
+            return self.edited.copy()
         assert self.load_edited is not None
         return decode(self.load_edited())
 
@@ -122,21 +140,35 @@ class Sample:
         assert found is not None
         return found
 
-    def after(self, stage: str, row: Row) -> Sample:
-        """This sample with what an ok row of `stage` adds to it."""
-        if stage == "caption":
-            return replace(self, caption=Caption.model_validate_json(row.output))
-        if stage == "extract":
-            return replace(self, entities=Entities.model_validate_json(row.output).entities)
-        if stage == "ground":
-            return replace(self, groundings=Groundings.model_validate_json(row.output).groundings)
-        if stage == "plan":
-            return replace(self, plan=EditPlan.model_validate_json(row.output))
-        if stage == "edit":
-            assert row.image is not None
-            return replace(self, load_edited=partial(bytes, row.image))
-        if stage == "rewrite":
-            return replace(self, candidates=Candidates.model_validate_json(row.output))
-        if stage == "select":
-            return replace(self, selection=Selection.model_validate_json(row.output))
-        return self
+    def take(self, output: Record) -> None:
+        """Add what a stage found out; the facts of an image add nothing."""
+        # By the class itself: whether it is an instance takes pydantic long to say.
+        field = _FIELDS.get(type(output))
+        if field is not None:
+            value = getattr(output, field) if field in ("entities", "groundings") else output
+            setattr(self, field, value)
+
+    def take_row(self, stage: str, row: Row) -> None:
+        """Add what an ok row of `stage` holds."""
+        if (kind := _OUTPUTS.get(stage)) is not None:
+            self.take(kind.model_validate_json(row.output))
+        if row.image is not None:
+            self.load_edited = partial(bytes, row.image)
+
+
+_FIELDS: Mapping[type[Record], str] = {
+    Caption: "caption",
+    Entities: "entities",
+    Groundings: "groundings",
+    EditPlan: "plan",
+    Candidates: "candidates",
+    Selection: "selection",
+}
+_OUTPUTS: Mapping[str, type[Record]] = {
+    "caption": Caption,
+    "extract": Entities,
+    "ground": Groundings,
+    "plan": EditPlan,
+    "rewrite": Candidates,
+    "select": Selection,
+}

@@ -6,9 +6,12 @@ direct instruction beside the input image (Part I).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
+import stat
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -22,6 +25,9 @@ from reasonpix.records import Problem
 from reasonpix.slots import Options, Source, SourceItem, SourcePair
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+MAX_BYTES = 1 << 30
+"""Files beyond this are not read: no image within the limit of pixels is as large."""
 
 O_co = TypeVar("O_co", bound=Options, covariant=True)
 
@@ -91,14 +97,26 @@ class _Files(Source[O_co]):
             return hashlib.sha256(self.read(name)).hexdigest()
         except OSError as error:
             raise OSError(f"{name}: {error.strerror}") from error
+        except ValueError as error:  # a name that no file can have
+            raise OSError(f"{name!r}: {error}") from error
 
     def read(self, native_id: str) -> bytes:
         """The file's bytes."""
-        return (self.root / native_id).read_bytes()
+        return _file_bytes(self.root / native_id)
 
     def read_edited(self, native_id: str) -> bytes:
         """The bytes of the edited image's file."""
         return self.read(self.edited(native_id))
+
+
+def _file_bytes(path: Path) -> bytes:
+    """A file's content. Raises `OSError`, also for pipes and devices: they may never end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+    if found.st_size > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"{found.st_size} bytes exceed the limit of {MAX_BYTES}")
+    return path.read_bytes()
 
 
 def _folder(path: Path, option: str) -> Path:
@@ -134,11 +152,31 @@ class ImageFolder(_Files[ImageFolderOptions]):
         return _folder(self.options.path, "path")
 
     def listing(self) -> Iterator[tuple[str, _Words | Problem]]:
-        """Files with an image's suffix, sorted by relative path."""
-        root = self.root
-        for path in sorted(root.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.is_dir():
-                yield path.relative_to(root).as_posix(), _Words()
+        """Files with an image's suffix, sorted by relative path.
+
+        Links are followed. A folder that has several names, as in a loop of links, is searched
+        under the first of them.
+        """
+        root = str(self.root)
+        searched: set[tuple[int, int]] = set()
+        names = [""]
+        while names:
+            name = names.pop()
+            path = os.path.join(root, name)
+            try:
+                if not os.path.isdir(path):
+                    if os.path.splitext(name)[1].lower() in SUFFIXES:
+                        yield name, _Words()
+                    continue
+                found = os.stat(path)
+                if (found.st_dev, found.st_ino) not in searched:
+                    searched.add((found.st_dev, found.st_ino))
+                    inside = sorted(os.listdir(path), reverse=True)
+                    names += [os.path.join(name, entry) for entry in inside]
+            except OSError as error:
+                if not name:
+                    raise SourceError(f"path: {error}") from error
+                yield name, Problem(status="failed", reason=f"{name}: {error.strerror}")
 
 
 class V3DetOptions(Options):
@@ -225,7 +263,7 @@ class InstructPix2Pix(_Files[InstructPix2PixOptions]):
         """The words of a folder's prompt.json; why it is of no use, by the path under the root."""
         name = f"{folder}/prompt.json"
         try:
-            prompt = json.loads((self.root / name).read_text(encoding="utf-8"))
+            prompt = json.loads(_file_bytes(self.root / name).decode())
         except OSError as error:
             return Problem(status="failed", reason=f"{name}: {error.strerror}")
         except (ValueError, RecursionError) as error:
@@ -370,7 +408,7 @@ class HFDataset(Source[HFDatasetOptions]):
 def _image_bytes(cell: dict[str, Any] | None, what: str) -> bytes:
     if cell is None or cell["bytes"] is cell["path"] is None:
         raise OSError(f"no {what}")
-    return bytes(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    return bytes(cell["bytes"]) if cell["bytes"] is not None else _file_bytes(Path(cell["path"]))
 
 
 @hookimpl

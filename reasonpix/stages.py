@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL.Image import Image
 
 from reasonpix.errors import RunError
-from reasonpix.images import UndecodableImage, encode_png
+from reasonpix.images import UndecodableImage
 from reasonpix.records import (
     Caption,
     Choice,
@@ -45,7 +46,8 @@ from reasonpix.slots import (
     Source,
 )
 
-Result = Record | tuple[Record, bytes] | Problem
+Result = Record | tuple[Record, Image] | Problem
+"""What a stage finds out about one sample, with the image that it made, if it makes one."""
 
 
 T = TypeVar("T")
@@ -252,7 +254,7 @@ def _worst(problems: Sequence[Problem]) -> Problem:
 
 
 def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[Result]:
-    """x' = GLIGEN(x, y_select, b_select, y'), Eq. 7; stored as PNG."""
+    """x' = GLIGEN(x, y_select, b_select, y'), Eq. 7."""
     requests = [
         EditRequest(
             image=sample.image(),
@@ -280,7 +282,7 @@ def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[
             )
         else:
             facts = ImageFacts(width=answer.width, height=answer.height)
-            results.append((facts, encode_png(answer)))
+            results.append((facts, answer))
     return results
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from reasonpix.ledger import Ledger
 from reasonpix.outcomes import read_stages
+from reasonpix.remote import ledger_file
 from reasonpix.run import RunFolder
 from reasonpix.samples import Selection
 from reasonpix.spending import Spending
@@ -72,10 +73,11 @@ def position_bias(run: RunFolder) -> PositionBias | None:
 
 def spending(run: RunFolder) -> Spending:
     """What the LLM answers of this run folder have cost, whichever stage of whenever used them."""
-    if not run.llm_path.exists():
-        return Spending()
-    with Ledger(run.llm_path) as ledger:
-        return ledger.spent()
+    with ledger_file(run.storage, write_back=False) as path:
+        if not path.exists():
+            return Spending()
+        with Ledger(path) as ledger:
+            return ledger.spent()
 
 
 def spending_lines(run: RunFolder, accepted: int) -> list[str]:

@@ -100,8 +100,8 @@ def test_debug_gives_the_traceback(shell: Shell, write_recipe: WriteRecipe) -> N
         (["gallery", "nowhere"], 1, "nowhere is no run folder (it has no plan.json)"),
         (["plugins", "show", "fake-captoner"], 1, "did you mean 'fake-captioner'?"),
         (["generate", "mini/part3"], 2, "Missing option '--out'"),
-        (["generate", "mini/part3", "--out", __file__], 2, "is a file"),
-        (["publish", __file__, "--out", "x"], 2, "is a file"),
+        (["generate", "mini/part3", "--out", __file__], 1, "a file is in the way; name another"),
+        (["publish", __file__, "--out", "x"], 1, "is no run folder"),
         (["generate", "mini/part3", "--out", "x", "--limit", "0"], 2, "'--limit'"),
     ],
 )
@@ -181,9 +181,9 @@ def test_generate_publish_and_gallery(
     assert ["source", "5", "0", "0"] in funnel
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["seed"] == 9
 
-    other = shell(*command)
+    other = shell(*command, "--set", "source.count=6")
     assert other.returncode == 1
-    assert other.stderr.startswith("run was planned differently (shard_size was 2); use the same")
+    assert other.stderr.startswith("run was planned from another source (options.count was 7, is 6")
 
     done = shell("publish", "run", "--out", "dataset")
     assert (done.returncode, done.stderr) == (0, "")

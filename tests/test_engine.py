@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import math
 import os
 import random
 import signal
@@ -18,7 +18,7 @@ from reasonpix.engine import Progress, generate
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.outcomes import funnel, outcomes
 from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
+from reasonpix.recipe import Recipe, load_recipe
 from reasonpix.run import RunFolder
 
 STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
@@ -33,7 +33,9 @@ TRIALS = {
 
 def computed(out: Path) -> list[str]:
     """The stages that the journal tells of, without their fingerprints, shard by shard."""
-    return [line["stage"].rpartition("-")[0] for line in RunFolder(out).journal()]
+    told = [line["stage"] for line in RunFolder(out).journal() if "stage" in line]
+    order = [*STAGES, "score-trial-filter", "score-eq1"]
+    return sorted((stage.rpartition("-")[0] for stage in told), key=order.index)
 
 
 def published(out: Path, name: str = "dataset") -> dict[str, bytes]:
@@ -93,7 +95,7 @@ def test_another_source_is_another_run(write_recipe: WriteRecipe, tmp_path: Path
     recipe = load_recipe(write_recipe())
     generate(recipe, tmp_path / "run")
     other = load_recipe(write_recipe(), ["source=trial-source", "pipeline.captioner=null"])
-    with pytest.raises(RunError, match=r"planned differently.*another --out"):
+    with pytest.raises(RunError, match=r"another source \(use was .*another --out"):
         generate(other, tmp_path / "run")
     run = generate(other, tmp_path / "other")
     assert [outcome.status for outcome in outcomes(run)] == ["ok"]
@@ -104,14 +106,14 @@ def test_a_finished_run_computes_nothing_again(write_recipe: WriteRecipe, tmp_pa
     out = tmp_path / "run"
     generate(recipe, out)
     shards = sorted((out / "stages").rglob("*.parquet"))
-    kept = [*shards, out / "plan.json", out / "journal.jsonl"]
+    kept = [*shards, out / "plan.json"]
     before = [path.stat().st_mtime_ns for path in kept]
     first = published(out, "first")
     seen: list[Progress] = []
     generate(recipe, out, report=seen.append)
     assert sorted((out / "stages").rglob("*.parquet")) == shards
     assert [path.stat().st_mtime_ns for path in kept] == before
-    assert [(now.shards_done, now.ok) for now in seen] == [(3, 7)] * len(STAGES)
+    assert [(now.shards_done, now.reused, now.ok) for now in seen] == [(3, 3, 0)] * len(STAGES)
     assert published(out, "second") == first
 
 
@@ -122,23 +124,59 @@ def test_progress_counts_up_to_the_whole(write_recipe: WriteRecipe, tmp_path: Pa
     assert read == [(0, 0), (1, 3), (2, 6), (3, 7)]
 
 
-@pytest.mark.parametrize(
-    ("changes", "limit", "what"),
-    [
-        (["seed=1"], None, "seed was 0"),
-        (["shard_size=2"], None, "shard_size was 4"),
-        ([], 3, "limit was None"),
-        (["source.count=6"], None, "source was"),
-        (["seed=1", "shard_size=2"], None, "seed was 0; shard_size was 4"),
-    ],
-)
-def test_another_plan_is_refused(
-    changes: list[str], limit: int | None, what: str, write_recipe: WriteRecipe, tmp_path: Path
+def test_another_source_option_is_told_by_its_value(
+    write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    path = write_recipe(shard_size=4)
+    path = write_recipe()
     generate(load_recipe(path), tmp_path / "run")
-    with pytest.raises(RunError, match=f"planned differently .*{what}.*use the same values"):
-        generate(load_recipe(path, changes), tmp_path / "run", limit)
+    with pytest.raises(RunError, match=r"\(options.count was 7, is 6\).*another --out"):
+        generate(load_recipe(path, ["source.count=6"]), tmp_path / "run")
+
+
+def test_another_seed_reuses_what_no_seed_decides(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    path, out = write_recipe(), tmp_path / "run"
+    generate(load_recipe(path), out)
+    (out / "journal.jsonl").unlink()
+    generate(load_recipe(path, ["seed=1"]), out)
+    assert computed(out) == ["plan", "edit"]
+
+
+def test_a_run_grows_but_does_not_shrink(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path, out = write_recipe(filters=[{"use": "eq1", "rank": 0.3}], shard_size=2), tmp_path / "run"
+    recipe = load_recipe(path)
+    run = generate(recipe, out, limit=3)
+    assert [shard.rows for shard in run.shards()] == [2, 1]
+    generate(recipe, out)  # as it was planned
+    assert [shard.rows for shard in run.shards()] == [2, 1]
+    (out / "journal.jsonl").unlink()
+    generate(load_recipe(path, ["shard_size=3"]), out, limit=5)
+    assert [shard.rows for shard in run.shards()] == [2, 1, 2]
+    assert set(computed(out)) == {*STAGES[:-1], "score-eq1"}
+    assert len(computed(out)) == len(STAGES)
+    with pytest.raises(RunError, match="5 records are planned already.* --limit 5 or more"):
+        generate(recipe, out, limit=4)
+    generate(recipe, out, limit=math.inf)
+    assert published(out) == published(generate_whole(recipe, tmp_path / "whole"), "other")
+
+
+def generate_whole(recipe: Recipe, out: Path) -> Path:
+    generate(recipe, out)
+    return out
+
+
+@pytest.mark.usefixtures("trial")
+def test_a_source_that_changed_cannot_give_more(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"{number}.png")
+    recipe = load_recipe(write_recipe(source={"use": "image-folder", "path": str(folder)}))
+    generate(recipe, tmp_path / "run", limit=2)
+    Image.new("RGB", (20, 20), (9, 0, 0)).save(folder / "0.png")
+    with pytest.raises(RunError, match="holds other images than when"):
+        generate(recipe, tmp_path / "run", limit=3)
 
 
 CAREFUL = """
@@ -169,7 +207,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from reasonpix.run import RunFolder
-with RunFolder(Path(sys.argv[1])).held():
+with RunFolder(Path(sys.argv[1])).storage.held():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -408,5 +446,4 @@ def test_an_image_that_changes_after_the_plan(write_recipe: WriteRecipe, tmp_pat
 def test_a_limit_takes_the_first_images(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = generate(load_recipe(write_recipe()), tmp_path / "run", limit=3)
     assert [o.sample.item.native_id for o in outcomes(run)] == ["0", "1", "2"]
-    asked = json.loads((tmp_path / "run" / "plan.json").read_text())["asked"]
-    assert asked["limit"] == 3
+    assert [(shard.rows, run.plan().complete) for shard in run.shards()] == [(3, False)]

@@ -98,7 +98,7 @@ def asked(tmp_path: Path) -> int:
 
 
 def computed(run: RunFolder) -> list[str]:
-    return [line["stage"].rpartition("-")[0] for line in run.journal()]
+    return [line["stage"].rpartition("-")[0] for line in run.journal() if "stage" in line]
 
 
 def test_every_answer_is_kept_and_paid_for_once(path: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_another_planner_recomputes_no_caption_entity_or_box(path: Path, tmp_pat
     run = generate(load_recipe(path), tmp_path / "run")
     (tmp_path / "run" / "journal.jsonl").unlink()
     generate(load_recipe(path, ["pipeline.planner=fake-planner"]), tmp_path / "run")
-    assert computed(run) == ["plan"] * 3 + ["edit"] * 3
+    assert sorted(computed(run)) == ["edit"] * 3 + ["plan"] * 3
 
 
 def test_another_prompt_recomputes_the_stage_that_asks_by_it(path: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_another_prompt_recomputes_the_stage_that_asks_by_it(path: Path, tmp_pat
     mine = tmp_path / "mine.yaml"
     mine.write_text(built_in.read_text().replace("system: |\n", "system: |\n  Be brief.\n", 1))
     generate(load_recipe(path, [f"pipeline.planner.prompts={{replace: {mine}}}"]), tmp_path / "run")
-    assert computed(run) == ["plan"] * 3 + ["edit"] * 3
+    assert sorted(computed(run)) == ["edit"] * 3 + ["plan"] * 3
     assert asked(tmp_path) == 14
 
     # The prompt of another task is not asked here.
@@ -178,7 +178,7 @@ def test_many_under_way_change_nothing(path: Path, tmp_path: Path) -> None:
         for n in (1, 3)
     ]
     files = [
-        {p.relative_to(run.root): p.read_bytes() for p in run.root.rglob("*.parquet")}
+        {p.relative_to(str(run)): p.read_bytes() for p in Path(str(run)).rglob("*.parquet")}
         for run in runs
     ]
     assert files[0] == files[1]
@@ -228,7 +228,7 @@ def test_an_estimate_asks_and_writes_nothing(path: Path, tmp_path: Path) -> None
 
 def test_an_estimate_refuses_what_the_run_would_refuse(path: Path, tmp_path: Path) -> None:
     generate(load_recipe(path), tmp_path / "run")
-    with pytest.raises(RunError, match="limit was None"):
+    with pytest.raises(RunError, match="7 records are planned already"):
         estimate(load_recipe(path), tmp_path / "run", limit=2)
 
 

@@ -1,29 +1,34 @@
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import yaml
 from conftest import WriteRecipe
 from PIL import Image
 
 from reasonpix.engine import generate
 from reasonpix.errors import RunError
-from reasonpix.images import encode_png
-from reasonpix.outcomes import funnel, outcomes
-from reasonpix.publish import publish
+from reasonpix.outcomes import current_stages
+from reasonpix.publish import FORMS, publish
 from reasonpix.recipe import load_recipe
 from reasonpix.run import RunFolder
 
 FILTERS = ["no-op", {"use": "eq1", "rank": 0.3}]
+PAIRS = {
+    "use": "fake-source",
+    "count": 5,
+    "caption": "a square",
+    "edited_caption": "a square with a hole",
+    "instruction": "make a hole",
+}
 
 
 @pytest.fixture
@@ -32,105 +37,53 @@ def run(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
     return generate(load_recipe(write_recipe(shard_size=3, filters=FILTERS)), tmp_path / "run")
 
 
-def rows(folder: Path) -> list[dict[str, object]]:
-    return pq.read_table(folder / "data" / "train-00000.parquet").to_pylist()
+@pytest.fixture
+def rewritten(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
+    """Five records whose instructions were rewritten."""
+    slots = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
+    recipe = write_recipe("part1.yaml", source=PAIRS, filters=["eq1"], **slots)
+    text = recipe.read_text().replace("- eq1", "- {use: eq1, value: 0.0001}")
+    recipe.write_text(text)
+    return generate(load_recipe(recipe), tmp_path / "part1")
 
 
-def test_rows_hold_the_accepted_records(run: RunFolder, tmp_path: Path) -> None:
-    assert publish(run, tmp_path / "dataset") == 5
-    accepted = [outcome for outcome in outcomes(run) if outcome.status == "ok"]
-    published = rows(tmp_path / "dataset")
-    assert [row["record_id"] for row in published] == [o.sample.record_id for o in accepted]
-    row, sample = published[0], accepted[0].sample
-    assert row["input_image"] == {"bytes": encode_png(sample.image()), "path": None}
-    assert row["edited_image"] == {"bytes": encode_png(sample.edited_image()), "path": None}
-    assert row["edit_prompt"] == "Something else would look better there."
-    assert (row["selected"], row["target"], row["caption"]) == ("bee", "pear", "a bee and a rabbit")
-    assert row["box"] == [8.0, 8.0, 24.0, 24.0]
-    assert row["source_id"] == sample.item.native_id
-    scores = json.loads(str(row["scores"]))
-    assert set(scores) == {"eq1.distance", "no-op.changed"}
-    assert scores["no-op.changed"] == 1.0
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files by name."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_an_edit_is_the_input_outside_and_the_colour_inside(run: RunFolder, tmp_path: Path) -> None:
-    publish(run, tmp_path / "dataset")
-    for row in rows(tmp_path / "dataset"):
-        before, after = (
-            np.asarray(Image.open(io.BytesIO(row[column]["bytes"])))  # type: ignore[index]
-            for column in ("input_image", "edited_image")
-        )
-        assert (after[8:24, 8:24] == (200, 40, 40)).all()
-        outside = np.ones(after.shape[:2], bool)
-        outside[8:24, 8:24] = False
-        assert (after[outside] == before[outside]).all()
-
-
-def test_datasets_loads_it_with_images(run: RunFolder, tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
-    publish(run, tmp_path / "dataset")
-    code = """if True:
-        import datasets, json
-        data = datasets.load_dataset("dataset")
-        train = data["train"]
-        print(json.dumps([
-            list(data), train.column_names, str(train.features["box"]),
-            [[row["input_image"].getpixel((0, 0)), row["edited_image"].getpixel((9, 9))]
-             for row in train],
-        ]))
-    """
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    splits, columns, box, pixels = json.loads(done.stdout)
-    assert splits == ["train"]
-    assert columns[:3] == ["input_image", "edit_prompt", "edited_image"]
-    assert columns[3:] == [
-        "direct_instruction",
-        "record_id",
-        "source_id",
-        "caption",
-        "edited_caption",
-        "candidates",
-        "chosen",
-        "selected",
-        "target",
-        "box",
-        "scores",
-    ]
-    assert "float32" in box
-    accepted = [o.sample.item.native_id for o in outcomes(run) if o.status == "ok"]
-    assert pixels == [[[60 + int(i), 120, 200], [200, 40, 40]] for i in accepted]
-
-
-def test_the_card_tells_what_came_through(run: RunFolder, tmp_path: Path) -> None:
-    publish(run, tmp_path / "dataset")
-    card = (tmp_path / "dataset" / "README.md").read_text()
-    _, head, body = card.split("---\n", 2)
-    front = yaml.safe_load(head)
-    assert front["size_categories"] == ["n<1K"]
-    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
-    assert "5 triples of input image" in body
-    told = re.findall(r"^\| (\S+) \| (\d+) \| (\d+) \| (\d+) \|$", body, re.MULTILINE)
-    assert told == [
-        (stage, *(str(counts[status]) for status in ("ok", "rejected", "failed")))
-        for stage, counts in funnel(run)
-    ]
-    assert told[-1] == ("score-eq1", "5", "2", "0")
-    assert "- score-eq1: 2 rejected" in body
-    assert "| plan | fake-planner | target=pear |" in body
-    recipe = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
-    assert recipe["pipeline"]["captioner"]["use"] == "fake-captioner"
-
-
-def test_the_same_run_is_published_the_same(run: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_run_is_published_the_same(
+    rewritten: RunFolder, tmp_path: Path, form: str
+) -> None:
     for name in ("one", "two"):
-        publish(run, tmp_path / name)
-    for file in ("README.md", "data/train-00000.parquet"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-    assert not re.search(r"\b20[2-9]\d-\d\d", (tmp_path / "one" / "README.md").read_text())
+        assert publish(rewritten, tmp_path / name, form) > 0
+    one = tree(tmp_path / "one")
+    assert one == tree(tmp_path / "two")
+    assert "README.md" in one
+    assert len(one) > 1
+    assert not re.search(r"\b20[2-9]\d-\d\d", one["README.md"].decode())
+    assert str(tmp_path) not in one["README.md"].decode()
+
+
+@pytest.mark.parametrize("form", ["hf", "instruct-pix2pix", "webdataset"])
+def test_how_it_was_computed_leaves_no_trace(
+    write_recipe: WriteRecipe, run: RunFolder, tmp_path: Path, form: str
+) -> None:
+    path = write_recipe("other.yaml", shard_size=2, filters=FILTERS)
+    path.write_text(path.read_text() + "resources: {caption: {num_cpus: 2}, edit: {actors: 2}}\n")
+    other = generate(load_recipe(path), tmp_path / "other")
+    assert "resources" in (tmp_path / "other" / "recipe.yaml").read_text()
+    publish(run, tmp_path / "one", form)
+    publish(other, tmp_path / "two", form)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_progress_is_told(run: RunFolder, tmp_path: Path) -> None:
+    told: list[int] = []
+    assert publish(run, tmp_path / "dataset", report=told.append) == 5
+    assert told == [1, 2, 3, 4, 5]
 
 
 def test_an_existing_folder_is_left_alone(run: RunFolder, tmp_path: Path) -> None:
@@ -138,27 +91,47 @@ def test_an_existing_folder_is_left_alone(run: RunFolder, tmp_path: Path) -> Non
     with pytest.raises(RunError, match="dataset exists; publish to a new folder"):
         publish(run, tmp_path / "dataset")
     assert list((tmp_path / "dataset").iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="link exists; publish to a new folder"):
+        publish(run, tmp_path / "link")
 
 
 def test_an_unfinished_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
-    next((run.root / "stages").glob("edit-*/000001.parquet")).unlink()
+    folder = next(entry.folder for entry in current_stages(run) if entry.stage == "edit")
+    run.storage.remove(f"stages/{folder}/000001.parquet")
     with pytest.raises(RunError, match="not finished: stage edit lacks 1 of 3 shards; run "):
         publish(run, tmp_path / "dataset")
-    (run.root / "stages.json").unlink()
+    run.storage.remove("stages.json")
     with pytest.raises(RunError, match=r"stages\.json cannot be read.*generate.* again"):
         publish(run, tmp_path / "dataset")
     assert not (tmp_path / "dataset").exists()
 
 
-def test_a_run_that_accepted_nothing_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["hf", "instruct-pix2pix", "webdataset"])
+def test_a_run_that_accepted_nothing_is_refused(
+    write_recipe: WriteRecipe, tmp_path: Path, form: str
+) -> None:
     filters = [{"use": "eq1", "value": 100}]
     run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
     with pytest.raises(RunError, match="accepted no sample; see `reasonpix gallery"):
+        publish(run, tmp_path / "dataset", form)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "run"]
+
+
+def test_a_recipe_that_cannot_be_read_is_told(run: RunFolder, tmp_path: Path) -> None:
+    run.storage.write("recipe.yaml", b"[")
+    with pytest.raises(RunError, match=r"recipe\.yaml cannot be read.*generate.* again"):
+        publish(run, tmp_path / "dataset")
+    run.storage.remove("recipe.yaml")
+    with pytest.raises(RunError, match=r"recipe\.yaml cannot be read"):
         publish(run, tmp_path / "dataset")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "run"]
 
 
-def test_an_image_that_changed_is_not_published(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["hf", "instruct-pix2pix", "webdataset"])
+def test_an_image_that_changed_is_not_published(
+    write_recipe: WriteRecipe, tmp_path: Path, form: str
+) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (20, 20), "navy").save(folder / "a.png")
@@ -166,8 +139,98 @@ def test_an_image_that_changed_is_not_published(write_recipe: WriteRecipe, tmp_p
     run = generate(load_recipe(path), tmp_path / "run")
     Image.new("RGB", (20, 20), "pink").save(folder / "a.png")
     with pytest.raises(RunError, match=r"a\.png: the file changed since the run was planned"):
-        publish(run, tmp_path / "dataset")
+        publish(run, tmp_path / "dataset", form)
     (folder / "a.png").unlink()
     with pytest.raises(RunError, match=r"a\.png: .*No such file"):
-        publish(run, tmp_path / "dataset")
+        publish(run, tmp_path / "dataset", form)
     assert not (tmp_path / "dataset").exists()
+
+
+# -- All of it or nothing
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_publishing_that_is_stopped_leaves_nothing(
+    rewritten: RunFolder, tmp_path: Path, form: str
+) -> None:
+    def stop(done: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    before = set(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        publish(rewritten, tmp_path / "dataset", form, stop)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_publishing_that_was_killed_is_begun_anew(run: RunFolder, tmp_path: Path) -> None:
+    code = """if True:
+        import os, signal
+        from pathlib import Path
+        from reasonpix.publish import publish
+        from reasonpix.run import RunFolder
+        def kill(done):
+            if done == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+        publish(RunFolder("run"), Path("dataset"), "instruct-pix2pix", kill)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "dataset").exists()
+    left = tmp_path / ".dataset.tmp"
+    assert left.is_dir()
+    (left / "0000099").mkdir()
+    (left / "0000099" / "0_0.jpg").write_bytes(b"of an earlier form")
+    publish(run, tmp_path / "dataset", "hf")
+    assert set(tree(tmp_path / "dataset")) == {"README.md", "data/train-00000.parquet"}
+    assert not left.exists()
+
+
+def test_two_at_once_do_not_mix(run: RunFolder, tmp_path: Path) -> None:
+    def second(done: int) -> None:
+        with pytest.raises(RunError, match=r"another process is publishing to .*dataset; wait"):
+            publish(run, tmp_path / "dataset")
+
+    assert publish(run, tmp_path / "dataset", report=second) == 5
+    assert set(tree(tmp_path / "dataset")) == {"README.md", "data/train-00000.parquet"}
+
+
+def test_a_place_that_cannot_be_written_is_told(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        RunError, match="file/dataset cannot be written: Not a directory; name a folder that can"
+    ):
+        publish(run, tmp_path / "file" / "dataset")
+    with pytest.raises(RunError, match="/proc/nowhere/dataset cannot be written: "):
+        publish(run, Path("/proc/nowhere/dataset"))
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root writes anywhere")
+def test_a_read_only_folder_is_told(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o555)
+    with pytest.raises(RunError, match="locked/dataset cannot be written: Permission denied"):
+        publish(run, tmp_path / "locked" / "dataset")
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Until it is over the system takes no file larger than `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_does_not_fit_is_told_and_taken_away(
+    rewritten: RunFolder, tmp_path: Path, form: str
+) -> None:
+    before = set(tmp_path.iterdir())
+    with (
+        largest_file(700),
+        pytest.raises(RunError, match="dataset cannot be written: File too large; make room, then"),
+    ):
+        publish(rewritten, tmp_path / "dataset", form)
+    assert set(tmp_path.iterdir()) == before

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonpix.errors import RunError
-from reasonpix.run import Row, RunFolder, Shard, fingerprint, seed_of
+from reasonpix.run import Plan, Row, RunFolder, Shard, fingerprint, seed_of
 
 SHARD = Shard("000000", 2)
 ROWS = [
     Row("a", "ok", output='{"text":"a bee"}', image=b"\x00\xff"),
     Row("b", "failed", "it broke: ü\n"),
 ]
-PLAN = {"asked": {}, "source_options": {}, "shards": [vars(SHARD)]}
+PLAN = Plan({}, {}, (SHARD,))
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -87,7 +87,7 @@ def test_a_killed_writer_leaves_no_partial_file(tmp_path: Path) -> None:
     code = """if True:
         import itertools, sys
         from pathlib import Path
-        from reasonpix.run import Row, RunFolder, Shard
+        from reasonpix.run import Plan, Row, RunFolder, Shard
         run = RunFolder(Path(sys.argv[1]))
         for number in itertools.count():
             rows = [Row(str(i), "ok", image=bytes([i]) * 100_000) for i in range(20)]
@@ -107,17 +107,17 @@ def test_a_killed_writer_leaves_no_partial_file(tmp_path: Path) -> None:
         assert [row.image for row in rows] == [bytes([i]) * 100_000 for i in range(20)]
 
 
-def test_a_draft_is_no_finished_shard(run: RunFolder) -> None:
+def test_a_draft_is_no_finished_shard(run: RunFolder, tmp_path: Path) -> None:
     run.write("edit-1", SHARD, ROWS)
-    path = run.shard_path("edit-1", SHARD)
+    path = tmp_path / "stages" / "edit-1" / "000000.parquet"
     os.rename(path, path.with_name(f".{path.name}.123.tmp"))
     assert run.done("edit-1") == set()
 
 
-def test_a_torn_journal_line_is_passed_over(run: RunFolder) -> None:
+def test_a_torn_journal_line_is_passed_over(run: RunFolder, tmp_path: Path) -> None:
     run.note(stage="edit-1", seconds=1.5)
     run.note(stage="edit-1", seconds=2.5)
-    path = run.root / "journal.jsonl"
+    path = tmp_path / "journal.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     assert list(run.journal()) == [{"stage": "edit-1", "seconds": 1.5}]
 
@@ -132,16 +132,18 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b'{"asked": {}, "sha', b"[]", b"{}", b"\xff\xfe", b""])
-def test_a_damaged_plan(run: RunFolder, content: bytes) -> None:
-    run.plan_path.write_bytes(content)
+def test_a_damaged_plan(run: RunFolder, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "plan.json").write_bytes(content)
     with pytest.raises(RunError, match=r"plan\.json .*start a new run"):
         run.shards()
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbled", "gone", "foreign"])
-def test_a_damaged_shard_says_which_and_what_to_do(run: RunFolder, damage: str) -> None:
+def test_a_damaged_shard_says_which_and_what_to_do(
+    run: RunFolder, tmp_path: Path, damage: str
+) -> None:
     run.write("edit-1", SHARD, ROWS)
-    path = run.shard_path("edit-1", SHARD)
+    path = tmp_path / "stages" / "edit-1" / "000000.parquet"
     whole = path.read_bytes()
     if damage == "gone":
         path.unlink()

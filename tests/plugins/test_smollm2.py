@@ -131,7 +131,9 @@ def computed(run: RunFolder) -> Counter[str]:
     """How many records each stage computed, by the run's own journal."""
     counts = Counter[str]()
     for line in run.journal():
-        counts[line["stage"].rpartition("-")[0]] += line["records"]
+        if "stage" in line:
+            records = line["ok"] + line["rejected"] + line["failed"]
+            counts[line["stage"].rpartition("-")[0]] += records
     return counts
 
 

@@ -1,0 +1,39 @@
+"""Six no-op stages by Data-Juicer:  python with_data_juicer.py RECORDS
+
+Batched operators, batches of 1,000, in one process: see `--processes` for more. Its resource
+monitor, which is on by default and samples for a second an operator, is off.
+"""
+
+import sys
+
+from measured import BATCH, STAGES, emit, records, timer
+
+import data_juicer
+from data_juicer.core.data import NestedDataset
+from data_juicer.ops.base_op import OPERATORS, Mapper
+
+
+@OPERATORS.register_module("no_op_mapper")
+class NoOpMapper(Mapper):
+    _batched_op = True
+
+    def process_batched(self, samples):  # type: ignore[no-untyped-def]
+        return samples
+
+
+def main(count: int, processes: int) -> None:
+    from loguru import logger
+
+    logger.remove()
+    data = NestedDataset.from_list(records(count))
+    options = {"text_key": "caption", "batch_size": BATCH, "num_proc": processes}
+    ops = [NoOpMapper(auto_op_parallelism=False, **options) for _ in range(STAGES)]
+    with timer() as timed:
+        data = data.process(ops, open_monitor=False)
+    assert len(data) == count
+    settings = f"batched, batch_size={BATCH}, num_proc={processes}, no monitor"
+    emit("Data-Juicer", data_juicer.__version__, count, timed.seconds, settings)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1)

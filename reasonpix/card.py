@@ -1,0 +1,361 @@
+"""The card of a published dataset: what made it, how many came through, and why the others did not.
+
+It follows from the run alone: nothing in it tells where, when or with how many workers it ran.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reasonpix import __version__, plugins
+from reasonpix.errors import PluginError, RunError
+from reasonpix.layouts import Feature, Written
+from reasonpix.outcomes import Endings, Outcome, StageEntry, endings, read_stages
+from reasonpix.run import RunFolder
+from reasonpix.slots import ModelOptions
+from reasonpix.summary import position_bias
+
+_NO_TRACE = ("resources", "shard_size")
+"""What a recipe says of how to compute, and no sample shows."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of dataset: who writes it, and what its card says."""
+
+    write: Callable[[RunFolder, Iterator[Outcome], Path], Written]
+    what: str
+    """What a row is, in the plural."""
+    columns: str
+    """What stands where, for people."""
+    task: str = "image-to-image"
+    """The hub's name of the task."""
+    data: str | None = None
+    """The files that `datasets` reads, a pattern; None when it cannot read this form."""
+    features: Mapping[str, Feature] | None = None
+    """Those of the columns; None when they are told by the files."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A component of the run, as its recipe and its stages tell of it."""
+
+    slot: str
+    use: str
+    options: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+    @property
+    def is_filter(self) -> bool:
+        return self.slot == "filter"
+
+    @property
+    def weights(self) -> str | None:
+        """The name of its weights, if it has any."""
+        return self.options.get("model") if "revision" in self.facts.get("options", ()) else None
+
+    @property
+    def telling(self) -> dict[str, Any]:
+        """Its options without those that leave no trace in the dataset."""
+        known = self.facts.get("options")
+        if self.is_filter or known is None:
+            return {k: v for k, v in self.options.items() if k not in ModelOptions.neutral}
+        return {k: v for k, v in self.options.items() if k in known or k == "model"}
+
+
+def card(run: RunFolder, form: Form, written: Written) -> str:
+    """The dataset's README.md. Raises `RunError` when the run's recipe cannot be read."""
+    comments, recipe = _read_recipe(run)
+    entries, ended = read_stages(run), endings(run)
+    parts = list(_parts(recipe, entries))
+    licences = _licences(parts)
+    title = "Reasoning edits made with reasonpix"
+    sections = [
+        f"# {title}",
+        f"{written.rows} {form.what}, made by the pipeline of ReasonPix2Pix (CVPRW 2024) as "
+        f"implemented in reasonpix {__version__}.",
+        *written.notes,
+        "## What stands where",
+        form.columns,
+        "## What made it",
+        _table(("slot", "component", "package", "model"), _components(parts, comments)),
+        *_weights(parts),
+        *_prompts(entries),
+        "## Licences",
+        "Images keep their source's licence; what a model made, that of the model.",
+        _table(("of", "licence"), _told(licences, parts)),
+        "## Filters",
+        _filters(parts, ended),
+        "## How many came through",
+        _table(
+            ("stage", "ok", "rejected", "failed"),
+            (
+                (stage, *(str(counts[status]) for status in ("ok", "rejected", "failed")))
+                for stage, counts in ended.stages
+            ),
+        ),
+        *([f"{bias}."] if (bias := position_bias(run)) else []),
+        "## Why the others did not",
+        _ends(ended),
+        "## Recipe",
+        f"```yaml\n{''.join(comments)}{_dump(_told_recipe(recipe, parts))}```",
+    ]
+    head = _head(title, form, written.rows, licences)
+    return f"---\n{_dump(head)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _dump(content: Any) -> str:
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|") or "–"
+
+
+# -- The head -------------------------------------------------------------------------------------
+
+
+def _head(title: str, form: Form, rows: int, licences: Mapping[str, str | None]) -> dict[str, Any]:
+    """What the hub reads. A licence is named when that of every part is known."""
+    head: dict[str, Any] = {"pretty_name": title}
+    if licences and (known := [name for name in licences.values() if name]) == [*licences.values()]:
+        if len(set(known)) == 1 and known[0] != "other":
+            head["license"] = known[0]
+        else:
+            head |= {
+                "license": "other",
+                "license_name": "see-card",
+                "license_link": "README.md#licences",
+            }
+    head |= {
+        "task_categories": [form.task],
+        "language": ["en"],
+        "size_categories": [_size(rows)],
+        "tags": ["instruction-based-image-editing", "reasonpix"],
+    }
+    if form.data is None:
+        return head | {"viewer": False}
+    if form.features:
+        features = [{"name": n, **_for_yaml(f)} for n, f in form.features.items()]
+        head["dataset_info"] = {
+            "features": features,
+            "splits": [{"name": "train", "num_examples": rows}],
+        }
+    files = [{"split": "train", "path": form.data}]
+    return head | {"configs": [{"config_name": "default", "data_files": files}]}
+
+
+def _for_yaml(feature: Feature) -> dict[str, Any]:
+    match feature.get("_type"):
+        case "Image":
+            return {"dtype": "image"}
+        case "Value":
+            return {"dtype": feature["dtype"]}
+        case "List":
+            inner = _for_yaml(feature["feature"])
+            return {"list": inner.get("dtype") or inner["struct"]}
+        case _:
+            return {"struct": [{"name": n, **_for_yaml(part)} for n, part in feature.items()]}
+
+
+def _size(rows: int) -> str:
+    limits = ("1K", "10K", "100K", "1M", "10M")
+    names = ["n<1K", *(f"{low}<n<{high}" for low, high in pairwise(limits)), "n>10M"]
+    return names[sum(rows >= 10**power for power in range(3, 3 + len(limits)))]
+
+
+# -- The run --------------------------------------------------------------------------------------
+
+
+def _read_recipe(run: RunFolder) -> tuple[list[str], dict[str, Any]]:
+    """The comments on top, which name the packages, and the recipe itself."""
+    try:
+        text = run.storage.read("recipe.yaml").decode()
+        recipe = yaml.safe_load(text)
+        assert isinstance(recipe, dict)
+    except (OSError, ValueError, yaml.YAMLError, AssertionError) as error:
+        what = " ".join(str(error).split()) or "it is no recipe"
+        raise RunError(
+            f"{run}/recipe.yaml cannot be read: {what}; run `reasonpix generate` again to write it"
+        ) from error
+    comments = re.match(r"(?:#.*\n)*", text)
+    return comments[0].splitlines(keepends=True) if comments else [], recipe
+
+
+def _parts(recipe: Mapping[str, Any], entries: Sequence[StageEntry]) -> Iterator[_Part]:
+    """The components that the recipe names, each with what its stage knows of it."""
+    facts: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for entry in entries:
+        for component in (entry.component, *entry.component.get("uses", ())):
+            if component["use"]:
+                facts.setdefault((component["slot"], component["use"]), component)
+    named = [("source", recipe["source"]), *recipe["pipeline"].items()]
+    named += [("filter", block) for block in recipe.get("filters") or ()]
+    for slot, block in named:
+        options = {name: option for name, option in block.items() if name != "use"}
+        yield _Part(slot, block["use"], options, facts.get((slot, block["use"]), {}))
+
+
+def _components(parts: Sequence[_Part], comments: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    versions = dict(line[1:].split() for line in comments if len(line[1:].split()) == 2)
+    for part in parts:
+        package = _package(part.use)
+        version = versions.get(package, "")
+        yield part.slot, part.use, f"{package} {version}", str(part.options.get("model") or "")
+
+
+def _package(use: str) -> str:
+    try:
+        dist = plugins.entry(use).dist
+    except PluginError:
+        return "?"  # published on a machine that lacks the plugin
+    return dist.name if dist else "?"
+
+
+def _weights(parts: Sequence[_Part]) -> list[str]:
+    """A table of the weights: their revision, and the SHA-256 of what was read."""
+    rows = dict.fromkeys(
+        (
+            part.weights,
+            part.options.get("revision") or ("" if "weights" in part.facts else "not named"),
+            str(part.facts.get("weights", "")),
+        )
+        for part in parts
+        if part.weights
+    )
+    return [_table(("weights", "revision", "SHA-256"), list(rows))] if rows else []
+
+
+def _prompts(entries: Sequence[StageEntry]) -> list[str]:
+    """The prompts of an LLM, by what identifies them."""
+    asked = [
+        (entry.stage, component["prompt"])
+        for entry in entries
+        for component in (entry.component, *entry.component.get("uses", ()))
+        if "prompt" in component
+    ]
+    return [_table(("prompt of", "SHA-256"), asked)] if asked else []
+
+
+def _filters(parts: Sequence[_Part], ended: Endings) -> str:
+    counts = dict(ended.stages)
+    rows = [
+        (
+            part.use,
+            ", ".join(f"{k}={v}" for k, v in part.telling.items() if v is not None),
+            str(counts[f"score-{part.use}"]["rejected"]),
+        )
+        for part in parts
+        if part.is_filter
+    ]
+    return _table(("filter", "settings", "rejected"), rows) if rows else "There were none."
+
+
+def _ends(ended: Endings) -> str:
+    counts = dict(ended.stages)
+    lines = [
+        f"- {stage}: {counts[stage][status]} {status}, such as: {' '.join(reason.split())}"
+        for (stage, status), reason in sorted(ended.examples.items())
+    ]
+    return "\n".join(lines) or "Every record was accepted."
+
+
+def _told_recipe(recipe: Mapping[str, Any], parts: Sequence[_Part]) -> dict[str, Any]:
+    """The resolved recipe, without what leaves no trace in the dataset."""
+    told = {key: value for key, value in recipe.items() if key not in _NO_TRACE}
+    blocks = [(part, {"use": part.use, **part.telling}) for part in parts]
+    told["source"] = blocks[0][1]
+    filters = [block for part, block in blocks if part.is_filter]
+    told["pipeline"] = {part.slot: block for part, block in blocks[1 : len(blocks) - len(filters)]}
+    return told | {"filters": filters}
+
+
+# -- Licences -------------------------------------------------------------------------------------
+
+
+def _licences(parts: Sequence[_Part]) -> dict[str, str | None]:
+    """The licence of the images and of each of the weights, None where it is not known."""
+    source = parts[0]
+    # Where the sources that read images of the user's keep them.
+    places = (source.options[name] for name in ("path", "images") if name in source.options)
+    found = (_licence_of(place, source.options, "dataset") for place in places)
+    licences = {"images": next(filter(None, found), None)}
+    for part in parts:
+        if part.weights:
+            licences[part.weights] = _licence_of(part.weights, part.options, "model")
+    return licences
+
+
+def _told(licences: Mapping[str, str | None], parts: Sequence[_Part]) -> Iterator[tuple[str, str]]:
+    for of, licence in licences.items():
+        where = f"the source {parts[0].use}" if of == "images" else of
+        yield of, licence or f"see {where}"
+    for package in dict.fromkeys(_package(part.use) for part in parts):
+        yield f"package {package}", _package_licence(package)
+
+
+def _licence_of(name: str, options: Mapping[str, Any], kind: str) -> str | None:
+    """What the card of a folder or of a hub repository says, as far as it is on this machine."""
+    try:
+        place = plugins.checkpoint(name) or Path(name)
+    except PluginError:
+        return None
+    if place.exists():
+        readme = (place if place.is_dir() else place.parent) / "README.md"
+    elif (cached := _cached_card(name, options, kind)) is not None:
+        readme = cached
+    else:
+        return None
+    try:
+        head = readme.read_text(encoding="utf-8").split("---\n", 2)
+        said = yaml.safe_load(head[1]) if len(head) == 3 and not head[0] else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    licence = said.get("license") if isinstance(said, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def _cached_card(name: str, options: Mapping[str, Any], kind: str) -> Path | None:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ImportError:
+        return None
+    where, revision = options.get("cache_dir"), options.get("revision")
+    try:
+        found = try_to_load_from_cache(
+            name, "README.md", cache_dir=where, revision=revision, repo_type=kind
+        )
+    except HFValidationError:
+        return None  # no name of a repository
+    return Path(found) if isinstance(found, str) else None
+
+
+def _package_licence(package: str) -> str:
+    """What a package's metadata says."""
+    try:
+        metadata = importlib.metadata.metadata(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not stated"
+    said = metadata.get("License-Expression") or metadata.get("License") or ""
+    classified = [
+        line.rpartition(" :: ")[2]
+        for line in metadata.get_all("Classifier") or ()
+        if line.startswith("License ::")
+    ]
+    # Some write the whole text there.
+    return said if said and "\n" not in said else ", ".join(classified) or "not stated"

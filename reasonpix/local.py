@@ -1,0 +1,210 @@
+"""Stages over shards in this process: all stages at work at the same time, on different shards.
+
+```
+          ┌─ decode ahead ─┐                    ┌─ decode ahead ─┐
+shards ──▶ stage 1 (thread) ──samples in memory──▶ stage 2 (thread) ──▶ …
+               └───────────────── encode and commit, in order ──────┘
+```
+A stage whose component has many items under way gets many threads. How many shards are on their way
+is bounded, and with it memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Self
+
+from reasonpix.ledger import Ledger
+from reasonpix.pipeline import Stage
+from reasonpix.resources import fit_here
+from reasonpix.run import RunFolder, Shard
+from reasonpix.samples import Sample
+from reasonpix.slots import Source
+from reasonpix.work import Components, Done, Work, decode_ahead, forget_images
+
+_LOG = logging.getLogger(__name__)
+
+SHARDS_IN_THREADS = 64
+"""Most shards that a stage has under way at once."""
+
+
+@dataclass
+class _OnItsWay:
+    """A shard between two stages."""
+
+    shard: Shard
+    samples: list[Sample]
+    decoded: Future[None] | None = None
+
+
+class Here:
+    """This process, to do stages in: a context manager that closes what they loaded."""
+
+    def __init__(self, run: RunFolder, source: Source[Any], ledger: Ledger | None) -> None:
+        self._run = run
+        self._source = source
+        self._components = Components(source, ledger)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all components."""
+        self._components.keep(())
+
+    def fit(self, stages: Sequence[Stage]) -> bool:
+        """Whether the models of these stages fit together on this machine."""
+        return fit_here([stage.resources for stage in stages])
+
+    def run_stages(
+        self,
+        stages: Sequence[Stage],
+        todo: Sequence[set[str]],
+        shards: Sequence[Shard],
+        report: Callable[[Done], None],
+    ) -> None:
+        """Do each stage on the shards that its `todo` names, and commit them.
+
+        `report` is called in this thread. When it or anything else raises, also KeyboardInterrupt,
+        the units at work are finished and committed before that is raised again.
+        """
+        self._components.keep(stages)
+        busy = [(stage, names) for stage, names in zip(stages, todo, strict=True) if names]
+        works = [Work(self._run, stage, self._source, self._components) for stage, _ in busy]
+        flow = _Flow(works, [names for _, names in busy], shards)
+        try:
+            for event in flow.events():
+                if isinstance(event, BaseException):
+                    raise event
+                report(event)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                _LOG.info("stopping: what is at work is finished first")
+            self._components.stop()
+            flow.end()
+            for event in flow.events():
+                if isinstance(event, Done):
+                    report(event)
+            raise
+        flow.end()
+
+
+class _Flow:
+    """The threads of a group of stages, and the shards on their way between them."""
+
+    def __init__(
+        self, works: Sequence[Work], todo: Sequence[set[str]], shards: Sequence[Shard]
+    ) -> None:
+        self._events: SimpleQueue[Done | BaseException | None] = SimpleQueue()
+        self._works = works
+        self._todo = todo
+        self._shards = [shard for shard in shards if any(shard.name in names for names in todo)]
+        self._left = len(self._shards)
+        self._stopping = threading.Event()
+        self._queues = [SimpleQueue[_OnItsWay | None]() for _ in works]
+        self._threads_of = [shards_at_once(work.concurrency, self._shards) for work in works]
+        self._room = threading.Semaphore(sum(self._threads_of) + 2)
+        self._decoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        # One thread: the files of a shard appear in the order of its stages.
+        self._committing = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        # Daemons: a second Ctrl-C does not wait for them.
+        self._threads = [threading.Thread(target=self._guarded(self._feed), daemon=True)]
+        for number, count in enumerate(self._threads_of):
+            work = self._guarded(partial(self._work, number))
+            self._threads += [threading.Thread(target=work, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _guarded(self, work: Callable[[], None]) -> Callable[[], None]:
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._events.put(error)
+
+        return guarded
+
+    def events(self) -> Iterator[Done | BaseException]:
+        """What was finished and what broke, as it comes, until all is through."""
+        while (event := self._events.get()) is not None:
+            yield event
+
+    def end(self) -> None:
+        """Begin nothing new, and wait for what is at work."""
+        self._stopping.set()
+        self._room.release()
+        for queue, count in zip(self._queues, self._threads_of, strict=True):
+            for _ in range(count):
+                queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._decoding.shutdown()
+        self._committing.shutdown()
+        self._events.put(None)
+
+    def _feed(self) -> None:
+        if not self._shards:
+            self._events.put(None)
+        for shard in self._shards:
+            self._room.acquire()
+            if self._stopping.is_set():
+                return
+            first = next(i for i, names in enumerate(self._todo) if shard.name in names)
+            self._hand_on(first, _OnItsWay(shard, self._works[first].load(shard)))
+
+    def _hand_on(self, number: int, moving: _OnItsWay) -> None:
+        """To the stage of that number, with its images decoded ahead; or out of the flow."""
+        if number == len(self._works):
+            self._committing.submit(self._guarded(self._leave))
+            return
+        if self._threads_of[number] > 1:
+            # Many shards wait here, and what answers them asks for words.
+            forget_images(moving.samples)
+        elif self._works[number].stage.sees_images and moving.shard.name in self._todo[number]:
+            moving.decoded = self._decoding.submit(decode_ahead, moving.samples)
+        self._queues[number].put(moving)
+
+    def _finish(self, commit: Callable[[], Done]) -> None:
+        self._committing.submit(self._guarded(lambda: self._events.put(commit())))
+
+    def _leave(self) -> None:
+        """A shard is through, and all of it is committed."""
+        self._room.release()
+        self._left -= 1
+        if not self._left:
+            self._events.put(None)
+
+    def _work(self, number: int) -> None:
+        work, todo = self._works[number], self._todo[number]
+        while (moving := self._queues[number].get()) is not None and not self._stopping.is_set():
+            shard, samples = moving.shard, moving.samples
+            if moving.decoded is not None:
+                moving.decoded.result()
+            if shard.name not in todo:
+                moving.samples = work.recall(shard, samples)
+            else:
+                results, seconds = work.compute(shard, samples)
+                self._finish(partial(work.commit, shard, samples, results, seconds))
+                moving.samples = work.advance(samples, results)
+            self._hand_on(number + 1, moving)
+
+
+def shards_at_once(concurrency: int, shards: Sequence[Shard]) -> int:
+    """How many shards a stage works on at once, to keep its component's hands full.
+
+    Several times what these can hold: while the last questions of one shard are answered, those of
+    others go on.
+    """
+    if concurrency == 1 or not shards:
+        return 1
+    wanted = math.ceil(8 * concurrency / max(shard.rows for shard in shards)) + 1
+    return min(wanted, SHARDS_IN_THREADS)

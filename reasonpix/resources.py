@@ -1,0 +1,48 @@
+"""What a stage takes of a machine, and what one machine has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Resources(BaseModel):
+    """What a stage takes. Nothing here changes a result, nor stands in a fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_gpus: float = Field(0, ge=0, description="GPUs, such as 0.5, for each worker")
+    num_cpus: float = Field(1, ge=0, description="Processors for each worker, with Ray")
+    memory_gb: float = Field(0, ge=0, description="Memory of the machine for each worker, in GB")
+    actors: int = Field(1, ge=1, description="Workers, with Ray")
+    timeout_s: float | None = Field(
+        None, gt=0, description="Longest time for a shard, with Ray; a second time-out fails it"
+    )
+    recycle_after: int | None = Field(
+        None, ge=1, description="Shards after which a worker is replaced, with Ray"
+    )
+
+
+def fit_here(wanted: Sequence[Resources]) -> bool:
+    """Whether this machine can hold the models of several stages at once, one worker each.
+
+    What a single stage wants is not refused: it may be less than it says.
+    """
+    if len(wanted) == 1:
+        return True
+    gpus = sum(resources.num_gpus for resources in wanted)
+    if gpus and (found := _gpus()) and gpus > found:
+        return False
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sum(resources.memory_gb for resources in wanted) * 1e9 <= memory
+
+
+def _gpus() -> int:
+    try:
+        import torch
+    except ImportError:
+        return 0
+    count: int = torch.cuda.device_count()
+    return count

@@ -1,0 +1,242 @@
+"""How many records survive a filter as each of its thresholds moves, drawn from stored scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import ValidationError
+
+from reasonpix.outcomes import (
+    Endings,
+    StageEntry,
+    endings,
+    read_stages,
+    scorer_of,
+    scores_of,
+)
+from reasonpix.run import RunFolder
+from reasonpix.storage import write_atomically
+
+Measured = Sequence[Mapping[str, float]]
+
+SAMPLED = 5000
+"""Records that a curve is drawn from, evenly spread, where a run has more."""
+
+_POINTS = 48
+_BINS = 32
+_ZOOMS = 3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The share of records that survive, by the value of one option."""
+
+    option: str
+    now: float
+    survive: float
+    """The share that survives at the value `now`."""
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How one score is distributed."""
+
+    score: str
+    low: float
+    median: float
+    high: float
+    counts: list[int]
+    """Records in bins of equal width from `low` to `high`."""
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What one filter measured, and what becomes of it."""
+
+    name: str
+    measured: int
+    survive: int
+    sampled: int
+    """Records that the curves are drawn from."""
+    curves: list[Curve]
+    distributions: list[Distribution]
+
+
+def survivals(run: RunFolder) -> list[Survival]:
+    """One for each filter, in order. Raises `RunError` when the run is not finished."""
+    return [survival(run, entry) for entry in read_stages(run) if entry.is_score]
+
+
+def survival(run: RunFolder, entry: StageEntry) -> Survival:
+    """Of the records that a filter measured, by each threshold that is set and runs on a scale."""
+    table = scores_of(run, entry)
+    rejected = sum(reason is not None for reason in scorer_of(entry).reject(table))
+    step = max(1, -(-len(table) // SAMPLED))
+    sample = [table[i] for i in range(0, len(table), step)]
+    options = scorer_of(entry).options
+    curves = [
+        _curve(entry, sample, name, value)
+        for name, value in options
+        if name in options.neutral
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and sample
+    ]
+    names = dict.fromkeys(name for scores in sample for name in scores)
+    return Survival(
+        name=entry.component["use"],
+        measured=len(table),
+        survive=len(table) - rejected,
+        sampled=len(sample),
+        curves=curves,
+        distributions=[_distribution(name, sample) for name in names],
+    )
+
+
+def _distribution(name: str, sample: Measured) -> Distribution:
+    values = np.array([scores[name] for scores in sample if name in scores])
+    low, high = float(values.min()), float(values.max())
+    counts, _ = np.histogram(values, _BINS, (low, high) if low < high else (low - 0.5, low + 0.5))
+    return Distribution(name, low, float(np.median(values)), high, counts.tolist())
+
+
+def _curve(entry: StageEntry, sample: Measured, option: str, now: float) -> Curve:
+    """Over an option's range; without one, where among the scores anything changes."""
+    whole = isinstance(now, int)
+    low, high, is_bounded = _range(entry, sample, option, now)
+    points: list[tuple[float, float]] = []
+    for _ in range(1 if is_bounded else _ZOOMS):
+        points = [
+            (x, share)
+            for x in _grid(low, high, whole)
+            if (share := _share(entry, sample, option, x)) is not None
+        ]
+        changes = [i for i in range(1, len(points)) if points[i][1] != points[i - 1][1]]
+        if not changes:
+            break
+        first, last = max(0, changes[0] - 2), min(len(points) - 1, changes[-1] + 1)
+        if last - first > len(points) // 2:
+            break
+        low, high = points[first][0], points[last][0]
+    share = _share(entry, sample, option, now)
+    assert share is not None  # the recipe's own value is a valid one
+    return Curve(option, now, share, points)
+
+
+def _share(entry: StageEntry, sample: Measured, option: str, value: float) -> float | None:
+    """The share that survives; None where the filter does not take the value."""
+    try:
+        reasons = scorer_of(entry, **{option: value}).reject(sample)
+    except ValidationError:
+        return None
+    return reasons.count(None) / len(reasons)
+
+
+def _range(
+    entry: StageEntry, sample: Measured, option: str, now: float
+) -> tuple[float, float, bool]:
+    """Between the option's bounds, or else those of the scores; and which of the two."""
+    field = type(scorer_of(entry).options).model_fields[option]
+    bounds = {
+        side: next((v for m in field.metadata if (v := _bound(m, side)) is not None), None)
+        for side in ("ge", "gt", "le", "lt")
+    }
+    low = bounds["ge"] if bounds["gt"] is None else bounds["gt"]
+    high = bounds["le"] if bounds["lt"] is None else bounds["lt"]
+    if low is not None and high is not None:
+        return low, high, True
+    values = [value for scores in sample for value in scores.values()]
+    smallest, largest = min([*values, now]), max([*values, now])
+    return (
+        smallest if low is None else max(low, smallest),
+        largest if high is None else min(high, largest),
+        False,
+    )
+
+
+def _bound(constraint: Any, side: str) -> float | None:
+    value = getattr(constraint, side, None)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _grid(low: float, high: float, whole: bool) -> list[float]:
+    if whole:
+        step = max(1, round((high - low) / _POINTS))
+        return list(range(round(low), round(high) + 2, step))
+    # Round steps are easier to read off and to type in again.
+    return [float(f"{x:.6g}") for x in np.linspace(low, high, _POINTS + 1)]
+
+
+# -- The page -------------------------------------------------------------------------------------
+
+
+def draw_survival(run: RunFolder, out: Path | None = None, before: Endings | None = None) -> str:
+    """Write a page of all filters, `survival.html` in the run folder or `out`; returns where.
+
+    `before` is how records ended before the filters changed, to be shown beside.
+    """
+    environment = Environment(
+        loader=PackageLoader("reasonpix", "pages"), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("survival.html").render(
+        name=run.name,
+        filters=[_drawn(one) for one in survivals(run)],
+        after=endings(run),
+        before=before,
+    )
+    if out is not None:
+        write_atomically(out, page.encode())
+        return str(out)
+    run.storage.write("survival.html", page.encode())
+    return f"{run}/survival.html"
+
+
+WIDTH, HEIGHT = 300, 110
+"""Of a panel, in its own units; text stands around it."""
+
+
+def _drawn(filter: Survival) -> dict[str, Any]:
+    """What the page needs of a filter: coordinates."""
+    return {
+        "filter": filter,
+        "curves": [_line_of(curve) for curve in filter.curves],
+        "distributions": [_bars_of(one) for one in filter.distributions],
+    }
+
+
+def _line_of(curve: Curve) -> dict[str, Any]:
+    points = curve.points or [(curve.now, curve.survive)]
+    low, high = points[0][0], points[-1][0]
+    width = (high - low) or 1.0
+
+    def place(x: float) -> float:
+        return min(WIDTH, max(0.0, WIDTH * (x - low) / width))
+
+    return {
+        "curve": curve,
+        "line": " ".join(f"{place(x):.1f},{HEIGHT * (1 - share):.1f}" for x, share in points),
+        "at": place(curve.now),
+        "height": HEIGHT * (1 - curve.survive),
+        "low": low,
+        "high": high,
+        "outside": not low <= curve.now <= high,
+    }
+
+
+def _bars_of(distribution: Distribution) -> dict[str, Any]:
+    most, width = max(distribution.counts), WIDTH / len(distribution.counts)
+    return {
+        "of": distribution,
+        "most": most,
+        "bars": [
+            (i * width, HEIGHT * (1 - count / most), width, HEIGHT * count / most)
+            for i, count in enumerate(distribution.counts)
+            if count
+        ],
+    }

@@ -1,0 +1,302 @@
+"""The unit of work: a shard through a stage. Whatever executor drives it, it gives the same bytes.
+
+A finished unit is a file; what has a file is not computed again, so stopping at any moment costs
+the shards in flight and nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_json
+
+from reasonpix import plugins
+from reasonpix.errors import InvalidBox, ReasonpixError, RunError
+from reasonpix.images import UndecodableImage, encode_png
+from reasonpix.ledger import Ledger
+from reasonpix.outcomes import samples_reaching, verdicts
+from reasonpix.pipeline import Stage
+from reasonpix.planning import LLMPlanner
+from reasonpix.recipe import Use
+from reasonpix.records import Problem
+from reasonpix.run import Row, RunFolder, Shard, Values
+from reasonpix.samples import Sample
+from reasonpix.slots import Component, Source
+from reasonpix.stages import Result
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit that was finished: how its records ended, and how long it took."""
+
+    stage: str
+    """The stage's folder."""
+    shard: str
+    ok: int
+    rejected: int
+    failed: int
+    seconds: float
+
+
+class Components:
+    """The loaded components of a run: each once, whatever stages share it."""
+
+    def __init__(self, source: Source[Any], ledger: Ledger | None) -> None:
+        self._source = source
+        self._ledger = ledger
+        self._loaded: dict[tuple[str, ...], tuple[Component[Any], threading.Lock]] = {}
+
+    def keep(self, stages: Sequence[Stage]) -> None:
+        """Close what none of `stages` needs, to make room; all, when there are none."""
+        needed = {_key(use) for stage in stages for use in uses_of(stage)}
+        for key in [key for key in self._loaded if key not in needed]:
+            component, _ = self._loaded.pop(key)
+            component.close()
+
+    def stop(self) -> None:
+        """Let no component ask a language model any more; what it was answered is kept."""
+        for component, _ in self._loaded.values():
+            if isinstance(component, LLMPlanner):
+                component.close()
+
+    def of(self, stage: Stage) -> tuple[dict[str, Component[Any]], list[threading.Lock]]:
+        """The components of a stage, loaded, by slot; and the locks of those used one at a time."""
+        by_slot: dict[str, Component[Any]] = {"source": self._source}
+        locks: dict[tuple[str, ...], threading.Lock] = {}
+        for use in uses_of(stage):
+            if _key(use) not in self._loaded:
+                component = plugins.build(use.slot, use.name, use.options)
+                if isinstance(component, LLMPlanner):
+                    component.ledger = self._ledger
+                component.load()
+                self._loaded[_key(use)] = component, threading.Lock()
+            component, lock = self._loaded[_key(use)]
+            if isinstance(component, LLMPlanner):
+                _check_prompt(component, use, stage)
+            if component.concurrency == 1:
+                locks[_key(use)] = lock
+            by_slot[use.slot] = component
+        # Always in the same order, so that two stages never wait for one another.
+        return by_slot, [locks[key] for key in sorted(locks)]
+
+
+def uses_of(stage: Stage) -> list[Use]:
+    """The components that a stage needs to have loaded; the source is there anyway."""
+    return [use for use in (stage.use, *stage.needs) if use is not None and use.slot != "source"]
+
+
+def _key(use: Use) -> tuple[str, ...]:
+    return use.slot, use.name, use.options.model_dump_json()
+
+
+def _check_prompt(planner: LLMPlanner[Any], use: Use, stage: Stage) -> None:
+    """Raise `RunError` when a prompt was edited after the stage's results were named by it."""
+    if stage.questions is None:
+        return
+    verb, _ = stage.questions
+    facts = (stage.entry.component, *stage.entry.component.get("uses", ()))
+    known = next(it for it in facts if it.get("slot") == use.slot)
+    prompt = planner.prompt_identity(verb)
+    if any(known.get(name, fact) != fact for name, fact in prompt.items()):
+        raise RunError(
+            f"the prompt {verb!r} was edited since the run began; "
+            "run the same command again to go on with the new one"
+        )
+
+
+class Work:
+    """A stage of a run with its components loaded, ready for shards."""
+
+    def __init__(
+        self, run: RunFolder, stage: Stage, source: Source[Any], components: Components
+    ) -> None:
+        self.stage = stage
+        self._run = run
+        self._source = source
+        self._parts, self._locks = components.of(stage)
+        self._rejected = verdicts(run, stage.follows)
+        self._reopened = run.reopened(stage.entry.folder)
+        self._largest: int | None = None
+        """The most samples that memory was found to hold at once."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many items its components can have under way at once."""
+        return max(component.concurrency for component in self._parts.values())
+
+    def do(self, shard: Shard) -> Done:
+        """Compute a shard from what is in the run folder, and commit it."""
+        samples = self.load(shard)
+        results, seconds = self.compute(shard, samples)
+        return self.commit(shard, samples, results, seconds)
+
+    def load(self, shard: Shard) -> list[Sample]:
+        """The samples of a shard that reach this stage, from the run folder."""
+        reached = samples_reaching(
+            self._run, self.stage.follows, self._rejected, shard, self._source
+        )
+        return list(reached)
+
+    def compute(self, shard: Shard, samples: Sequence[Sample]) -> tuple[list[Result | Row], float]:
+        """One result for each sample, or the row that is kept of it; and the seconds it took.
+
+        When a batch breaks, each record is tried alone: a bad one costs one. When memory does not
+        hold a batch, it is halved, and later ones are as small.
+        """
+        known: dict[str, Row] = {}
+        if shard.name in self._reopened:
+            known = self._run.known(self.stage.entry.folder, shard)
+        todo = [sample for sample in samples if sample.record_id not in known]
+        computed: list[Result] = []
+        with ExitStack() as held:
+            for lock in self._locks if todo else ():
+                held.enter_context(lock)
+            started = time.perf_counter()
+            while len(computed) < len(todo):
+                end = len(computed) + (self._largest or len(todo))
+                computed += self._batch(todo[len(computed) : end])
+            seconds = time.perf_counter() - started
+        new = iter(computed)
+        results: list[Result | Row] = [known.get(s.record_id) or next(new) for s in samples]
+        return results, seconds
+
+    def _batch(self, samples: Sequence[Sample]) -> list[Result]:
+        try:
+            results = self.stage.compute(samples, self._parts)
+        except Exception as error:
+            # A wrong box is of one image; our other errors are of the component: they stop the run.
+            if isinstance(error, ReasonpixError) and not isinstance(error, InvalidBox):
+                raise
+            if not _is_out_of_memory(error):
+                # No more than what was raised: its frames hold the batch.
+                _LOG.debug("%s, %d records", self.stage.name, len(samples), exc_info=error)
+                if len(samples) == 1:
+                    return [_failure(error)]
+                return [result for sample in samples for result in self._batch([sample])]
+            if len(samples) == 1:
+                return [_failure(error)]
+            half = -(-self._together(len(samples)) // 2)
+        else:
+            if len(results) != len(samples):
+                raise RunError(f"{self.stage.name} gave {len(results)} results for {len(samples)}")
+            return results
+        _LOG.info("%s: out of memory; going on with %d records at once", self.stage.name, half)
+        self._largest = min(half, self._largest or half)
+        _free_memory()
+        return [
+            result
+            for start in range(0, len(samples), half)
+            for result in self._batch(samples[start : start + half])
+        ]
+
+    def _together(self, samples: int) -> int:
+        """How many of so many samples the stage's components compute at once."""
+        sizes = (getattr(part.options, "batch_size", samples) for part in self._parts.values())
+        return min(samples, *sizes)
+
+    def advance(self, samples: Sequence[Sample], results: Sequence[Result | Row]) -> list[Sample]:
+        """The samples that go on to the stages after this one, with what was found out."""
+        if self.stage.entry.is_score:
+            return list(samples)
+        going = []
+        for sample, result in zip(samples, results, strict=True):
+            if isinstance(result, Row):
+                if result.status != "ok":
+                    continue
+                sample.take_row(self.stage.name, result)
+            elif isinstance(result, tuple):
+                sample.edited = result[1]
+            elif type(result) is Problem:
+                continue
+            else:
+                sample.take(result)
+            going.append(sample)
+        return going
+
+    def recall(self, shard: Shard, samples: Sequence[Sample]) -> list[Sample]:
+        """`advance`, for a shard that this stage had finished before."""
+        if self.stage.entry.is_score:
+            return list(samples)
+        rows = {row.record_id: row for row in self._run.read(self.stage.entry.folder, shard)}
+        return self.advance(samples, [rows[sample.record_id] for sample in samples])
+
+    def commit(
+        self,
+        shard: Shard,
+        samples: Sequence[Sample],
+        results: Sequence[Result | Row],
+        seconds: float,
+    ) -> Done:
+        """Store the results of a shard: its file appears complete or not at all."""
+        folder, started = self.stage.entry.folder, time.perf_counter()
+        rows = [_row(s.record_id, result) for s, result in zip(samples, results, strict=True)]
+        self._run.write(folder, shard, rows)
+        if shard.name in self._reopened:
+            self._run.completed(folder, shard)
+        ends = Counter([row[1] for row in rows])
+        seconds = round(seconds + time.perf_counter() - started, 3)
+        return Done(folder, shard.name, ends["ok"], ends["rejected"], ends["failed"], seconds)
+
+
+def decode_ahead(samples: Sequence[Sample]) -> None:
+    """Decode the images of samples; what is wrong with one is told by the stage that needs it."""
+    for sample in samples:
+        with suppress(UndecodableImage, OSError):
+            sample.decode()
+
+
+def forget_images(samples: Sequence[Sample]) -> None:
+    """Keep no image decoded that can be decoded again."""
+    for sample in samples:
+        sample.decoded = None
+        if sample.load_edited is not None:
+            sample.edited = None
+
+
+def _row(record_id: str, result: Any) -> Values:
+    """The values of a row."""
+    # By the class itself, and not by `isinstance` and `model_dump_json`: pydantic takes long there,
+    # and with light components this is most of what a stage costs.
+    kind = type(result)
+    if kind is Row:
+        return result  # type: ignore[no-any-return]
+    if kind is Problem:
+        return record_id, result.status, result.reason, "", None
+    if kind is tuple:
+        output, image = result
+        return record_id, "ok", "", to_json(output).decode(), encode_png(image)
+    return record_id, "ok", "", to_json(result).decode(), None
+
+
+def _failure(error: Exception) -> Problem:
+    return Problem(status="failed", reason=f"{type(error).__name__}: {error}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the machine or of its accelerator.
+
+    torch tells of a full GPU by a class of its own, of a full machine by a RuntimeError.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in told or "can't allocate memory" in told
+    )
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()
