@@ -18,7 +18,9 @@ import yaml
 from reasonpix import __version__, plugins
 from reasonpix.errors import PluginError, RunError
 from reasonpix.layouts import Feature, Written
-from reasonpix.outcomes import Endings, Outcome, StageEntry, endings, read_stages
+from reasonpix.outcomes import Endings, Outcome, StageEntry, endings, read_stages, scorer_of
+from reasonpix.recipe import Use
+from reasonpix.resolved import packages_of, recipe_text
 from reasonpix.run import RunFolder
 from reasonpix.slots import ModelOptions
 from reasonpix.summary import position_bias
@@ -86,7 +88,7 @@ def card(run: RunFolder, form: Form, written: Written) -> str:
         "## What stands where",
         form.columns,
         "## What made it",
-        _table(("slot", "component", "package", "model"), _components(parts, comments)),
+        _table(("slot", "component", "package", "model"), _components(parts, packages_of(run))),
         *_weights(parts),
         *_prompts(entries),
         "## Licences",
@@ -173,9 +175,9 @@ def _for_yaml(feature: Feature) -> dict[str, Any]:
 
 
 def _size(rows: int) -> str:
-    limits = ("1K", "10K", "100K", "1M", "10M")
+    limits = {"1K": 1_000, "10K": 10_000, "100K": 100_000, "1M": 1_000_000, "10M": 10_000_000}
     names = ["n<1K", *(f"{low}<n<{high}" for low, high in pairwise(limits)), "n>10M"]
-    return names[sum(rows >= 10**power for power in range(3, 3 + len(limits)))]
+    return names[sum(rows >= limit for limit in limits.values())]
 
 
 # -- The run --------------------------------------------------------------------------------------
@@ -183,11 +185,11 @@ def _size(rows: int) -> str:
 
 def _read_recipe(run: RunFolder) -> tuple[list[str], dict[str, Any]]:
     """The comments on top, which name the packages, and the recipe itself."""
+    text = recipe_text(run)
     try:
-        text = run.storage.read("recipe.yaml").decode()
         recipe = yaml.safe_load(text)
         assert isinstance(recipe, dict)
-    except (OSError, ValueError, yaml.YAMLError, AssertionError) as error:
+    except (yaml.YAMLError, AssertionError) as error:
         what = " ".join(str(error).split()) or "it is no recipe"
         raise RunError(
             f"{run}/recipe.yaml cannot be read: {what}; run `reasonpix generate` again to write it"
@@ -197,21 +199,25 @@ def _read_recipe(run: RunFolder) -> tuple[list[str], dict[str, Any]]:
 
 
 def _parts(recipe: Mapping[str, Any], entries: Sequence[StageEntry]) -> Iterator[_Part]:
-    """The components that the recipe names, each with what its stage knows of it."""
+    """The components that the recipe names, each with what its stage knows of it.
+
+    Filters are those that decide now, which may be others than when the run began.
+    """
     facts: dict[tuple[str, str], Mapping[str, Any]] = {}
     for entry in entries:
         for component in (entry.component, *entry.component.get("uses", ())):
             if component["use"]:
                 facts.setdefault((component["slot"], component["use"]), component)
+    deciding = (scorer_of(entry) for entry in entries if entry.is_score)
+    filters = (Use("filter", scorer.name, scorer.options).as_yaml() for scorer in deciding)
     named = [("source", recipe["source"]), *recipe["pipeline"].items()]
-    named += [("filter", block) for block in recipe.get("filters") or ()]
+    named += [("filter", block) for block in filters]
     for slot, block in named:
         options = {name: option for name, option in block.items() if name != "use"}
         yield _Part(slot, block["use"], options, facts.get((slot, block["use"]), {}))
 
 
-def _components(parts: Sequence[_Part], comments: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    versions = dict(line[1:].split() for line in comments if len(line[1:].split()) == 2)
+def _components(parts: Sequence[_Part], versions: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
     for part in parts:
         package = _package(part.use)
         version = versions.get(package, "")
@@ -351,7 +357,7 @@ def _package_licence(package: str) -> str:
         metadata = importlib.metadata.metadata(package)
     except importlib.metadata.PackageNotFoundError:
         return "not stated"
-    said = metadata.get("License-Expression") or metadata.get("License") or ""
+    said = (metadata.get_all("License-Expression") or metadata.get_all("License") or [""])[0]
     classified = [
         line.rpartition(" :: ")[2]
         for line in metadata.get_all("Classifier") or ()

@@ -13,10 +13,10 @@ have no file yet.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from typing import Any
 
 from reasonpix import plugins
 from reasonpix.errors import RecipeError, RunError
+from reasonpix.local import shards_at_once
 from reasonpix.pipeline import Stage, stages_of
 from reasonpix.planning import LLMPlanner
 from reasonpix.recipe import Recipe
@@ -39,9 +40,6 @@ _BLOCKS = 500
 
 _OBJECT_STORE = 100 * 2**20
 """Bytes of a local cluster's object store; it holds names alone."""
-
-_SHARDS = 64
-"""Most shards that a stage that asks a language model has under way at once."""
 
 _ASK_EVERY_S = 0.2
 
@@ -84,6 +82,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its core writes to the standard error, at least that it was told to write no more.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
@@ -107,7 +106,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         "object_store_memory": _OBJECT_STORE,
     }
     try:
-        with _handlers_kept():
+        with _handlers_kept(), _errors_silenced():
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
@@ -138,6 +137,21 @@ def _handlers_kept() -> Iterator[None]:
         for number, handler in kept.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _errors_silenced() -> Iterator[None]:
+    """The standard error of this process leads nowhere, for code that is not Python either."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class Cluster:
@@ -280,7 +294,7 @@ class Cluster:
                 order, ledger=self.ledger, max_cost=self._max_cost, environment=_environment()
             )
             asked["scheduling_strategy"] = here
-            threads = _shards_at_once(stage, due)
+            threads = shards_at_once(_concurrency(stage), due)
         wanted = stage.resources
         pool = self._ray.data.ActorPoolStrategy(
             size=wanted.actors,
@@ -326,13 +340,10 @@ def _asks_llm(stage: Stage) -> bool:
     return any(issubclass(plugins.find(use.slot, use.name), LLMPlanner) for use in uses_of(stage))
 
 
-def _shards_at_once(stage: Stage, shards: Sequence[Shard]) -> int:
-    """How many shards keep the hands of a stage's components full."""
-    components = (plugins.build(use.slot, use.name, use.options) for use in uses_of(stage))
-    concurrency = max(component.concurrency for component in components)
-    if concurrency == 1:
-        return 1
-    return min(math.ceil(8 * concurrency / max(shard.rows for shard in shards)) + 1, _SHARDS)
+def _concurrency(stage: Stage) -> int:
+    """How many items a stage's components can have under way at once."""
+    uses = uses_of(stage)
+    return max(plugins.build(use.slot, use.name, use.options).concurrency for use in uses)
 
 
 def _asked(resources: Resources) -> dict[str, float]:

@@ -1,60 +1,205 @@
-"""A static page to look at a run: pairs with boxes and instructions, the funnel, the time."""
+"""A static page to look at a run: the funnel, time and cost, pairs, and why the others ended."""
 
 from __future__ import annotations
 
 import base64
+import io
+import re
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL.Image import Image
 
 from reasonpix.images import UndecodableImage, encode_png
-from reasonpix.outcomes import Outcome, funnel, outcomes, read_stages
-from reasonpix.run import RunFolder
+from reasonpix.outcomes import StageEntry, read_stages, source_of, verdicts
+from reasonpix.run import RunFolder, Status
 from reasonpix.samples import Sample
-from reasonpix.summary import position_bias, spending_lines
+from reasonpix.summary import position_bias, spending
+from reasonpix.traces import Ending, Trace, endings_of, traces
+
+_LOSSLESS = 256
+"""Pixels up to which an image is shown as it is; larger ones as a JPEG of `_SHOWN` pixels."""
+_SHOWN = 480
+_KINDS = 200
+"""Reasons of one stage that are told apart, and as many of them as a page lists."""
+_LISTED = 12
+
+
+@dataclass
+class _Reason:
+    """Records that ended in one place for one kind of reason."""
+
+    stage: str
+    status: Status
+    kind: str
+    count: int = 0
+    first: list[Ending] = field(default_factory=list)
+
+
+class _Tally:
+    """How many records ended where and why, and which of them to show."""
+
+    def __init__(self, entries: Sequence[StageEntry], limit: int) -> None:
+        self.accepted: list[Ending] = []
+        self.stages = ["source", *(entry.stage for entry in entries)]
+        self._limit = limit
+        self._ends = {stage: Counter[Status]() for stage in self.stages}
+        self._reasons: dict[tuple[str, Status], dict[str, _Reason]] = {}
+
+    def add(self, ending: Ending) -> None:
+        self._ends[ending.stage][ending.status] += 1
+        if ending.status == "ok":
+            shown = self.accepted
+        else:
+            kinds = self._reasons.setdefault((ending.stage, ending.status), {})
+            kind = _kind(ending)
+            if kind not in kinds and len(kinds) == _KINDS:
+                kind = "other reasons"
+            reason = kinds.setdefault(kind, _Reason(ending.stage, ending.status, kind))
+            reason.count += 1
+            shown = reason.first
+        if len(shown) < self._limit:
+            shown.append(ending)
+
+    def funnel(self) -> list[dict[str, Any]]:
+        """For each stage how many records went on, and how many ended there."""
+        going = self.total
+        stages: list[dict[str, Any]] = []
+        for stage in self.stages:
+            rejected, failed = self._ends[stage]["rejected"], self._ends[stage]["failed"]
+            going -= rejected + failed
+            stages.append({"stage": stage, "ok": going, "rejected": rejected, "failed": failed})
+        return stages
+
+    @property
+    def total(self) -> int:
+        """All records."""
+        return sum(ends.total() for ends in self._ends.values())
+
+    def reasons(self) -> list[_Reason]:
+        """In the order of the stages, the most frequent first. Rare ones of a stage together."""
+        reasons = []
+        for stage in self.stages:
+            for status in ("rejected", "failed"):
+                kinds = _merged(list(self._reasons.get((stage, status), {}).values()))
+                reasons += sorted(kinds, key=lambda reason: -reason.count)
+        return reasons
+
+    def shown(self) -> dict[str, Ending]:
+        """The records to show, by id: accepted ones, and of each kind of reason alike many."""
+        others: list[Ending] = []
+        reasons = self.reasons()
+        for turn in range(self._limit):
+            others += [it.first[turn] for it in reasons if len(it.first) > turn]
+            if len(others) >= self._limit:
+                break
+        return {it.record_id: it for it in (*self.accepted, *others[: self._limit])}
+
+
+def _kind(ending: Ending) -> str:
+    """A reason without what is peculiar to one record: numbers, what is quoted, a file's name."""
+    reason = ending.reason
+    if ending.stage in ("source", "read"):
+        reason = reason.partition(": ")[2] or reason
+    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
+    return re.sub(r"\d[\d.]*", "…", reason)[:120]
+
+
+def _merged(reasons: Sequence[_Reason]) -> list[_Reason]:
+    """When there are too many, those that begin alike count as one."""
+    if len(reasons) <= _LISTED:
+        return list(reasons)
+    merged: dict[str, _Reason] = {}
+    for it in reasons:
+        words = it.kind.split()
+        kind = " ".join(words[:3]) + (" …" if len(words) > 3 else "")
+        one = merged.setdefault(kind, _Reason(it.stage, it.status, kind))
+        one.count += it.count
+        one.first += it.first
+    return list(merged.values())
 
 
 def gallery(run: RunFolder, limit: int = 200) -> str:
     """Write `gallery.html` into the run folder and return where it is.
 
     The page holds its images and needs no network. `limit` bounds the pairs shown, accepted ones
-    and others each; the counts are always of the whole run.
+    and others each; the counts are always of the whole run. Raises `RunError` when the run is not
+    finished.
     """
-    accepted: list[dict[str, Any]] = []
-    others: list[dict[str, Any]] = []
-    for outcome in outcomes(run):
-        shown = accepted if outcome.status == "ok" else others
-        if len(shown) < limit:
-            shown.append(_card(outcome))
-    stages = funnel(run)
+    entries = read_stages(run)
+    tally = _Tally(entries, limit)
+    for ending in endings_of(run, entries, verdicts(run, entries)):
+        tally.add(ending)
+    cards = dict(_cards(run, entries, tally.shown()))
+    groups = [
+        (reason, [cards[it.record_id] for it in reason.first if it.record_id in cards])
+        for reason in tally.reasons()
+    ]
+    funnel = tally.funnel()
     environment = Environment(
         loader=PackageLoader("reasonpix", "pages"), autoescape=True, undefined=StrictUndefined
     )
     page = environment.get_template("gallery.html").render(
         name=run.name,
-        accepted=accepted,
-        others=others,
-        funnel=stages,
-        total=sum(stages[0][1].values()),
-        seconds=_seconds(run),
+        total=tally.total,
+        accepted=funnel[-1]["ok"],
+        cards=[cards[it.record_id] for it in tally.accepted],
+        groups=groups,
+        funnel=funnel,
+        seconds=_seconds(run, entries),
         bias=position_bias(run),
-        spending=spending_lines(run, stages[-1][1]["ok"]),
+        spent=spending(run),
         recipe=run.storage.read("recipe.yaml").decode(),
     )
     run.storage.write("gallery.html", page.encode())
     return f"{run}/gallery.html"
 
 
-def _card(outcome: Outcome) -> dict[str, Any]:
-    sample = outcome.sample
+def _cards(
+    run: RunFolder, entries: Sequence[StageEntry], shown: dict[str, Ending]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A card for each record shown. Only the shards that hold one are read."""
+    shards = dict.fromkeys(ending.shard for ending in shown.values())
+    with closing(source_of(run)) as source:
+        for shard in sorted(shards):
+            for trace in traces(run, entries, shard, shown.keys(), source):
+                ending = shown[trace.planned.record_id]
+                yield ending.record_id, _card(trace, entries, ending)
+
+
+def _card(trace: Trace, entries: Sequence[StageEntry], ending: Ending) -> dict[str, Any]:
+    sample = trace.followed(entries)
+    card: dict[str, Any] = {
+        "id": ending.record_id,
+        "source_id": trace.item.native_id,
+        "status": ending.status,
+        "stage": ending.stage,
+        "reason": ending.reason,
+        "scores": trace.scores(entries),
+        "direct": trace.item.pair.instruction if trace.item.pair else "",
+        "caption": "",
+        "instruction": "",
+        "change": "",
+        "candidates": [],
+        "boxes": [],
+        "input": None,
+        "edited": None,
+        "small": False,
+    }
+    return card | (_seen(sample) if sample else {})
+
+
+def _seen(sample: Sample) -> dict[str, Any]:
+    """What a card shows of a sample."""
     image: Image | None = None
-    edited: bytes | None = None
+    edited: str | None = None
     with suppress(UndecodableImage, OSError):
         image = sample.image()
-        edited = sample.edited_png() if sample.has_edit else None
+        edited = _data_url(sample.edited_image()) if sample.has_edit else None
     groundings = [
         {
             "category": g.category,
@@ -68,21 +213,14 @@ def _card(outcome: Outcome) -> dict[str, Any]:
         if g.box
     ]
     return {
-        "id": sample.record_id,
-        "source_id": sample.item.native_id,
-        "input": _data_url(encode_png(image)) if image else None,
-        "edited": _data_url(edited) if edited else None,
+        "input": _data_url(image) if image else None,
+        "edited": edited,
         "small": bool(image and max(image.size) <= 128),
         "boxes": groundings,
         "caption": sample.caption.text if sample.caption else "",
         "change": _change(sample),
         "instruction": sample.instruction,
-        "direct": sample.item.pair.instruction if sample.item.pair else "",
         "candidates": _candidates(sample),
-        "scores": dict(outcome.scores),
-        "status": outcome.status,
-        "stage": outcome.stage,
-        "reason": outcome.reason,
     }
 
 
@@ -105,13 +243,19 @@ def _candidates(sample: Sample) -> list[dict[str, Any]]:
     ]
 
 
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _data_url(image: Image) -> str:
+    """An RGB image in a page: hundreds of photographs as PNG would be too much for it."""
+    if max(image.size) <= _LOSSLESS:
+        return f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"
+    image.thumbnail((_SHOWN, _SHOWN))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _seconds(run: RunFolder) -> dict[str, float]:
+def _seconds(run: RunFolder, entries: Sequence[StageEntry]) -> dict[str, float]:
     """Seconds spent on the current stages, by stage."""
-    folders = {entry.folder: entry.stage for entry in read_stages(run)}
+    folders = {entry.folder: entry.stage for entry in entries}
     spent = Counter[str]()
     for line in run.journal():
         if line.get("stage") in folders:

@@ -79,7 +79,7 @@ class Components:
                 component = plugins.build(use.slot, use.name, use.options)
                 if isinstance(component, LLMPlanner):
                     component.ledger = self._ledger
-                component.load()
+                _load(component)
                 self._loaded[_key(use)] = component, threading.Lock()
             component, lock = self._loaded[_key(use)]
             if isinstance(component, LLMPlanner):
@@ -89,6 +89,18 @@ class Components:
             by_slot[use.slot] = component
         # Always in the same order, so that two stages never wait for one another.
         return by_slot, [locks[key] for key in sorted(locks)]
+
+
+def _load(component: Component[Any]) -> None:
+    try:
+        component.load()
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"{component.name}: out of memory while it was loaded; say under resources: what each "
+            "stage takes (num_gpus, memory_gb), and models that do not fit together take turns"
+        ) from error
 
 
 def uses_of(stage: Stage) -> list[Use]:
@@ -172,33 +184,28 @@ class Work:
         return results, seconds
 
     def _batch(self, samples: Sequence[Sample]) -> list[Result]:
+        """One result for each sample; or none, when memory did not hold them: try again."""
         try:
             results = self.stage.compute(samples, self._parts)
         except Exception as error:
             # A wrong box is of one image; our other errors are of the component: they stop the run.
             if isinstance(error, ReasonpixError) and not isinstance(error, InvalidBox):
                 raise
-            if not _is_out_of_memory(error):
-                # No more than what was raised: its frames hold the batch.
-                _LOG.debug("%s, %d records", self.stage.name, len(samples), exc_info=error)
-                if len(samples) == 1:
-                    return [_failure(error)]
-                return [result for sample in samples for result in self._batch([sample])]
+            _LOG.debug("%s, %d records", self.stage.name, len(samples), exc_info=error)
             if len(samples) == 1:
-                return [_failure(error)]
-            half = -(-self._together(len(samples)) // 2)
+                reason = f"{type(error).__name__}: {error}"
+                return [Problem(status="failed", reason=reason)]
+            if not _is_out_of_memory(error):
+                return [result for sample in samples for result in self._batch([sample])]
         else:
             if len(results) != len(samples):
                 raise RunError(f"{self.stage.name} gave {len(results)} results for {len(samples)}")
             return results
-        _LOG.info("%s: out of memory; going on with %d records at once", self.stage.name, half)
-        self._largest = min(half, self._largest or half)
+        # Not before the error is gone: its frames hold the batch.
+        self._largest = -(-self._together(len(samples)) // 2)
+        _LOG.info("%s: out of memory; %d records at once now", self.stage.name, self._largest)
         _free_memory()
-        return [
-            result
-            for start in range(0, len(samples), half)
-            for result in self._batch(samples[start : start + half])
-        ]
+        return []
 
     def _together(self, samples: int) -> int:
         """How many of so many samples the stage's components compute at once."""
@@ -277,10 +284,6 @@ def _row(record_id: str, result: Any) -> Values:
         output, image = result
         return record_id, "ok", "", to_json(output).decode(), encode_png(image)
     return record_id, "ok", "", to_json(result).decode(), None
-
-
-def _failure(error: Exception) -> Problem:
-    return Problem(status="failed", reason=f"{type(error).__name__}: {error}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -27,6 +27,8 @@ def s3_server() -> Iterator[dict[str, str]]:
             "NO_PROXY": "127.0.0.1",
         }
         process.stdin.close()
+        if "s3fs" in sys.modules:  # which remembers the server
+            sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
 
 
 def _serve() -> None:

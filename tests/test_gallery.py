@@ -22,12 +22,12 @@ HOSTILE = """a <script>alert("x")</script> and a "quote' &amp; </div><img src=//
 class Page(HTMLParser):
     """Collects elements, and checks that every one is closed in turn."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
         self._open: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
+        self.feed(Path(path).read_text(encoding="utf-8"))
         self.close()
         assert self._open == []
 
@@ -50,7 +50,7 @@ def test_every_record_is_shown_with_its_images(write_recipe: WriteRecipe, tmp_pa
     filters = ["no-op", {"use": "eq1", "rank": 0.3}]
     run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
     path = gallery(run)
-    assert path == tmp_path / "run" / "gallery.html"
+    assert path == str(tmp_path / "run" / "gallery.html")
     page = Page(path)
     ended = list(outcomes(run))
     ids = [o.sample.record_id for o in ended]
@@ -86,7 +86,7 @@ def test_hostile_words_stay_words(write_recipe: WriteRecipe, tmp_path: Path) -> 
 
 def test_the_page_needs_no_network(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     page = gallery(generate(load_recipe(write_recipe()), tmp_path / "run"))
-    text = page.read_text(encoding="utf-8")
+    text = Path(page).read_text(encoding="utf-8")
     without_images = re.sub(r'base64,[^"]+', "", text)
     assert not re.search(r"//[a-z]|@import|url[(]", without_images)
     assert not Page(page).all("link") and not Page(page).all("script")

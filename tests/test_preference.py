@@ -79,11 +79,9 @@ SOURCE = {
 SLOTS = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
 
 
-def made(
-    write_recipe: WriteRecipe, folder: Path, planner: object, source: object = None, **top: int
-) -> RunFolder:
-    path = write_recipe("part1.yaml", source=source or SOURCE, planner=planner, **SLOTS)
-    path.write_text(yaml.safe_dump(top) + path.read_text())
+def made(write_recipe: WriteRecipe, folder: Path, planner: object, **top: int) -> RunFolder:
+    path = write_recipe("part1.yaml", source=SOURCE, planner=planner, **SLOTS)
+    path.write_text("".join(f"{key}: {value}\n" for key, value in top.items()) + path.read_text())
     return generate(load_recipe(path), folder / "run")
 
 

@@ -1,0 +1,112 @@
+"""The commands that list and describe: recipes and plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+overriding = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a value of the recipe, such as pipeline.planner.use=lexicon.",
+)
+
+
+@click.group()
+def recipes() -> None:
+    """List, show, copy and check recipes."""
+
+
+@recipes.command("ls")
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from reasonpix.recipes import shipped, summary
+
+    for name, path in shipped().items():
+        click.echo(f"{name:24} {summary(path)}")
+
+
+@recipes.command("show")
+@click.argument("recipe")
+def recipes_show(recipe: str) -> None:
+    """Print RECIPE."""
+    from reasonpix.recipes import locate
+
+    click.echo(locate(recipe).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command("copy")
+@click.argument("recipe")
+@click.argument("to", type=click.Path(path_type=Path))
+def recipes_copy(recipe: str, to: Path) -> None:
+    """Copy RECIPE to the file TO, to change it."""
+    from reasonpix.errors import RecipeError
+    from reasonpix.recipes import locate
+
+    if to.exists():
+        raise RecipeError([f"{to} exists; name a new file"])
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(locate(recipe).read_text(encoding="utf-8"), encoding="utf-8")
+    click.echo(to)
+
+
+@recipes.command("check")
+@click.argument("recipe")
+@overriding
+def recipes_check(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Check RECIPE and print it with every option spelled out."""
+    from reasonpix.recipe import load_recipe
+    from reasonpix.recipes import locate
+
+    click.echo(load_recipe(locate(recipe), overrides).as_yaml(), nl=False)
+
+
+@recipes.command("schema")
+def recipes_schema() -> None:
+    """Print the JSON schema of recipes, for completion in editors."""
+    import json
+
+    from reasonpix.recipe import schema
+
+    click.echo(json.dumps(schema(), indent=2))
+
+
+@click.group()
+def plugins() -> None:
+    """List and describe plugins."""
+
+
+@plugins.command("ls")
+def plugins_ls() -> None:
+    """List the installed plugins and the slots they fill."""
+    from reasonpix import plugins as installed
+    from reasonpix.errors import PluginError
+
+    for name in installed.names():
+        try:
+            where = installed.entry(name)
+            kinds = ", ".join(installed.offers(name)) or "checkpoints"
+        except PluginError as error:
+            click.echo(f"{name:20} broken: {error}")
+        else:
+            package = f"{where.dist.name} {where.dist.version}" if where.dist else ""
+            click.echo(f"{name:20} {kinds:12} {package}")
+
+
+@plugins.command("show")
+@click.argument("name")
+def plugins_show(name: str) -> None:
+    """Describe plugin NAME: where it lives, and its options."""
+    from reasonpix import plugins as installed
+
+    where = installed.entry(name)
+    package = f" of {where.dist.name} {where.dist.version}" if where.dist else ""
+    click.echo(f"{name}: {where.value}{package}")
+    for slot, component in installed.offers(name).items():
+        click.echo(f"\n{slot}: {(component.__doc__ or '').strip()}\n")
+        for option, field in component.Options.model_fields.items():
+            default = "required" if field.is_required() else f"default {field.default!r}"
+            click.echo(f"  {option}: {field.description} ({default})")

@@ -1,0 +1,76 @@
+"""What a language model was asked about one record, found by asking again: of the ledger alone.
+
+The questions of a stage follow from its code and its input. So the stage is run once more, on this
+one record, with a planner whose every question is looked up and none is sent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from reasonpix import plugins
+from reasonpix.ledger import Answer, Job, Ledger
+from reasonpix.llm import Completion
+from reasonpix.planning import LLMPlanner
+from reasonpix.recipe import Use
+from reasonpix.slots import Component
+
+_NONE = Completion(text="", refusal="no answer is stored")
+
+
+class StoredAnswers(Ledger):
+    """A run's ledger that only remembers: a question it cannot answer counts as refused.
+
+    Without a file it knows no answer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path if path.exists() else None)
+        self._asked: list[str] = []
+
+    def get(self, key: str) -> Completion:
+        """The stored answer, or a refusal, so that nothing is asked."""
+        self._asked.append(key)
+        return super().get(key) or _NONE
+
+    def open_jobs(self) -> list[Job]:
+        """None: no job is waited for here."""
+        return []
+
+    def begin(self) -> None:
+        """Forget what was looked up."""
+        self._asked = []
+
+    @property
+    def asked(self) -> list[Answer | None]:
+        """What was looked up since `begin`, in order; None where nothing is stored."""
+        return [self.answer(key) for key in self._asked]
+
+    def answer(self, key: str) -> Answer | None:
+        """The stored answer to the question `key`, with its question."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT verb, question, text, refusal, finish_reason, prompt_tokens, "
+                "completion_tokens, cost, seconds, attempts, time FROM answers WHERE key = ?",
+                (bytes.fromhex(key),),
+            ).fetchone()
+            if row is None:
+                return None
+            parameters, conversation = self._texts.read(row[1])
+        completion = Completion(
+            text=row[2],
+            refusal=row[3],
+            finish_reason=row[4],
+            prompt_tokens=row[5],
+            completion_tokens=row[6],
+        )
+        return Answer(key, row[0], parameters, conversation, completion, *row[7:])
+
+
+def remembering(use: Use, ledger: StoredAnswers) -> Component[Any]:
+    """The component, built; a planner that asks an LLM has `ledger` to answer in its place."""
+    component = plugins.build(use.slot, use.name, use.options)
+    if isinstance(component, LLMPlanner):
+        component.ledger = ledger
+    return component
