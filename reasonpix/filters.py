@@ -80,19 +80,20 @@ class Eq1(Scorer[Eq1Options]):
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
         """By value, or the `rank` share with the smallest distances (ties by order)."""
-        distances = [score["distance"] for score in scores]
+        distances = np.fromiter((score["distance"] for score in scores), float, len(scores))
         if self.options.value is not None:
-            tau = self.options.value
-            return [f"distance {d:.5f} < τ {tau}" if d < tau else None for d in distances]
-        assert self.options.rank is not None
-        # 0.29 * 100 is a little less than 29 in floats.
-        worst = int(round(self.options.rank * len(distances), 6))
-        order = sorted(range(len(distances)), key=lambda i: (distances[i], i))
-        lowest = set(order[:worst])
-        return [
-            f"distance {d:.5f} is among the lowest {self.options.rank:.0%}" if i in lowest else None
-            for i, d in enumerate(distances)
-        ]
+            lowest, why = distances < self.options.value, f"< τ {self.options.value}"
+        else:
+            assert self.options.rank is not None
+            # 0.29 * 100 is a little less than 29 in floats.
+            worst = int(round(self.options.rank * len(distances), 6))
+            lowest, why = (
+                np.zeros(len(distances), bool),
+                f"is among the lowest {self.options.rank:.0%}",
+            )
+            lowest[np.argsort(distances, kind="stable")[:worst]] = True
+        rejected = zip(lowest, distances, strict=True)
+        return [f"distance {distance:.5f} {why}" if low else None for low, distance in rejected]
 
 
 class RegionDistanceOptions(Options):

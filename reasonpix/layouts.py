@@ -44,7 +44,7 @@ class Size(NamedTuple):
 FILE = Size(rows=1000, bytes=500_000_000)
 """A parquet file or tar of images: small enough to be read in parallel, few enough to list."""
 
-GROUP = Size(rows=100, bytes=64_000_000)
+GROUP = Size(rows=100, bytes=32_000_000)
 """A row group of images, which is what must fit into memory."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 from reasonpix import plugins
@@ -208,6 +209,8 @@ class _Told:
         self._lines = {
             line["stage"]: line for line in run.journal() if line.get("shard") == shard.name
         }
+        last = max(i for i, entry in enumerate(entries) if not entry.is_score)
+        self._gates = {entry.folder for entry in entries[:last] if entry.is_score}
         self._ended = False
 
     def step(self, trace: Trace, entry: StageEntry, stage: Stage | None, problem: str) -> Step:
@@ -235,6 +238,8 @@ class _Told:
         if entry.folder in self._judged and row.status == "ok":
             against = self._rejected[entry.folder].get(row.record_id)
             step.verdict = against or "accepted"
+            if against and entry.folder in self._gates:
+                self._ended = True
         self._add_time(step)
         if trace.sample is not None and "run_seed" in entry.component.get("settings", {}):
             if stage is None or stage.entry.component != entry.component:
@@ -349,12 +354,14 @@ def _step_lines(step: Step) -> Iterator[str]:
     yield f"    results: stages/{step.folder}"
     weights = step.component.get("weights")
     yield from _values({"weights": weights, "options": step.options or None})
-    extra = {k: v for k, v in step.component.items() if k in ("prompt", "planning", "settings")}
-    yield from _values(extra)
+    told = ("slot", "use", "version", "weights", "options")
+    yield from _values({k: v for k, v in step.component.items() if k not in told})
     if step.seeds:
         yield f"    seeds: {', '.join(map(str, step.seeds))}"
+    shown: list[tuple[str, str]] = []
     for number, question in enumerate(step.questions, 1):
-        yield from _question_lines(number, question)
+        yield from _question_lines(number, question, shown)
+        shown = question.messages
     if step.unanswered:
         yield f"    {step.unanswered} questions have no stored answer"
     if step.note:
@@ -373,14 +380,21 @@ def _step_lines(step: Step) -> Iterator[str]:
         yield f"    time: {step.seconds} s (its share of {step.shard_seconds} s){finished}"
 
 
-def _question_lines(number: int, question: Question) -> Iterator[str]:
+def _question_lines(
+    number: int, question: Question, shown: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    """A question, without the turns with which the one `shown` before it began as well."""
     cost = "no price" if question.cost is None else f"cost {question.cost:.6f}"
     yield (
         f"    question {number} ({question.verb}, seed {question.seed}): "
         f"{question.prompt_tokens} + {question.completion_tokens} tokens, {cost}, "
         f"{question.seconds} s, attempt {question.attempts}, {question.time}"
     )
-    for role, text in question.messages:
+    pairs = zip(question.messages, shown, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    if same:
+        yield f"        [the first {same} turns are those of question {number - 1}]"
+    for role, text in question.messages[same:]:
         yield f"        [{role}]"
         yield from (f"          {line}" for line in text.splitlines())
     refused = "" if question.refusal is None else f"; refused: {question.refusal}"

@@ -184,15 +184,15 @@ def _outcome(
 class ScoreTable(Sequence[Mapping[str, float]]):
     """What one scorer measured of a whole run, kept in columns: a run may have 400,000 records."""
 
-    def __init__(self, rows: Iterable[tuple[str, Mapping[str, float]]]) -> None:
-        self.record_ids: list[str] = []
+    def __init__(self, rows: Iterable[Mapping[str, float]]) -> None:
         self._columns: dict[str, array[float]] = {}
-        for number, (record_id, scores) in enumerate(rows):
-            self.record_ids.append(record_id)
+        self._length = 0
+        for scores in rows:
             for name, value in scores.items():
                 column = self._columns.setdefault(name, array("d"))
-                column.extend([math.nan] * (number - len(column)))  # scores are finite
+                column.extend([math.nan] * (self._length - len(column)))  # scores are finite
                 column.append(value)
+            self._length += 1
 
     @property
     def names(self) -> list[str]:
@@ -201,7 +201,7 @@ class ScoreTable(Sequence[Mapping[str, float]]):
 
     def __len__(self) -> int:
         """The number of records."""
-        return len(self.record_ids)
+        return self._length
 
     @overload
     def __getitem__(self, index: int) -> Mapping[str, float]: ...
@@ -223,11 +223,11 @@ class ScoreTable(Sequence[Mapping[str, float]]):
 
 def scores_of(run: RunFolder, entry: StageEntry) -> ScoreTable:
     """The stored scores of a filter's stage, of all records that it could measure."""
-    return ScoreTable(
-        (record_id, json.loads(output)["scores"])
-        for shard in run.shards()
-        for record_id, output in run.outputs(entry.folder, shard)
-    )
+    return ScoreTable(json.loads(output)["scores"] for _, output in _measured(run, entry))
+
+
+def _measured(run: RunFolder, entry: StageEntry) -> Iterator[tuple[str, str]]:
+    return (row for shard in run.shards() for row in run.outputs(entry.folder, shard))
 
 
 def scorer_of(entry: StageEntry, **options: Any) -> Scorer[Any]:
@@ -243,10 +243,10 @@ def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
     rejected: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry.is_score:
-            table = scores_of(run, entry)
-            reasons = scorer_of(entry).reject(table)
-            by_id = zip(table.record_ids, reasons, strict=True)
-            rejected[entry.folder] = {record_id: why for record_id, why in by_id if why}
+            reasons = scorer_of(entry).reject(scores_of(run, entry))
+            # The files are read once more rather than all their ids kept.
+            by_id = zip(_measured(run, entry), reasons, strict=True)
+            rejected[entry.folder] = {record_id: why for (record_id, _), why in by_id if why}
     return rejected
 
 

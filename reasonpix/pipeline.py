@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from reasonpix import plugins, stages
@@ -32,7 +32,7 @@ class Stage:
     """What a planner is asked, and how often, for each record."""
     sees_images: bool = False
     """Whether it needs the images of every record, so that they are worth decoding ahead."""
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def gates(self) -> tuple[StageEntry, ...]:

@@ -39,6 +39,8 @@ class RemoteStorage(Storage):
     """A holder on another machine that was silent for so many seconds is taken for dead."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
+        """What it was opened by, with a password that `str` leaves out."""
         self._shown, self._secret = _without_secret(url)
         self._protocol = url.partition("://")[0]
         self._is_object_store = self._protocol in _OBJECT_STORES

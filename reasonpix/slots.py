@@ -70,7 +70,11 @@ O_co = TypeVar("O_co", bound=Options, covariant=True)
 
 
 class Component(ABC, Generic[O_co]):
-    """What stands in a slot. `name` is the entry point's name, the word after `use:`."""
+    """What stands in a slot. `name` is the entry point's name, the word after `use:`.
+
+    Its methods are called one at a time (but see `concurrency`), and maybe not by the thread that
+    called `load`. Images that it is given are its own.
+    """
 
     name: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
@@ -224,7 +228,7 @@ class SourceItem(Record):
 
 
 class Source(Component[O_co]):
-    """Where input images come from. Reading is by native id, in any order, from any process."""
+    """Where input images come from. Reading is by native id, in any order, from any thread."""
 
     @property
     def gives_pairs(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reasonpix.ledger import Ledger
@@ -43,32 +44,41 @@ class PositionBias:
 
 def position_bias(run: RunFolder) -> PositionBias | None:
     """The position bias of P_select in this run; None when nothing was chosen in several orders."""
-    folders = [entry.folder for entry in read_stages(run) if entry.stage == "select"]
-    asked = [
-        selection
-        for folder in folders
-        for shard in run.shards()
-        for row in run.read(folder, shard)
-        if row.status == "ok" and (selection := Selection.model_validate_json(row.output)).asked > 1
-    ]
-    unanswered = sum(len(selection.orders) < 2 for selection in asked)
-    asked = [selection for selection in asked if len(selection.orders) > 1]
-    if not asked:
+    answered = unanimous = shown = unanswered = 0
+    agreement = first = expected = least = 0.0
+    for selection in _selections(run):
+        if selection.asked < 2:
+            continue
+        if len(selection.orders) < 2:
+            unanswered += 1
+            continue
+        answered += 1
+        agreement += selection.agreement
+        unanimous += selection.agreement == 1
+        least += 1 / selection.asked
+        for order, choice in zip(selection.orders, selection.choices, strict=True):
+            shown += 1
+            first += order[0] == choice
+            expected += 1 / len(order)
+    if not answered:
         return None
-    choices = [
-        (order, choice)
-        for selection in asked
-        for order, choice in zip(selection.orders, selection.choices, strict=True)
-    ]
     return PositionBias(
-        records=len(asked),
-        agreement=sum(selection.agreement for selection in asked) / len(asked),
-        unanimous=sum(selection.agreement == 1 for selection in asked) / len(asked),
-        first=sum(order[0] == choice for order, choice in choices) / len(choices),
-        expected=sum(1 / len(order) for order, _ in choices) / len(choices),
-        least=sum(1 / selection.asked for selection in asked) / len(asked),
+        records=answered,
+        agreement=agreement / answered,
+        unanimous=unanimous / answered,
+        first=first / shown,
+        expected=expected / shown,
+        least=least / answered,
         unanswered=unanswered,
     )
+
+
+def _selections(run: RunFolder) -> Iterator[Selection]:
+    for entry in read_stages(run):
+        if entry.stage == "select":
+            for shard in run.shards():
+                for _, output in run.outputs(entry.folder, shard):
+                    yield Selection.model_validate_json(output)
 
 
 def spending(run: RunFolder) -> Spending:

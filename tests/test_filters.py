@@ -15,6 +15,7 @@ from reasonpix.outcomes import outcomes
 from reasonpix.recipe import load_recipe
 from reasonpix.records import Box, Grounding, Problem
 from reasonpix.run import RunFolder
+from reasonpix.run import RunFolder
 from reasonpix.slots import Edit, Options, Scorer
 
 

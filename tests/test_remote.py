@@ -16,13 +16,17 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from conftest import WriteRecipe
 from s3_server import BUCKET, s3_server
 
 from reasonpix import ledger_copy
+from reasonpix.engine import generate
 from reasonpix.errors import RunError
 from reasonpix.ledger import Call, Ended, Ledger
 from reasonpix.llm import Completion, Conversation, Message
+from reasonpix.publish import publish
 from reasonpix.questions import answer_key
+from reasonpix.recipe import load_recipe
 from reasonpix.remote import RemoteStorage, ledger_file
 from reasonpix.storage import LocalStorage
 
@@ -78,11 +82,14 @@ for n in count():
 """
 
 
-@needs_s3
-def test_a_file_is_whole_whenever_its_writer_is_killed(s3: str) -> None:
-    size, storage, luck = 20_000_000, RemoteStorage(s3), random.Random(0)
-    for _ in range(6):
-        with python(WRITE_FOR_EVER, s3, str(size)) as writer:
+@pytest.mark.parametrize("url", [pytest.param("s3", marks=needs_s3), "moved"])
+def test_a_file_is_whole_whenever_its_writer_is_killed(
+    url: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = request.getfixturevalue("s3") if url == "s3" else f"local://{tmp_path}/run"
+    size, storage, luck = 10_000_000, RemoteStorage(url), random.Random(0)
+    for _ in range(4):
+        with python(WRITE_FOR_EVER, url, str(size)) as writer:
             assert writer.stdout is not None
             writer.stdout.readline()
             time.sleep(luck.random() / 4)
@@ -150,9 +157,56 @@ def test_a_move_that_does_not_replace(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "run") == ["plan.json"]
 
 
+GENERATE = """
+import sys
+from pathlib import Path
+from reasonpix.engine import generate
+from reasonpix.recipe import load_recipe
+generate(load_recipe(Path(sys.argv[1])), sys.argv[2])
+"""
+
+
+@needs_s3
+def test_a_run_on_s3_that_is_killed_again_and_again_ends_like_an_undisturbed_local_one(
+    s3: str, tmp_path: Path, write_recipe: WriteRecipe
+) -> None:
+    recipe = write_recipe(shard_size=4, source={"use": "fake-source", "count": 120})
+    storage, luck = RemoteStorage(s3), random.Random(1)
+    for _ in range(3):
+        with python(GENERATE, str(recipe), s3) as run:
+            before = storage.size("stages")
+            while run.poll() is None and storage.size("stages") == before:
+                time.sleep(0.02)
+            time.sleep(luck.random() / 3)
+            kill(run)
+        assert run.returncode == -signal.SIGKILL  # and not at its end already
+        assert storage.exists("holder")
+    published = []
+    for out in (s3, str(tmp_path / "local")):
+        done = generate(load_recipe(recipe), out)
+        dataset = tmp_path / f"published-{len(published)}"
+        publish(done, dataset)
+        published.append(files(dataset))
+    assert published[0] == published[1]
+    assert not storage.exists("holder")
+    shards = [
+        f"stages/{stage}/{name}"
+        for stage in storage.folders("stages")
+        for name in storage.names(f"stages/{stage}")
+    ]
+    assert shards
+    for name in (*shards, "plan.json", "stages.json"):
+        assert storage.read(name) == (tmp_path / "local" / name).read_bytes()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 # -- Errors
 
 
+NOBODY = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
 WRITE_IN_VAIN = """
 import sys
 import s3fs
@@ -172,7 +226,11 @@ except RunError as error:
     [
         ("no-such-bucket", {}, "see that the bucket or folder is there"),
         (BUCKET, {"AWS_ACCESS_KEY_ID": ""}, "see that the credentials are set and allow it"),
-        (BUCKET, {"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "see that the network and the"),
+        (
+            BUCKET,
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"},
+            "see that the network and",
+        ),
     ],
 )
 def test_errors_say_what_to_do(
