@@ -134,15 +134,9 @@ def _cell(text: str) -> str:
 def _head(title: str, form: Form, rows: int, licences: Mapping[str, str | None]) -> dict[str, Any]:
     """What the hub reads. A licence is named when that of every part is known."""
     head: dict[str, Any] = {"pretty_name": title}
-    if licences and (known := [name for name in licences.values() if name]) == [*licences.values()]:
-        if len(set(known)) == 1 and known[0] != "other":
-            head["license"] = known[0]
-        else:
-            head |= {
-                "license": "other",
-                "license_name": "see-card",
-                "license_link": "README.md#licences",
-            }
+    known = list(dict.fromkeys(name for name in licences.values() if name))
+    if all(licences.values()):
+        head["license"] = known if len(known) > 1 else known[0]
     head |= {
         "task_categories": [form.task],
         "language": ["en"],
@@ -332,7 +326,7 @@ def _licence_of(name: str, options: Mapping[str, Any], kind: str) -> str | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None
     licence = said.get("license") if isinstance(said, dict) else None
-    return licence if isinstance(licence, str) else None
+    return licence.lower() if isinstance(licence, str) else None  # as the hub writes them
 
 
 def _cached_card(name: str, options: Mapping[str, Any], kind: str) -> Path | None:

@@ -149,13 +149,35 @@ def generate(
 @main.command()
 @_run
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
-def publish(run: str, out: Path) -> None:
-    """Publish the accepted samples of RUN as a Hugging Face dataset folder."""
+@click.option(
+    "--to",
+    type=click.Choice(["hf", "instruct-pix2pix", "webdataset", "preference"]),
+    default="hf",
+    show_default=True,
+    help="Form of the dataset.",
+)
+@click.option(
+    "--push-to-hub",
+    metavar="USER/NAME",
+    help="Upload it to the Hugging Face Hub as this dataset.",
+)
+@click.option("--private", is_flag=True, help="Create that dataset private.")
+def publish(run: str, out: Path, to: str, push_to_hub: str | None, private: bool) -> None:
+    """Publish the accepted samples of RUN as a dataset."""
+    from reasonpix import hub
+    from reasonpix.publish import FORMS
     from reasonpix.publish import publish as write
     from reasonpix.run import RunFolder
 
-    total = write(RunFolder(run), out)
-    click.echo(f"{total} samples in {out}; load them with datasets.load_dataset({str(out)!r})")
+    if private and not push_to_hub:
+        raise click.UsageError("--private goes with --push-to-hub USER/NAME")
+    if push_to_hub:
+        hub.check(push_to_hub)  # before hours of writing
+    rows = write(RunFolder(run), out, to)
+    how = f"; load them with datasets.load_dataset({str(out)!r})" if FORMS[to].data else ""
+    click.echo(f"{rows} {FORMS[to].what} in {out}{how}")
+    if push_to_hub:
+        click.echo(hub.push(out, push_to_hub, private))
 
 
 @main.command()

@@ -30,7 +30,7 @@ _LISTED = 12
 
 
 @dataclass
-class _Reason:
+class Reason:
     """Records that ended in one place for one kind of reason."""
 
     stage: str
@@ -40,7 +40,7 @@ class _Reason:
     first: list[Ending] = field(default_factory=list)
 
 
-class _Tally:
+class Tally:
     """How many records ended where and why, and which of them to show."""
 
     def __init__(self, entries: Sequence[StageEntry], limit: int) -> None:
@@ -48,18 +48,19 @@ class _Tally:
         self.stages = ["source", *(entry.stage for entry in entries)]
         self._limit = limit
         self._ends = {stage: Counter[Status]() for stage in self.stages}
-        self._reasons: dict[tuple[str, Status], dict[str, _Reason]] = {}
+        self._reasons: dict[tuple[str, Status], dict[str, Reason]] = {}
 
     def add(self, ending: Ending) -> None:
+        """Count one record. Each comes once."""
         self._ends[ending.stage][ending.status] += 1
         if ending.status == "ok":
             shown = self.accepted
         else:
             kinds = self._reasons.setdefault((ending.stage, ending.status), {})
             kind = _kind(ending)
-            if kind not in kinds and len(kinds) == _KINDS:
+            if kind not in kinds and len(kinds) >= _KINDS:
                 kind = "other reasons"
-            reason = kinds.setdefault(kind, _Reason(ending.stage, ending.status, kind))
+            reason = kinds.setdefault(kind, Reason(ending.stage, ending.status, kind))
             reason.count += 1
             shown = reason.first
         if len(shown) < self._limit:
@@ -80,7 +81,7 @@ class _Tally:
         """All records."""
         return sum(ends.total() for ends in self._ends.values())
 
-    def reasons(self) -> list[_Reason]:
+    def reasons(self) -> list[Reason]:
         """In the order of the stages, the most frequent first. Rare ones of a stage together."""
         reasons = []
         for stage in self.stages:
@@ -109,15 +110,15 @@ def _kind(ending: Ending) -> str:
     return re.sub(r"\d[\d.]*", "…", reason)[:120]
 
 
-def _merged(reasons: Sequence[_Reason]) -> list[_Reason]:
+def _merged(reasons: Sequence[Reason]) -> list[Reason]:
     """When there are too many, those that begin alike count as one."""
     if len(reasons) <= _LISTED:
         return list(reasons)
-    merged: dict[str, _Reason] = {}
+    merged: dict[str, Reason] = {}
     for it in reasons:
         words = it.kind.split()
         kind = " ".join(words[:3]) + (" …" if len(words) > 3 else "")
-        one = merged.setdefault(kind, _Reason(it.stage, it.status, kind))
+        one = merged.setdefault(kind, Reason(it.stage, it.status, kind))
         one.count += it.count
         one.first += it.first
     return list(merged.values())
@@ -131,7 +132,7 @@ def gallery(run: RunFolder, limit: int = 200) -> str:
     finished.
     """
     entries = read_stages(run)
-    tally = _Tally(entries, limit)
+    tally = Tally(entries, limit)
     for ending in endings_of(run, entries, verdicts(run, entries)):
         tally.add(ending)
     cards = dict(_cards(run, entries, tally.shown()))

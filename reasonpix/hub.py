@@ -6,10 +6,10 @@ The token is that of `HF_TOKEN` or of `hf auth login`; huggingface_hub reads it,
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from reasonpix.errors import RunError
@@ -48,10 +48,9 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd
 
     api = _api()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    _check_size(folder, files)
+    files = _files_of(folder)
     options = "--repo-type dataset" + (" --private" if private else "")
-    again = f"; {folder} is complete: `hf upload {name} {folder} . {options}` pushes it"
+    again = f"; {folder} is complete: `hf upload {name} {quote(str(folder))} . {options}` pushes it"
     with _explained(name, again):
         url = api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
         _check_empty(api, name)
@@ -89,13 +88,19 @@ def _check_empty(api: HfApi, name: str) -> None:
         )
 
 
-def _check_size(folder: Path, files: list[Path]) -> None:
-    entries = Counter(path.parent for path in folder.rglob("*"))
-    if len(files) > MOST_FILES or max(entries.values(), default=0) > MOST_IN_FOLDER:
+def _files_of(folder: Path) -> list[Path]:
+    """All files, sorted. Raises `RunError` when they are more than the hub takes."""
+    files: list[Path] = []
+    most = 0
+    for parent, folders, names in os.walk(folder):
+        most = max(most, len(folders) + len(names))
+        files += (Path(parent, name) for name in names)
+    if len(files) > MOST_FILES or most > MOST_IN_FOLDER:
         raise RunError(
             f"{folder} holds {len(files)} files, more than the hub takes; publish it "
             "--to hf or --to webdataset, which hold many samples in a file"
         )
+    return sorted(files)
 
 
 @contextmanager

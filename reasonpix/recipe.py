@@ -179,8 +179,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if named:
         _check_part(data, document, named, uses, complain)
     _check_filters(data, named, filters, complain)
-    if document:
-        _check_resources(document, named, filters, complain)
+    _check_resources(data.get("resources"), named, filters, complain)
     if problems or document is None:
         raise RecipeError(problems)
     return Recipe(
@@ -268,7 +267,7 @@ def _check_filters(
 
 
 def _check_resources(
-    document: _Document,
+    resources: Any,
     named: dict[str, Any],
     filters: Sequence[Use | None],
     complain: _Complain,
@@ -277,7 +276,7 @@ def _check_resources(
     own = ("extract", "ground", "plan", "edit") if _replaces(named) else ("rewrite", "select")
     scores = (f"score-{use.name}" for use in filters if use)
     stages = ["read", "caption", *own, *scores]
-    for name in document.resources:
+    for name in resources if isinstance(resources, dict) else ():
         if name not in stages:
             complain(("resources", name), f"no such stage{plugins.nearest(name, stages)}")
 
@@ -359,8 +358,8 @@ def _use(slot: str, value: Any, at: located.Path, complain: _Complain) -> Use | 
 def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a recipe, with the options of all installed plugins."""
     document = _Document.model_json_schema()
-    pipeline = document.pop("$defs")["_Pipeline"]
-    definitions: dict[str, Any] = {}
+    definitions = document.pop("$defs")
+    pipeline = definitions.pop("_Pipeline")
     for slot in ("source", *(slot for slot in PIPELINE if slot != "reader"), "filter"):
         definitions |= _slot_schemas(slot)
     for slot in PIPELINE:

@@ -166,6 +166,9 @@ def holder_of(run: RunFolder) -> str | None:
         with run.storage.held():
             return None
     except RunError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, BlockingIOError):
+            return f"who is at work in it cannot be told: {cause}"
         return str(error)
 
 

@@ -20,6 +20,7 @@ from reasonpix.outcomes import (
     scores_of,
 )
 from reasonpix.run import RunFolder
+from reasonpix.slots import ModelOptions
 from reasonpix.storage import write_atomically
 
 Measured = Sequence[Mapping[str, float]]
@@ -83,7 +84,7 @@ def survival(run: RunFolder, entry: StageEntry) -> Survival:
     curves = [
         _curve(entry, sample, name, value)
         for name, value in options
-        if name in options.neutral
+        if name in options.neutral - ModelOptions.neutral
         and isinstance(value, int | float)
         and not isinstance(value, bool)
         and sample

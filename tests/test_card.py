@@ -183,10 +183,9 @@ def test_weights_in_a_folder_are_told_by_their_digest_and_licence(
     assert table(body, "Licences")[:2] == [["images", "cc-by-4.0"], [str(model), "cc-by-4.0"]]
     assert ["package weighed", "BSD-3-Clause"] in table(body, "Licences")
     assert head["license"] == "cc-by-4.0"  # of all that it is made of
-    (model / "README.md").write_text("---\nlicense: openrail\n---\n")
+    (model / "README.md").write_text("---\nlicense: OpenRAIL\n---\n")
     head, body = make(write_recipe, tmp_path, model=str(model))
-    assert head["license"] == "other"
-    assert head["license_link"] == "README.md#licences"
+    assert head["license"] == ["cc-by-4.0", "openrail"]
     (model / "README.md").write_text("# It\n\nNothing of licences.\n")
     head, body = make(write_recipe, tmp_path, model=str(model))
     assert [str(model), f"see {model}"] in table(body, "Licences")

@@ -187,7 +187,9 @@ def test_generate_publish_and_gallery(
 
     done = shell("publish", "run", "--out", "dataset")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("4 samples in dataset; ")
+    assert done.stdout.startswith(
+        "4 triples of input image, reasoning instruction and edited image in"
+    )
     done = shell("gallery", "run")
     assert done.stdout == f"{tmp_path / 'run' / 'gallery.html'}\n"
     assert Path(done.stdout.strip()).is_file()

@@ -10,10 +10,14 @@ from conftest import WriteRecipe
 from PIL import Image
 
 from reasonpix.engine import generate
-from reasonpix.gallery import gallery
+from reasonpix.gallery import Tally, gallery
 from reasonpix.images import decode
-from reasonpix.outcomes import outcomes
+from reasonpix.ledger import Call, Ended, Ledger
+from reasonpix.llm import Completion, Conversation
+from reasonpix.outcomes import StageEntry, outcomes
 from reasonpix.recipe import load_recipe
+from reasonpix.run import Shard
+from reasonpix.traces import Ending
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 HOSTILE = """a <script>alert("x")</script> and a "quote' &amp; </div><img src=//evil.example>"""
@@ -119,3 +123,95 @@ def test_records_that_ended_early_are_shown_too(write_recipe: WriteRecipe, tmp_p
     assert len(page.all("img")) == 1
     (folder / "a.png").unlink()
     assert len(Page(gallery(run)).all("img")) == 0
+
+
+@pytest.mark.usefixtures("trial")
+def test_reasons_are_counted_by_their_kind_and_each_is_shown(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    captions = ["a bee", "a fox", "torn", "unlisted", "torn", "nobody", "nothing"]
+    ghosts = [f"a ghost and a giant{n}" for n in range(3)]
+    path = write_recipe(
+        source={"use": "trial-source", "captions": [*captions, *["a ghost"] * 5, *ghosts]},
+        captioner=None,
+        extractor="trial-extractor",
+        grounder="trial-grounder",
+        filters=[{"use": "eq1", "value": 9.0}],
+    )
+    run = generate(load_recipe(path), tmp_path / "run")
+    page = Page(gallery(run, limit=6))
+    text = " ".join("".join(page.text).split())
+    for words in (
+        "source failed 1 source declined",
+        "read failed 2 not an image",
+        "extract rejected 2 no entity in …",
+        "ground rejected 5 no box found for ghost",
+        "score-eq1 rejected 5 distance … < τ …",
+        "ground, rejected: no box found for ghost (1 of 5)",
+    ):
+        assert re.sub(r"\s", "", words) in re.sub(r"\s", "", text), words
+    # Six places, five kinds of reasons: each has one, and the first of the next round a second.
+    assert len(page.all("article")) == 6
+    ended = {o.sample.record_id: o.stage for o in outcomes(run)}
+    shown = [ended[str(article["id"])] for article in page.all("article")]
+    assert sorted(set(shown)) == ["extract", "ground", "read", "score-eq1", "source"]
+
+
+def bars(page: Page) -> list[list[str]]:
+    """The widths of the parts of each bar."""
+    styles = [str(span.get("style")) for span in page.all("span") if "width" in str(span)]
+    widths = [style.removeprefix("width:") for style in styles]
+    return [widths[i : i + 3] for i in range(0, len(widths), 3)]
+
+
+def test_the_funnel_is_drawn(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    filters = [{"use": "eq1", "rank": 0.5}, "no-op"]
+    recipe = write_recipe(source={"use": "fake-source", "count": 8}, filters=filters)
+    page = Page(gallery(generate(load_recipe(recipe), tmp_path / "run")))
+    whole, half = ["100.00%", "0.00%", "0.00%"], ["50.00%", "50.00%", "0.00%"]
+    assert bars(page) == [whole] * 7 + [half, ["50.00%", "0.00%", "0.00%"]]
+
+
+def test_many_reasons_of_a_stage_are_told_together() -> None:
+    shard = Shard("000000", 1)
+    entry = StageEntry("ground", "ground-0", {"use": "x"}, {})
+    tally = Tally([entry], limit=4)
+    for number in range(1000):
+        category = "abcdefghij"[number % 10] * (1 + number // 10)
+        reason = f"no box found for {category}"
+        tally.add(Ending(shard, str(number), "rejected", "ground", reason))
+    tally.add(Ending(shard, "x", "failed", "ground", "ValueError: stumbled"))
+    told = [(reason.kind, reason.count) for reason in tally.reasons()]
+    assert told == [("other reasons", 800), ("no box found …", 200), ("ValueError: stumbled", 1)]
+    assert len(tally.shown()) == 4
+    assert tally.funnel()[-1] == {"stage": "ground", "ok": 0, "rejected": 1000, "failed": 1}
+
+
+def test_photographs_are_shown_smaller(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.effect_noise((900, 600), 60).convert("RGB").save(folder / "a.png")
+    recipe = write_recipe(source={"use": "image-folder", "path": str(folder)})
+    path = gallery(generate(load_recipe(recipe), tmp_path / "run"))
+    sources = [str(image["src"]) for image in Page(path).all("img")]
+    assert len(sources) == 2
+    for source in sources:
+        data = base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))
+        assert decode(data).size == (480, 320)
+    assert Path(path).stat().st_size < (folder / "a.png").stat().st_size
+
+
+def test_cost_is_told_by_what_was_asked(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    run = generate(load_recipe(write_recipe()), tmp_path / "run")
+    assert "language model" not in "".join(Page(gallery(run)).text)
+    conversation = Conversation(messages=(), answer_schema={}, seed=0)
+    with Ledger(tmp_path / "run" / "llm.sqlite") as ledger:
+        calls = [Call(verb, f"{n:064x}", conversation) for n, verb in enumerate(["rewrite"] * 3)]
+        sent = ledger.send([*calls, Call("select", "f" * 64, conversation, 0.7)], {})
+        answer = Completion(text="", prompt_tokens=100, completion_tokens=5)
+        ledger.settle([Ended(it, answer, cost=0.25) for it in sent[:3]])
+        ledger.settle([Ended(sent[3], may_be_charged=True)])
+    text = " ".join("|".join(Page(gallery(run)).text).split())
+    assert "rewrite|3|300|15|0.7500|0.107143" in re.sub(r"\|\s*\|?", "|", text)
+    assert "select|0|0|0|0.7000|0.100000" in re.sub(r"\|\s*\|?", "|", text)
+    assert "1 lost calls may have been charged" in text

@@ -18,7 +18,7 @@ from reasonpix.recipe import load_recipe
 from reasonpix.refilter import refilter
 from reasonpix.resolved import recipe_of
 from reasonpix.run import Plan, Row, RunFolder, Shard
-from reasonpix.survival import SAMPLED, Curve, draw_survival, survival, survivals
+from reasonpix.survival import SAMPLED, draw_survival, survival, survivals
 
 EQ1 = {"use": "eq1", "rank": 0.3}
 PAIRS = {"use": "fake-source", "count": 6, "caption": "a bee", "instruction": "add a hole",
@@ -189,15 +189,15 @@ def test_an_option_without_bounds_runs_where_it_makes_a_difference(tmp_path: Pat
     assert inside.points[-1][1] == 0.0
     assert len({share for _, share in inside.points}) > 20
     assert inside.survive == pytest.approx(3 / 8)  # of 400 the upper three quarters, half outside
-    shares = dict(outside.points)
-    assert set(shares.values()) == pytest.approx({0.1875, 0.375, 0.5625, 0.75})
+    shares = sorted({share for _, share in outside.points})
+    assert shares == pytest.approx([0.1875, 0.375, 0.5625, 0.75], abs=0.002)
 
 
 def test_a_large_run_is_drawn_from_a_part_of_it(tmp_path: Path) -> None:
     run, entry = synthetic(tmp_path / "run", 3 * SAMPLED - 1, {"min_inside": 0.001})
     told = survival(run, entry)
     assert told.sampled == SAMPLED and told.measured == 3 * SAMPLED - 1
-    assert told.survive == told.measured // 4  # max_outside lets half of it through
+    assert told.survive == pytest.approx(3 / 8 * told.measured, abs=2)
     curve = told.curves[0]
     assert curve.survive == pytest.approx(told.survive / told.measured, abs=0.01)
 
@@ -313,4 +313,4 @@ def test_a_filter_that_measured_nothing(write_recipe: WriteRecipe, tmp_path: Pat
 def test_no_filters(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = generate(load_recipe(write_recipe()), tmp_path / "run")
     assert "This run has no filters." in "".join(Page(draw_survival(run)).text)
-    assert survivals(run) == [] and Curve.__doc__
+    assert survivals(run) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from conftest import WriteRecipe
+from conftest import Distribution, WriteRecipe
 from s3_server import BUCKET, s3_server
+from test_llm_runs import PARROT
 
 from reasonpix import ledger_copy
 from reasonpix.engine import generate
@@ -29,6 +31,7 @@ from reasonpix.questions import answer_key
 from reasonpix.recipe import load_recipe
 from reasonpix.remote import RemoteStorage, ledger_file
 from reasonpix.storage import LocalStorage
+from reasonpix.summary import spending
 
 needs_s3 = pytest.mark.skipif(
     not (find_spec("s3fs") and find_spec("moto")), reason="needs s3fs and moto[s3]"
@@ -88,7 +91,7 @@ def test_a_file_is_whole_whenever_its_writer_is_killed(
 ) -> None:
     url = request.getfixturevalue("s3") if url == "s3" else f"local://{tmp_path}/run"
     size, storage, luck = 10_000_000, RemoteStorage(url), random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         with python(WRITE_FOR_EVER, url, str(size)) as writer:
             assert writer.stdout is not None
             writer.stdout.readline()
@@ -170,14 +173,14 @@ generate(load_recipe(Path(sys.argv[1])), sys.argv[2])
 def test_a_run_on_s3_that_is_killed_again_and_again_ends_like_an_undisturbed_local_one(
     s3: str, tmp_path: Path, write_recipe: WriteRecipe
 ) -> None:
-    recipe = write_recipe(shard_size=4, source={"use": "fake-source", "count": 120})
+    recipe = write_recipe(shard_size=3, source={"use": "fake-source", "count": 75})
     storage, luck = RemoteStorage(s3), random.Random(1)
-    for _ in range(3):
+    for _ in range(2):
         with python(GENERATE, str(recipe), s3) as run:
             before = storage.size("stages")
             while run.poll() is None and storage.size("stages") == before:
-                time.sleep(0.02)
-            time.sleep(luck.random() / 3)
+                time.sleep(0.05)
+            time.sleep(luck.random() / 4)
             kill(run)
         assert run.returncode == -signal.SIGKILL  # and not at its end already
         assert storage.exists("holder")
@@ -509,6 +512,8 @@ def test_machines_that_both_went_on_lose_no_answer_and_no_cost(
     # The shards in the folder were made with the answer that is in the store.
     everything = {"a": "one", "b": "one", "c": "two", "d": "two"}
     assert one.knows() == everything
+    one.asks()  # nothing new, but what it alone knew is to be stored
+    assert two.knows() == everything
     one.asks("e", cost=1000)
     everything["e"] = "one"
     for _ in range(3):  # merging again changes nothing
@@ -620,6 +625,36 @@ def test_a_damaged_ledger_in_the_store(machines: tuple[Machine, Machine]) -> Non
     one().write("llm.sqlite", b"nothing like it")
     with pytest.raises(RunError, match=r"cannot be merged.*not a database"):
         one.asks("b")
+
+
+@needs_s3
+def test_a_run_on_s3_that_is_killed_while_it_asks_asks_nothing_again_that_was_answered(
+    s3: str,
+    tmp_path: Path,
+    write_recipe: WriteRecipe,
+    distribution: Distribution,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    site = distribution("reasonpix-parrot", {"parrot": "parrot"}, parrot=PARROT)
+    log, kills = tmp_path / "asked.txt", 2
+    log.touch()
+    planner = {"use": "parrot", "log": str(log)}
+    recipe = write_recipe(planner=planner, shard_size=5, source={"use": "fake-source", "count": 40})
+    for _ in range(kills):
+        before = len(log.read_text().splitlines())
+        with python(GENERATE, str(recipe), s3, PYTHONPATH=str(site)) as run:
+            while run.poll() is None and len(log.read_text().splitlines()) < before + 9:
+                time.sleep(0.005)
+            kill(run)
+        assert run.returncode == -signal.SIGKILL
+    done = generate(load_recipe(recipe), s3)
+    shutil.rmtree(tmp_path / "state")  # all is in the run folder
+    spent = spending(done)
+    asked = len(log.read_text().splitlines())
+    assert spent.answers <= asked <= spent.answers + kills  # one call is under way at a time
+    local = generate(load_recipe(recipe), tmp_path / "local")
+    assert spending(local).answers == spent.answers
 
 
 @needs_s3

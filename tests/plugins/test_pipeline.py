@@ -55,7 +55,7 @@ def test_scenes_become_edits(run: Path) -> None:
         kept = [Image.composite(image, black, outside).tobytes() for image in (before, after)]
         assert kept[0] == kept[1], "the image outside the box was touched"
         assert before.tobytes() != after.tobytes()
-    assert gallery(RunFolder(run)).read_text().count("<article") == 6
+    assert Path(gallery(RunFolder(run))).read_text().count("<article") == 6
 
 
 def test_batch_size_and_order_change_no_byte(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""The commands for a run that is there, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from conftest import WriteRecipe
+
+from reasonpix import afterwards
+from reasonpix.engine import generate
+from reasonpix.recipe import load_recipe
+from reasonpix.run import RunFolder
+
+
+def call(command: click.Command, *arguments: str | Path, answer: str | None = None) -> Result:
+    return CliRunner().invoke(command, list(map(str, arguments)), input=answer)
+
+
+@pytest.fixture
+def run(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
+    recipe = load_recipe(write_recipe(shard_size=3, filters=[{"use": "eq1", "rank": 0.3}]))
+    return generate(recipe, tmp_path / "run")
+
+
+def test_status_by_the_runs_own_recipe_and_by_another(
+    run: RunFolder, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    def row(stage: str, *arguments: str | Path) -> list[str]:
+        result = call(afterwards.status, str(run), *arguments)
+        assert result.exit_code == 0, result.output
+        [line] = [it.split() for it in result.output.splitlines() if it.split()[:1] == [stage]]
+        return line[1:4]
+
+    assert row("caption") == ["0", "3", "0"]
+    change = "pipeline.editor.colour=[1, 2, 3]"
+    assert row("caption", "--set", change) == ["3", "0", "0"]
+    assert row("edit", "--set", change) == ["0", "0", "3"]
+    other = write_recipe("other.yaml", extractor={"use": "fake-extractor"}, filters=["no-op"])
+    assert row("edit", "--recipe", other) == ["3", "0", "0"]
+    assert row("score-no-op", "--recipe", other) == ["0", "0", "3"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_status_of_a_folder_that_cannot_be_written(run: RunFolder, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "holder").unlink()
+    folder.chmod(0o555)
+    try:
+        result = call(afterwards.status, folder)
+    finally:
+        folder.chmod(0o755)
+    assert "who is at work in it cannot be told" in result.output
+
+
+def test_clean_asks_first(run: RunFolder, tmp_path: Path) -> None:
+    folders = set((tmp_path / "run" / "stages").iterdir())
+    assert call(afterwards.clean, str(run)).output == "0 stage folders removed\n"
+    call(afterwards.refilter, str(run), "--set", "filters=[]")
+    refused = call(afterwards.clean, str(run), answer="n\n")
+    assert refused.exit_code == 1 and "Remove them?" in refused.output
+    assert "score-eq1-" in refused.output
+    assert set((tmp_path / "run" / "stages").iterdir()) == folders
+    assert call(afterwards.clean, str(run), answer="y\n").output.endswith(
+        "1 stage folders removed\n"
+    )
+    left = set((tmp_path / "run" / "stages").iterdir())
+    assert [folder.name.rpartition("-")[0] for folder in folders - left] == ["score-eq1"]
+
+
+def test_clean_with_yes_does_not_ask(run: RunFolder) -> None:
+    call(afterwards.refilter, str(run), "--set", "filters=[]")
+    result = call(afterwards.clean, str(run), "--yes")
+    assert result.exit_code == 0 and "?" not in result.output
+
+
+def test_refilter_tells_how_many_there_were_and_are(run: RunFolder, tmp_path: Path) -> None:
+    drawn = call(afterwards.refilter, str(run))
+    assert drawn.output.splitlines()[-2:] == [
+        "5 of 7 records accepted",
+        str(tmp_path / "run" / "survival.html"),
+    ]
+    page = tmp_path / "page.html"
+    changed = call(afterwards.refilter, str(run), "--set", "filters.0.rank=0.6", "--out", page)
+    assert changed.output.splitlines()[-2:] == ["3 of 7 records accepted (5 before)", str(page)]
+    [line] = [it.split() for it in changed.output.splitlines() if "score-eq1" in it]
+    assert line == ["score-eq1", "3", "4", "0", "5"]
+    assert page.exists()
+
+
+def test_inspect_as_text_and_as_json(run: RunFolder) -> None:
+    text = call(afterwards.inspect, str(run), "2")
+    assert text.exit_code == 0 and "plan: ok by fake-planner 1" in text.output
+    told = json.loads(call(afterwards.inspect, str(run), "2", "--json").output)
+    assert told["item"]["native_id"] == "2" and "replayed" not in told
+
+
+def test_replay_fails_when_something_differs(run: RunFolder, tmp_path: Path) -> None:
+    same = call(afterwards.inspect, str(run), "2", "--replay")
+    assert same.exit_code == 0
+    assert same.output.endswith("7 of 7 stages gave the same, to the byte\n")
+    [caption] = (tmp_path / "run" / "stages").glob("caption-*")
+    shard = run.shards()[0]
+    rows = [row._replace(output='{"text": "a fly"}') for row in run.read(caption.name, shard)]
+    run.write(caption.name, shard, rows)
+    differs = call(afterwards.inspect, str(run), "2", "--replay", "--json")
+    assert differs.exit_code == 1
+    replayed = json.loads(differs.output)["replayed"]
+    assert [it["stage"] for it in replayed if it["differences"]] == ["caption", "extract"]
