@@ -111,7 +111,8 @@ def inspect(run: str, record: str, replay: bool, as_json: bool) -> None:
     """
     import json
 
-    from reasonpix.lineage import lineage, lines
+    from reasonpix.lineage import lineage
+    from reasonpix.narrative import lines
     from reasonpix.replay import replay as replayed_of
     from reasonpix.replay import replay_lines
     from reasonpix.run import RunFolder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reasonpix import catalogue, console
+from reasonpix import afterwards, catalogue, console
 from reasonpix.catalogue import overriding
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def main(debug: bool) -> None:
     """Make datasets for image editing by instructions that need reasoning."""
 
 
-main.add_command(catalogue.recipes)
-main.add_command(catalogue.plugins)
+for command in (*afterwards.COMMANDS, catalogue.recipes, catalogue.plugins):
+    main.add_command(command)
 
 _run = click.argument("run")
 

@@ -15,11 +15,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL.Image import Image
 
 from reasonpix.images import UndecodableImage, encode_png
-from reasonpix.outcomes import StageEntry, read_stages, source_of, verdicts
+from reasonpix.outcomes import Ending, StageEntry, endings_of, read_stages, source_of, verdicts
 from reasonpix.run import RunFolder, Status
 from reasonpix.samples import Sample
 from reasonpix.summary import position_bias, spending
-from reasonpix.traces import Ending, Trace, endings_of, traces
+from reasonpix.traces import Trace, traces
 
 _LOSSLESS = 256
 """Pixels up to which an image is shown as it is; larger ones as a JPEG of `_SHOWN` pixels."""

@@ -25,14 +25,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Protocol
 from uuid import uuid4
 
 from reasonpix.errors import RunError
 from reasonpix.questions import Texts
-
-if TYPE_CHECKING:
-    from reasonpix.remote import RemoteStorage
 
 _NAME = "llm.sqlite"
 _ID = "llm.id"
@@ -43,8 +40,27 @@ _ANSWER = (
 )
 
 
+class Store(Protocol):
+    """What is asked of the storage: see `reasonpix.remote.RemoteStorage`."""
+
+    def read(self, name: str) -> bytes:
+        """A file's content."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file."""
+
+    def upload(self, file: Path, name: str) -> None:
+        """Write a file of this machine."""
+
+    def download(self, name: str, file: Path) -> None:
+        """Fetch a file to this machine."""
+
+    def version(self, name: str) -> str | None:
+        """Another one whenever the file was written; None where there is none."""
+
+
 @contextmanager
-def writing(storage: RemoteStorage, every_s: float = _EVERY_S) -> Iterator[Path]:
+def writing(storage: Store, every_s: float = _EVERY_S) -> Iterator[Path]:
     """The copy for the process that holds the folder; stored every `every_s` and at the end."""
     try:
         own = storage.read(_ID)
@@ -80,7 +96,7 @@ def _push_often(copy: _Copy, ended: threading.Event, every_s: float) -> None:
 
 
 @contextmanager
-def reading(storage: RemoteStorage) -> Iterator[Path]:
+def reading(storage: Store) -> Iterator[Path]:
     """What this machine and the store know together; neither is written to."""
     try:
         copy = _Copy(storage, storage.read(_ID))
@@ -103,7 +119,7 @@ def reading(storage: RemoteStorage) -> Iterator[Path]:
 class _Copy:
     """This machine's copy of the ledger `own`."""
 
-    def __init__(self, storage: RemoteStorage, own: bytes) -> None:
+    def __init__(self, storage: Store, own: bytes) -> None:
         self._storage = storage
         which = hashlib.sha256(str(storage).encode() + b"\0" + own).hexdigest()[:16]
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"

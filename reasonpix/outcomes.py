@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from reasonpix import plugins
 from reasonpix.errors import RunError
@@ -250,6 +250,43 @@ def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
     return rejected
 
 
+class Ending(NamedTuple):
+    """Where and why a record ended; `status` is ok, and `stage` the last, when it did not."""
+
+    shard: Shard
+    record_id: str
+    status: Status
+    stage: str
+    reason: str
+
+
+def endings_of(
+    run: RunFolder, entries: Sequence[StageEntry], rejected: Verdicts
+) -> Iterator[Ending]:
+    """Every planned record, shard by shard; no output and no image is read."""
+    for shard in run.shards():
+        going: list[str] = []
+        for record_id, status, reason in run.ends("source", shard):
+            if status == "ok":
+                going.append(record_id)
+            else:
+                yield Ending(shard, record_id, status, "source", reason)
+        for entry in entries:
+            found = {row[0]: row for row in run.ends(entry.folder, shard)} if going else {}
+            against = rejected.get(entry.folder, {})
+            reached, going = going, []
+            for record_id in reached:
+                _, status, reason = found[record_id]
+                if status == "ok" and record_id in against:
+                    status, reason = "rejected", against[record_id]
+                if status == "ok":
+                    going.append(record_id)
+                else:
+                    yield Ending(shard, record_id, status, entry.stage, reason)
+        for record_id in going:
+            yield Ending(shard, record_id, "ok", entries[-1].stage, "")
+
+
 @dataclass(frozen=True)
 class Endings:
     """How many records each stage let through, in order, and why the others ended."""
@@ -273,33 +310,19 @@ class Endings:
 def endings(run: RunFolder) -> Endings:
     """The endings of all records, in one walk over the run that reads no more than it needs."""
     entries = read_stages(run)
-    rejected = verdicts(run, entries)
-    counts = {stage: Counter[str]() for stage in ("source", *(entry.stage for entry in entries))}
+    ended = Counter[tuple[str, Status]]()
     examples: dict[tuple[str, Status], str] = {}
-
-    def ends(stage: str, status: Status, reason: str) -> None:
-        counts[stage][status] += 1
-        if status != "ok":
-            examples.setdefault((stage, status), reason)
-
-    for shard in run.shards():
-        going: list[str] = []
-        for record_id, status, reason in run.ends("source", shard):
-            ends("source", status, reason)
-            if status == "ok":
-                going.append(record_id)
-        for entry in entries:
-            found = {row[0]: row for row in run.ends(entry.folder, shard)} if going else {}
-            against = rejected.get(entry.folder, {})
-            reached, going = going, []
-            for record_id in reached:
-                _, status, reason = found[record_id]
-                if status == "ok" and record_id in against:
-                    status, reason = "rejected", against[record_id]
-                ends(entry.stage, status, reason)
-                if status == "ok":
-                    going.append(record_id)
-    return Endings(list(counts.items()), examples)
+    for ending in endings_of(run, entries, verdicts(run, entries)):
+        ended[ending.stage, ending.status] += 1
+        if ending.status != "ok":
+            examples.setdefault((ending.stage, ending.status), ending.reason)
+    stages: list[tuple[str, Counter[str]]] = []
+    going = ended.total()
+    for stage in ("source", *(entry.stage for entry in entries)):
+        counts = Counter[str](rejected=ended[stage, "rejected"], failed=ended[stage, "failed"])
+        going -= counts.total()
+        stages.append((stage, counts + Counter(ok=going)))
+    return Endings(stages, examples)
 
 
 def funnel(run: RunFolder) -> list[tuple[str, Counter[str]]]:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.holder import Holder
-from reasonpix.storage import Storage
+from reasonpix.storage import LocalStorage, Storage
 
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
 _PACKAGES = {
@@ -342,6 +342,16 @@ class RemoteStorage(Storage):
     def _cause(self, error: Exception) -> Exception | None:
         """The error for the traceback, unless it tells a password."""
         return None if self._secret and self._secret in str(error) else error
+
+
+def open_storage(where: str | Path) -> Storage:
+    """The storage at a path of this machine, or at a URL that fsspec knows (`s3://bucket/run`)."""
+    url = str(where)
+    if "://" not in url:
+        return LocalStorage(Path(where))
+    if url.startswith("file://"):
+        return LocalStorage(Path(url.removeprefix("file://")))
+    return RemoteStorage(url)
 
 
 class _Journal:

@@ -19,8 +19,7 @@ from reasonpix.recall import StoredAnswers, remembering
 from reasonpix.run import Row, RunFolder, Shard
 from reasonpix.samples import Sample
 from reasonpix.slots import Component, Source
-from reasonpix.work import Components, Work, uses_of
-from reasonpix.work import _row as row_of
+from reasonpix.work import Components, Work, row_of, uses_of
 
 
 @dataclass(frozen=True)

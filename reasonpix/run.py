@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasonpix.errors import RunError
-from reasonpix.storage import open_storage
+from reasonpix.remote import open_storage
 
 Status = Literal["ok", "rejected", "failed"]
 
@@ -180,8 +181,9 @@ class RunFolder:
 
     def _table(self, name: str, columns: list[str]) -> pa.Table:
         try:
-            data = pa.BufferReader(self.storage.read(name))
-            table = pq.read_table(data, columns=columns)
+            file = pq.ParquetFile(pa.BufferReader(self.storage.read(name)))
+            # Threads are for larger files: they take longer to begin than these to be read.
+            table = file.read(columns, use_threads=False)
             if table.schema != pa.schema([_SCHEMA.field(column) for column in columns]):
                 raise pa.ArrowInvalid("it holds other columns")
         except (OSError, pa.ArrowException) as error:
@@ -196,6 +198,7 @@ class RunFolder:
     def reopen(self, stage: str, shard: Shard) -> None:
         """Take a shard for unfinished: what failed is computed again, the other rows are kept."""
         self.storage.rename(_path(stage, shard), _path(stage, shard, _PARTIAL))
+        self.note(stage=stage, shard=shard.name, reopened=True)
 
     def known(self, stage: str, shard: Shard) -> dict[str, Row]:
         """The rows that are kept of a shard that was reopened, by record id."""
@@ -222,8 +225,9 @@ class RunFolder:
     # -- The journal
 
     def note(self, **facts: Any) -> None:
-        """Append a line to the journal."""
-        self.storage.append("journal.jsonl", json.dumps(facts))
+        """Append a line to the journal, with the time."""
+        line = {**facts, "time": round(time.time(), 3)}
+        self.storage.append("journal.jsonl", json.dumps(line))
 
     def journal(self) -> Iterator[dict[str, Any]]:
         """The journal's lines; a torn last line is passed over."""

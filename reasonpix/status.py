@@ -143,6 +143,8 @@ class _Journal:
         for line in run.journal():
             if line.get("began"):
                 self._new.clear()
+            elif line.get("reopened"):
+                self._counts.pop((line["stage"], line["shard"]), None)
             elif "stage" in line:
                 stage, shard = line["stage"], line["shard"]
                 self._counts[stage, shard] = line

@@ -82,18 +82,6 @@ class Storage(ABC):
         return own in self.names(folder)
 
 
-def open_storage(where: str | Path) -> Storage:
-    """The storage at a path of this machine, or at a URL that fsspec knows (`s3://bucket/run`)."""
-    url = str(where)
-    if "://" not in url:
-        return LocalStorage(Path(where))
-    if url.startswith("file://"):
-        return LocalStorage(Path(url.removeprefix("file://")))
-    from reasonpix.remote import RemoteStorage
-
-    return RemoteStorage(url)
-
-
 def whoami() -> str:
     """This process, as another one would name it."""
     return f"process {os.getpid()} on {socket.gethostname()}"

@@ -1,53 +1,16 @@
-"""Single records of a run: how each ended, and the rows that the stages hold of some of them."""
+"""Single records of a run: the rows that the stages hold of them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from reasonpix.errors import RunError
-from reasonpix.outcomes import StageEntry, Verdicts, samples_reaching
-from reasonpix.run import Row, RunFolder, Shard, Status
+from reasonpix.outcomes import StageEntry, samples_reaching
+from reasonpix.run import Row, RunFolder, Shard
 from reasonpix.samples import Sample, Scores
 from reasonpix.slots import Source, SourceItem
-
-
-class Ending(NamedTuple):
-    """Where and why a record ended; `status` is ok, and `stage` the last, when it did not."""
-
-    shard: Shard
-    record_id: str
-    status: Status
-    stage: str
-    reason: str
-
-
-def endings_of(
-    run: RunFolder, entries: Sequence[StageEntry], rejected: Verdicts
-) -> Iterator[Ending]:
-    """Every planned record, shard by shard; no output and no image is read."""
-    for shard in run.shards():
-        going: list[str] = []
-        for record_id, status, reason in run.ends("source", shard):
-            if status == "ok":
-                going.append(record_id)
-            else:
-                yield Ending(shard, record_id, status, "source", reason)
-        for entry in entries:
-            found = {row[0]: row for row in run.ends(entry.folder, shard)} if going else {}
-            against = rejected.get(entry.folder, {})
-            reached, going = going, []
-            for record_id in reached:
-                _, status, reason = found[record_id]
-                if status == "ok" and record_id in against:
-                    status, reason = "rejected", against[record_id]
-                if status == "ok":
-                    going.append(record_id)
-                else:
-                    yield Ending(shard, record_id, status, entry.stage, reason)
-        for record_id in going:
-            yield Ending(shard, record_id, "ok", entries[-1].stage, "")
 
 
 @dataclass(frozen=True)

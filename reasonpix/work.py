@@ -247,7 +247,7 @@ class Work:
     ) -> Done:
         """Store the results of a shard: its file appears complete or not at all."""
         folder, started = self.stage.entry.folder, time.perf_counter()
-        rows = [_row(s.record_id, result) for s, result in zip(samples, results, strict=True)]
+        rows = [row_of(s.record_id, result) for s, result in zip(samples, results, strict=True)]
         self._run.write(folder, shard, rows)
         if shard.name in self._reopened:
             self._run.completed(folder, shard)
@@ -271,8 +271,8 @@ def forget_images(samples: Sequence[Sample]) -> None:
             sample.edited = None
 
 
-def _row(record_id: str, result: Any) -> Values:
-    """The values of a row."""
+def row_of(record_id: str, result: Any) -> Values:
+    """The values of the row that holds a result."""
     # By the class itself, and not by `isinstance` and `model_dump_json`: pydantic takes long there,
     # and with light components this is most of what a stage costs.
     kind = type(result)

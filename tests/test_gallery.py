@@ -14,10 +14,9 @@ from reasonpix.gallery import Tally, gallery
 from reasonpix.images import decode
 from reasonpix.ledger import Call, Ended, Ledger
 from reasonpix.llm import Completion, Conversation
-from reasonpix.outcomes import StageEntry, outcomes
+from reasonpix.outcomes import Ending, StageEntry, outcomes
 from reasonpix.recipe import load_recipe
 from reasonpix.run import Shard
-from reasonpix.traces import Ending
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 HOSTILE = """a <script>alert("x")</script> and a "quote' &amp; </div><img src=//evil.example>"""

@@ -15,7 +15,8 @@ from PIL import Image
 from reasonpix.engine import generate
 from reasonpix.errors import RunError
 from reasonpix.images import encode_png
-from reasonpix.lineage import Lineage, lineage, lines
+from reasonpix.lineage import Lineage, lineage
+from reasonpix.narrative import lines
 from reasonpix.outcomes import outcomes
 from reasonpix.recipe import load_recipe
 from reasonpix.replay import replay, replay_lines

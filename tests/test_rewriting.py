@@ -126,7 +126,7 @@ def recipe(tmp_path: Path, text: str = "", filters: str = "[{use: eq1, rank: 0.3
 
 
 def computed(run: RunFolder) -> list[str]:
-    return [line["stage"].rpartition("-")[0] for line in run.journal() if "stage" in line]
+    return [line["stage"].rpartition("-")[0] for line in run.journal() if "ok" in line]
 
 
 @pytest.mark.usefixtures("pairs")

@@ -134,7 +134,7 @@ def test_the_process_at_work_is_named(write_recipe: WriteRecipe, tmp_path: Path)
     run = generate(load_recipe(write_recipe()), tmp_path / "run")
     code = """if True:
         import sys
-        from reasonpix.storage import open_storage
+        from reasonpix.remote import open_storage
         with open_storage(sys.argv[1]).held():
             print("held", flush=True)
             sys.stdin.read()

@@ -13,8 +13,8 @@ import pytest
 from s3_server import BUCKET, s3_server
 
 from reasonpix.errors import RunError
-from reasonpix.remote import RemoteStorage
-from reasonpix.storage import LocalStorage, Storage, open_storage
+from reasonpix.remote import RemoteStorage, open_storage
+from reasonpix.storage import LocalStorage, Storage
 
 S3 = pytest.param(
     "s3",

@@ -131,7 +131,7 @@ def computed(run: RunFolder) -> Counter[str]:
     """How many records each stage computed, by the run's own journal."""
     counts = Counter[str]()
     for line in run.journal():
-        if "stage" in line:
+        if "ok" in line:
             records = line["ok"] + line["rejected"] + line["failed"]
             counts[line["stage"].rpartition("-")[0]] += records
     return counts
