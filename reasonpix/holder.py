@@ -70,6 +70,15 @@ class Holder:
                 f"sign of life for {self._stale_s:.0f} s; let that one go on"
             )
 
+    def other(self) -> str | None:
+        """The process that holds the folder, in words; None where none gives signs of life."""
+        other = self._read()
+        if other is None or time.time() - other["time"] > self._stale_s:
+            return None
+        if other["machine"] == _machine() and not _runs(other["pid"]):
+            return None
+        return str(other["who"])
+
     def let_go(self) -> None:
         """Leave the folder to others."""
         holder = self._read()

@@ -244,6 +244,10 @@ class RemoteStorage(Storage):
             with suppress(RunError):
                 holder.let_go()
 
+    def holder(self) -> str | None:
+        """Whoever gave a sign of life lately."""
+        return Holder(self, self._created, self.beat_s, self.stale_s).other()
+
     def _beat(self, holder: Holder, ended: threading.Event) -> None:
         while not ended.wait(self.beat_s):
             with suppress(RunError):  # the network may be away for a while

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from reasonpix.errors import RunError
 from reasonpix.listing import plan_of
 from reasonpix.outcomes import StageEntry, current_stages
 from reasonpix.pipeline import stages_of
@@ -54,7 +53,7 @@ class RunStatus:
         plan = self.plan
         more = "all of the source" if plan.complete else "the source may hold more"
         yield f"{self.run}: {plan.rows} records in {len(plan.shards)} shards, {more}"
-        yield self.holder or "nobody is at work in it"
+        yield f"{self.holder} is at work in it" if self.holder else "nobody is at work in it"
         yield ""
         yield f"{'':>22} {'shards':>8} {'':>8} {'':>8}   {'records':>8}"
         head = ("reused", "done", "to do")
@@ -130,7 +129,7 @@ def status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
         )
         if not entry.is_score:  # the filters score what reaches them, each by itself
             reaching = going
-    return RunStatus(str(run), plan, holder_of(run), stages, superseded(run))
+    return RunStatus(str(run), plan, run.storage.holder(), stages, superseded(run))
 
 
 class _Journal:
@@ -160,18 +159,6 @@ class _Journal:
         if (line := self._counts.get((stage, shard.name))) is not None:
             return Counter({status: line[status] for status in ("ok", "rejected", "failed")})
         return Counter(status for _, status, _ in self._run.ends(stage, shard))
-
-
-def holder_of(run: RunFolder) -> str | None:
-    """Who holds a run folder, in words, or None."""
-    try:
-        with run.storage.held():
-            return None
-    except RunError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and not isinstance(cause, BlockingIOError):
-            return f"who is at work in it cannot be told: {cause}"
-        return str(error)
 
 
 def superseded(run: RunFolder, entries: Sequence[StageEntry] | None = None) -> dict[str, int]:

@@ -7,10 +7,12 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from reasonpix.errors import RunError
 
@@ -71,6 +73,10 @@ class Storage(ABC):
 
         Raises `RunError` when another process holds it: two would pay for the same answers.
         """
+
+    @abstractmethod
+    def holder(self) -> str | None:
+        """The process that holds the folder, in words; None where none does."""
 
     @abstractmethod
     def tidy(self) -> None:
@@ -156,7 +162,9 @@ class LocalStorage(Storage):
             holder = path.open("a+", encoding="utf-8")
         with holder:
             try:
-                fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _locked(holder):
+                    time.sleep(0.1)  # somebody may be looking who holds it
+                    fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 holder.seek(0)
                 who = holder.read().strip() or "another process"
@@ -170,6 +178,18 @@ class LocalStorage(Storage):
             yield
             holder.truncate(0)
 
+    def holder(self) -> str | None:
+        """Whoever has the lock."""
+        try:
+            with (self.root / "holder").open(encoding="utf-8") as holder:
+                try:
+                    fcntl.flock(holder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return holder.read().strip() or "another process"
+        except FileNotFoundError:
+            pass
+        return None
+
     def tidy(self) -> None:
         """Drafts are known by their names."""
         for path in (self.root / "stages", *self.root.glob("stages/*"), self.root):
@@ -178,6 +198,14 @@ class LocalStorage(Storage):
                     shutil.rmtree(draft, ignore_errors=True)
                 else:
                     draft.unlink(missing_ok=True)
+
+
+def _locked(holder: TextIO) -> bool:
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_atomically(path: Path, data: bytes) -> None:

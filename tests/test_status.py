@@ -146,7 +146,7 @@ def test_the_process_at_work_is_named(write_recipe: WriteRecipe, tmp_path: Path)
         text=True,
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        assert f"in use by process {other.pid}" in (status(run).holder or "")
+        assert f"process {other.pid} on" in (status(run).holder or "")
         with pytest.raises(RunError, match=f"process {other.pid}"):
             clean(run, [])
         other.communicate()

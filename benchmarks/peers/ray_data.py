@@ -44,6 +44,7 @@ def stages(data: ray.data.Dataset, kind: str) -> ray.data.Dataset:
 
 def main(count: int, kind: str) -> None:
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
