@@ -33,7 +33,9 @@ from openai import OpenAI
 from reasonpix_openai import OpenAIOptions, OpenAIPlanner
 
 from reasonpix.ledger import Ledger
+from reasonpix.local import shards_at_once
 from reasonpix.records import EditPlan, ReplaceRequest
+from reasonpix.run import Shard
 from reasonpix.tasks import REPLACE
 
 ANSWER = {
@@ -130,10 +132,11 @@ def main() -> None:
             assert answer.choices[0].message.content
 
         def ours(asked: list[ReplaceRequest]) -> None:
-            size = 8 * args.concurrency
-            groups = [asked[start : start + size] for start in range(0, len(asked), size)]
-            with ThreadPoolExecutor(2) as workers:
-                for plans in workers.map(planner.replace, groups):
+            # As a run gives it: shards of the default size, several at once.
+            shard = Shard("", 32)
+            shards = [asked[start : start + 32] for start in range(0, len(asked), 32)]
+            with ThreadPoolExecutor(shards_at_once(args.concurrency, [shard])) as workers:
+                for plans in workers.map(planner.replace, shards):
                     assert all(isinstance(plan, EditPlan) for plan in plans)
 
         with ThreadPoolExecutor(args.concurrency) as threads:
