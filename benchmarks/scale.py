@@ -1,6 +1,6 @@
 """A run of 4,000 records and one of 400,000: memory, time, files, and going on after a kill.
 
-    python benchmarks/scale.py [--small 4000] [--large 400000] [--shard-size 1000] [--folder DIR]
+    python benchmarks/scale.py [--small 4000] [--large 400000] [--shard-size 250] [--folder DIR]
 
 All components are the fakes that ship with reasonpix, so that the run itself is what is measured.
 The large run is killed (SIGKILL) in the middle and started again; the seconds are those from the
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--small", type=int, default=4_000)
     parser.add_argument("--large", type=int, default=400_000)
-    parser.add_argument("--shard-size", type=int, default=1_000)
+    parser.add_argument("--shard-size", type=int, default=250)
     parser.add_argument("--folder", help="where the runs are; a temporary folder's by default")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:

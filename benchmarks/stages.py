@@ -38,6 +38,7 @@ PEERS = {
     "datasets.map": ("hf_datasets.py", 1 / 3),
     "datasets.map, untouched": ("hf_datasets.py untouched", None),
     "Data-Juicer": ("with_data_juicer.py", 5.0),
+    "Data-Juicer, bare": ("with_data_juicer.py bare", None),
     "distilabel": ("with_distilabel.py", 10.0),
     "Ray Data, tasks": ("ray_data.py tasks", None),
     "Ray Data, actors": ("ray_data.py actors", None),
@@ -105,30 +106,26 @@ def measured(command: list[str]) -> dict[str, Any]:
 
 def compare(python: Path, records: int, rounds: int, folder: str | None) -> None:
     scripts = Path(__file__).parent / "peers"
-    commands = {
-        name: [str(python), str(scripts / script), str(records), *arguments]
-        for name, ((script, *arguments), _) in (
-            (name, (words.split(), target)) for name, (words, target) in PEERS.items()
-        )
-    }
-    found: dict[str, list[dict[str, Any]]] = {"reasonpix": []}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("reasonpix", *PEERS)}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(dir=folder) as work:
             own = [sys.executable, __file__, "--own", work, "--records", str(records)]
             found["reasonpix"].append(measured(own))
-            for name, command in commands.items():
-                found.setdefault(name, []).append(measured(command))
+        for name, (words, _) in PEERS.items():
+            script, *arguments = words.split()
+            command = [str(python), str(scripts / script), str(records), *arguments]
+            found[name].append(measured(command))
     best = {name: max(f["records_per_s"] for f in facts) for name, facts in found.items()}
     print(f"{records} records, {STAGES} stages, the best of {rounds} rounds")
-    print(f"{'':>24} {'records/s':>9}  {'reasonpix is':>12}  {'wanted':>8}  settings")
+    print(f"{'':>23} {'records/s':>9}  ours is  {'wanted':>14}  settings")
     for name, facts in found.items():
         ratio = best["reasonpix"] / best[name]
-        target = PEERS.get(name, ("", None))[1]
-        reached = "" if target is None else "reached" if ratio >= target else "missed"
-        wanted = "" if target is None else f"{target:.2g} x"
-        version = f"{facts[0].get('version', '')} " if "version" in facts[0] else ""
-        settings = f"{reached:8}{version}{facts[0]['settings']}"
-        print(f"{name:>24} {best[name]:9}  {ratio:10.2f} x  {wanted:>8}  {settings}")
+        target = PEERS[name][1] if name in PEERS else None
+        wanted = ""
+        if target is not None:
+            wanted = f"{target:.2g}x {'reached' if ratio >= target else 'missed'}"
+        settings = f"{facts[0].get('version', '')} {facts[0]['settings']}".strip()
+        print(f"{name:>23} {best[name]:9} {ratio:7.2f}x  {wanted:>14}  {settings}")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -78,9 +79,15 @@ def opened(
 def _connected(address: str | None) -> Iterator[Any]:
     """Ray, connected, and quiet: its messages are in its own logs."""
     if address is None:
-        # Read when ray is imported: whether its processes listen to other machines.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    else:
+        address = _answering(address)
+    if address is None or address.startswith("127."):
+        # Read when ray is imported: otherwise its processes listen to other machines, and it takes
+        # another address of this machine for the loopback one.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    # No call that comes too late, from a thread, starts another cluster.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its core writes to the standard error, at least that it was told to write no more.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -91,11 +98,6 @@ def _connected(address: str | None) -> Iterator[Any]:
         raise RunError("--executor ray needs Ray: pip install 'reasonpix[ray]'") from error
     if ray.is_initialized():
         raise RunError("this process uses Ray already; call ray.shutdown() first")
-    if address and address.startswith("ray://"):
-        raise RunError(
-            f"{address} is for Ray's client; run reasonpix on a node of the cluster, with its "
-            "address as HOST:PORT, or auto"
-        )
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # What Ray has to say of workers that ended would go to the standard output all the same.
@@ -116,12 +118,34 @@ def _connected(address: str | None) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         what = str(error).strip().partition("\n")[0]
         raise RunError(
-            f"no Ray cluster at {address}: {what}" if address else f"Ray does not start: {what}"
+            f"{what}; it may ask for a token (set RAY_AUTH_MODE=token), or have another Ray"
+            if address
+            else f"Ray does not start: {what}"
         ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _answering(address: str) -> str:
+    """The address, if something answers there: Ray itself would try for minutes."""
+    if address == "auto":
+        return address
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise RunError(
+            f"{address} is no address of a Ray cluster; give the HOST:PORT of its head, or auto on "
+            "one of its nodes"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise RunError(
+            f"nothing answers at {address} ({error}); start the cluster there with `ray start "
+            "--head`, or leave --address out to use this machine alone"
+        ) from error
+    return address.replace("localhost:", "127.0.0.1:")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ is bounded, and with it memory.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -28,12 +29,15 @@ from reasonpix.resources import fit_here
 from reasonpix.run import RunFolder, Shard
 from reasonpix.samples import Sample
 from reasonpix.slots import Source
-from reasonpix.work import Components, Done, Work, decode_ahead, forget_images
+from reasonpix.work import Components, Done, Work, bytes_decoded, decode_ahead, forget_images
 
 _LOG = logging.getLogger(__name__)
 
 SHARDS_IN_THREADS = 64
 """Most shards that a stage has under way at once."""
+
+DECODED_BYTES = 2**30
+"""Images of the shards on their way, about; two shards are let on their way however large."""
 
 
 @dataclass
@@ -55,10 +59,14 @@ class Here:
 
     def __enter__(self) -> Self:
         """Itself."""
+        # Records are many, and no cycles: looking for these takes a third of a light run.
+        self._collected = gc.get_threshold()
+        gc.set_threshold(20_000, 20, 20)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close all components."""
+        gc.set_threshold(*self._collected)
         self._components.keep(())
 
     def fit(self, stages: Sequence[Stage]) -> bool:
@@ -110,10 +118,17 @@ class _Flow:
         self._shards = [shard for shard in shards if any(shard.name in names for names in todo)]
         self._left = len(self._shards)
         self._stopping = threading.Event()
+        self._changed = threading.Condition()
+        self._on_their_way = 0
+        sees_images = any(work.stage.sees_images for work in works)
+        self._largest: int | None = None if sees_images else 0
+        """Bytes of the decoded images of a shard, as far as is known."""
         self._queues = [SimpleQueue[_OnItsWay | None]() for _ in works]
         self._threads_of = [shards_at_once(work.concurrency, self._shards) for work in works]
-        self._room = threading.Semaphore(sum(self._threads_of) + 2)
-        self._decoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._most = sum(self._threads_of) + 2
+        self._images = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
+        # What is not stored takes memory: a stage that makes more has to wait.
+        self._waiting = [threading.Semaphore(count + 1) for count in self._threads_of]
         # One thread: the files of a shard appear in the order of its stages.
         self._committing = ThreadPoolExecutor(1, thread_name_prefix="commit")
         # Daemons: a second Ctrl-C does not wait for them.
@@ -141,21 +156,24 @@ class _Flow:
     def end(self) -> None:
         """Begin nothing new, and wait for what is at work."""
         self._stopping.set()
-        self._room.release()
+        with self._changed:
+            self._changed.notify()
         for queue, count in zip(self._queues, self._threads_of, strict=True):
             for _ in range(count):
                 queue.put(None)
         for thread in self._threads:
             thread.join()
-        self._decoding.shutdown()
         self._committing.shutdown()
+        self._images.shutdown()
         self._events.put(None)
 
     def _feed(self) -> None:
         if not self._shards:
             self._events.put(None)
         for shard in self._shards:
-            self._room.acquire()
+            with self._changed:
+                self._changed.wait_for(self._has_room)
+                self._on_their_way += 1
             if self._stopping.is_set():
                 return
             first = next(i for i, names in enumerate(self._todo) if shard.name in names)
@@ -167,18 +185,43 @@ class _Flow:
             self._committing.submit(self._guarded(self._leave))
             return
         if self._threads_of[number] > 1:
-            # Many shards wait here, and what answers them asks for words.
+            # Many shards wait where questions are answered, and these are asked in words.
             forget_images(moving.samples)
         elif self._works[number].stage.sees_images and moving.shard.name in self._todo[number]:
-            moving.decoded = self._decoding.submit(decode_ahead, moving.samples)
+            moving.decoded = self._images.submit(self._decode, moving)
         self._queues[number].put(moving)
 
-    def _finish(self, commit: Callable[[], Done]) -> None:
-        self._committing.submit(self._guarded(lambda: self._events.put(commit())))
+    def _decode(self, moving: _OnItsWay) -> None:
+        """Decode the images of a shard, and learn from it how many shards memory has room for."""
+        decode_ahead(moving.samples)
+        with self._changed:
+            self._largest = max(self._largest or 0, bytes_decoded(moving.samples))
+            self._changed.notify()
+
+    def _has_room(self) -> bool:
+        """Whether another shard may be on its way."""
+        if self._stopping.is_set() or self._on_their_way < 2:
+            return True
+        if self._largest is None:
+            return False  # what images take is known when the first are decoded
+        # A shard may come to hold twice its images: those that are edited, too.
+        most = DECODED_BYTES // (2 * self._largest) if self._largest else self._most
+        return self._on_their_way < min(most, self._most)
+
+    def _finish(self, commit: Callable[[], Done], waiting: threading.Semaphore) -> None:
+        def finish() -> None:
+            try:
+                self._events.put(commit())
+            finally:
+                waiting.release()
+
+        self._committing.submit(self._guarded(finish))
 
     def _leave(self) -> None:
         """A shard is through, and all of it is committed."""
-        self._room.release()
+        with self._changed:
+            self._on_their_way -= 1
+            self._changed.notify()
         self._left -= 1
         if not self._left:
             self._events.put(None)
@@ -193,7 +236,9 @@ class _Flow:
                 moving.samples = work.recall(shard, samples)
             else:
                 results, seconds = work.compute(shard, samples)
-                self._finish(partial(work.commit, shard, samples, results, seconds))
+                self._waiting[number].acquire()
+                commit = partial(work.commit, shard, samples, results, seconds, self._images)
+                self._finish(commit, self._waiting[number])
                 moving.samples = work.advance(samples, results)
             self._hand_on(number + 1, moving)
 

@@ -13,8 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic_core import to_json
@@ -179,6 +181,8 @@ class Work:
                 end = len(computed) + (self._largest or len(todo))
                 computed += self._batch(todo[len(computed) : end])
             seconds = time.perf_counter() - started
+        if not known:
+            return [*computed], seconds
         new = iter(computed)
         results: list[Result | Row] = [known.get(s.record_id) or next(new) for s in samples]
         return results, seconds
@@ -218,14 +222,14 @@ class Work:
             return list(samples)
         going = []
         for sample, result in zip(samples, results, strict=True):
+            if type(result) is Problem:
+                continue
             if isinstance(result, Row):
                 if result.status != "ok":
                     continue
                 sample.take_row(self.stage.name, result)
             elif isinstance(result, tuple):
                 sample.edited = result[1]
-            elif type(result) is Problem:
-                continue
             else:
                 sample.take(result)
             going.append(sample)
@@ -244,11 +248,20 @@ class Work:
         samples: Sequence[Sample],
         results: Sequence[Result | Row],
         seconds: float,
+        encoders: Executor | None = None,
     ) -> Done:
-        """Store the results of a shard: its file appears complete or not at all."""
+        """Store the results of a shard: its file appears complete or not at all.
+
+        Images that were made are encoded by `encoders`, where there are any.
+        """
         folder, started = self.stage.entry.folder, time.perf_counter()
-        rows = [row_of(s.record_id, result) for s, result in zip(samples, results, strict=True)]
+        each = encoders.map if encoders and any(type(it) is tuple for it in results) else map
+        rows = list(each(row_of, [sample.record_id for sample in samples], results))
         self._run.write(folder, shard, rows)
+        for sample, row in zip(samples, rows, strict=True):
+            if row[4] is not None:
+                # From now on it need not be kept decoded.
+                sample.load_edited = partial(bytes, row[4])
         if shard.name in self._reopened:
             self._run.completed(folder, shard)
         ends = Counter([row[1] for row in rows])
@@ -269,6 +282,12 @@ def forget_images(samples: Sequence[Sample]) -> None:
         sample.decoded = None
         if sample.load_edited is not None:
             sample.edited = None
+
+
+def bytes_decoded(samples: Sequence[Sample]) -> int:
+    """Memory that decoded images take."""
+    images = (image for sample in samples for image in (sample.decoded, sample.edited) if image)
+    return sum(3 * image.width * image.height for image in images)
 
 
 def row_of(record_id: str, result: Any) -> Values:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -70,8 +68,6 @@ class OddEditor(TrialEditor):
 def editors():
     return [OddEditor]
 '''
-SHARDS = ["calm", "dies-once", "hangs-once", "good", "fine", "hangs", "dies", "stops"]
-"""What the editor meets in each shard, as long as it is not told to be good."""
 PER_SHARD = 3
 LIGHT = {"num_cpus": 0.1}
 
@@ -91,15 +87,23 @@ class Place:
             **os.environ,
             "PYTHONPATH": os.pathsep.join((str(site), str(TRIAL))),
             "HOME": str(root),  # where Ray keeps the key of its clusters
+            "RAY_AUTH_MODE": "token",
         }
 
     def recipe(
-        self, shards: list[str], marks: Path | None = None, **resources: dict[str, object]
+        self,
+        shards: list[str],
+        marks: Path | None = None,
+        pause_s: float = 0,
+        **resources: dict[str, object],
     ) -> Path:
         """A recipe of `shards`, each a cue; `resources` of stages that take more than a little."""
         captions = [f"a {cue} and a bee" for cue in shards for _ in range(PER_SHARD)]
         stages = ("read", "caption", "extract", "ground", "plan", "edit", "score-no-op")
-        editor = {"use": "odd-editor", **({"marks": str(marks)} if marks else {})}
+        editor = {"use": "odd-editor", "pause_s": pause_s}
+        if marks:
+            marks.mkdir(exist_ok=True)
+            editor["marks"] = str(marks)
         recipe = {
             "shard_size": PER_SHARD,
             "source": {"use": "trial-source", "captions": captions},
@@ -138,37 +142,36 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("cluster"))
 
 
+HEAD = """
+import logging, sys
+import ray
+ray.init(
+    address="local", _node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=2,
+    object_store_memory=10**8, logging_level=logging.CRITICAL,
+)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(place: Place) -> Iterator[str]:
     """The address of a running cluster of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    head = (
-        "ray start --head --node-ip-address=127.0.0.1 --num-cpus=2 --include-dashboard=false "
-        f"--port={port} --object-store-memory=100000000 --disable-usage-stats --block"
-    )
-    ray = Path(sys.executable).with_name("ray")
-    environment = {
-        **place.environment,
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_AUTH_MODE": "disabled",
-    }
-    place.environment["RAY_AUTH_MODE"] = "disabled"
-    process = subprocess.Popen(
-        [ray, *head.split()[1:]],
-        env=environment,
-        stdout=subprocess.DEVNULL,
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        env={**place.environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-    )
-    yield f"127.0.0.1:{port}"
-    process.send_signal(signal.SIGTERM)
-    process.wait(30)
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
 
 
 def stored(out: Path) -> dict[str, bytes]:
     """What two runs of one recipe have in common, byte for byte."""
-    files = [out / "plan.json", out / "stages.json", *(out / "stages").rglob("*")]
+    files = [out / "plan.json", *(out / "stages").rglob("*")]
     return {str(path.relative_to(out)): path.read_bytes() for path in files if path.is_file()}
 
 
@@ -192,7 +195,6 @@ def test_a_cluster_gives_the_bytes_of_a_local_run_whatever_happens_to_its_worker
     status, told = place.run(place.recipe(shards), tmp_path / "local")
     assert status == 0, told
     out, marks = edited_no_more(tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
-    marks.mkdir()
     recipe = place.recipe(shards, marks, edit={"timeout_s": 4, "recycle_after": 2})
     status, told = place.run(recipe, out, "--executor", "ray", "--address", cluster)
     assert status == 0, told
@@ -219,7 +221,6 @@ def test_a_shard_that_hangs_or_kills_again_and_again_fails_with_a_reason(
     status, told = place.run(place.recipe(shards), tmp_path / "local")
     assert status == 0, told
     out, marks = edited_no_more(tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
-    marks.mkdir()
     recipe = place.recipe(shards, marks, edit={"timeout_s": 2})
     status, told = place.run(recipe, out, "--executor", "ray", "--address", cluster)
     assert status == 0, told
@@ -245,7 +246,6 @@ def test_an_error_of_a_component_stops_the_run_with_its_own_words(
     status, told = place.run(place.recipe(shards), tmp_path / "local")
     assert status == 0, told
     out, marks = edited_no_more(tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
-    marks.mkdir()
     recipe = place.recipe(shards, marks)
     status, told = place.run(recipe, out, "--executor", "ray", "--address", cluster)
     assert status == 1
@@ -318,12 +318,8 @@ def gone(pids: set[int], within_s: float) -> set[int]:
 
 
 def test_a_local_cluster_is_seen_by_nobody_and_leaves_nothing(place: Place, tmp_path: Path) -> None:
-    shards = ["calm", "good", "fine", "calm"]
-    status, told = place.run(place.recipe(shards), tmp_path / "local")
-    assert status == 0, told
     out, marks = tmp_path / "ray", tmp_path / "marks"
-    marks.mkdir()
-    recipe = place.recipe(shards, marks, edit={"pause_s": 1})
+    recipe = place.recipe(["calm", "good", "fine", "well"], marks, pause_s=0.5)
     process = place.start(recipe, out, "--executor", "ray")
     while not (marks / "calm").exists() and process.poll() is None:
         time.sleep(0.2)
@@ -338,5 +334,9 @@ def test_a_local_cluster_is_seen_by_nobody_and_leaves_nothing(place: Place, tmp_
     assert len(agents) <= 2 and not gone(family - agents, within_s=20)
     status, told = place.run(recipe, out, "--executor", "ray")
     assert status == 0, told
+    status, told = place.run(recipe, tmp_path / "local")
+    assert status == 0, told
     assert stored(out) == stored(tmp_path / "local")
+    for name in ("recipe.yaml", "stages.json"):
+        assert (out / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
     assert not gone(relatives(process.pid) - {process.pid}, within_s=5)
