@@ -79,7 +79,8 @@ def generate(
         source = open_source(recipe)
         opened.callback(source.close)
         wanted = rows_wanted(plan_of(recipe, run), limit, target_accepted)
-        _check_components(run, stages, wanted, max_cost)
+        anew = retry_failed or target_accepted is not None
+        _check_components(run, stages, wanted, anew, max_cost)
         opened.enter_context(run.storage.held())
         run.storage.tidy()
         listing = Listing(recipe, run, source)
@@ -89,6 +90,7 @@ def generate(
         run.note(began=True)
         if retry_failed:
             _reopen_failed(run, stages)
+        _reopen_followers(run, stages)
         if executor == "ray":
             from reasonpix import cluster
 
@@ -146,11 +148,14 @@ def _asks_llm(use: Use) -> bool:
 
 
 def _check_components(
-    run: RunFolder, stages: Sequence[Stage], wanted: float, max_cost: float | None
+    run: RunFolder, stages: Sequence[Stage], wanted: float, anew: bool, max_cost: float | None
 ) -> None:
-    """Let every component that has work to do say what it misses, before any of it begins."""
+    """Let every component that has work to do say what it misses, before any of it begins.
+
+    `anew` says that even those may have some whose shards are all finished.
+    """
     names: set[str] = set()
-    if run.is_planned:
+    if run.is_planned and not anew:
         plan = run.plan()
         if plan.complete or wanted <= plan.rows:
             names = {shard.name for shard in plan.shards}
@@ -170,44 +175,73 @@ def _plan_more(run: RunFolder, stages: Sequence[Stage], listing: Listing, wanted
     """Plan up to so many records. What follows a filter of the whole run is decided anew."""
     before = listing.plan.shards
     if before and not listing.plan.complete and wanted > listing.plan.rows:
-        _reopen_after_gates(run, stages, before)
+        _reopen_after_gates(run, stages, {shard.name for shard in before})
     return listing.extend(wanted)
 
 
 def _reopen_failed(run: RunFolder, stages: Sequence[Stage]) -> None:
-    """Take the shards for unfinished in which records failed, there and in all later stages."""
+    """Take the shards for unfinished in which records failed.
+
+    Other recipes may have stages in this folder that follow from the same results: these are
+    completed when their recipe is run again.
+    """
     shards = run.shards()
-    affected: dict[str, set[str]] = {}
-    failed: set[str] = set()
+    failed: dict[str, set[str]] = {}
+    for stage in stages:
+        folder = stage.entry.folder
+        done = run.done(folder)
+        failed[folder] = {
+            shard.name
+            for shard in shards
+            if shard.name in done
+            and any(status == "failed" for _, status, _ in run.ends(folder, shard))
+        }
+    names = set().union(*failed.values())
+    if names:
+        _reopen_after_gates(run, stages, {shard.name for shard in shards})
+        _reopen_others(run, stages, names)
+    for folder in reversed(failed):
+        _reopen(run, folder, failed[folder])
+
+
+def _reopen_after_gates(run: RunFolder, stages: Sequence[Stage], names: set[str]) -> None:
+    """Take shards for unfinished in all stages that follow a filter of the whole run.
+
+    What it rejects depends on the records that it measured; rows that are there are kept. Only
+    where instructions are rewritten (Part I) does anything follow a filter.
+    """
+    if any(stage.name == "rewrite" for stage in stages):
+        _reopen_others(run, [stage for stage in stages if not stage.gates], names)
+
+
+def _reopen_others(run: RunFolder, stages: Sequence[Stage], names: set[str]) -> None:
+    """Take shards for unfinished in all stage folders but those of `stages` and the source."""
+    kept = {"source", *(stage.entry.folder for stage in stages)}
+    for folder in reversed(run.storage.folders("stages")):
+        if folder not in kept:
+            _reopen(run, folder, names)
+
+
+def _reopen_followers(run: RunFolder, stages: Sequence[Stage]) -> None:
+    """Take those shards for unfinished that follow from one that is to be computed.
+
+    So it is when a file was deleted, or a commit failed: what is computed now may let other
+    records through than before.
+    """
+    names = {shard.name for shard in run.shards()}
+    todo: dict[str, set[str]] = {}
     for stage in stages:
         done = run.done(stage.entry.folder)
-        for shard in shards:
-            if shard.name in done and shard.name not in failed:
-                ends = run.ends(stage.entry.folder, shard)
-                if any(status == "failed" for _, status, _ in ends):
-                    failed.add(shard.name)
-        affected[stage.name] = failed & done
-    if failed:
-        _reopen_after_gates(run, stages, shards)
-    # The last stage first: whatever is cut off here leaves no later stage that counts as finished.
-    for stage in reversed(stages):
-        reopened = run.reopened(stage.entry.folder)
-        for shard in shards:
-            if shard.name in affected[stage.name] - reopened:
-                run.reopen(stage.entry.folder, shard)
+        due = set().union(*(todo[entry.folder] for entry in stage.follows)) & done
+        _reopen(run, stage.entry.folder, due)
+        todo[stage.entry.folder] = names - done | due
 
 
-def _reopen_after_gates(run: RunFolder, stages: Sequence[Stage], shards: Sequence[Shard]) -> None:
-    """Take all shards for unfinished of the stages that follow a filter of the whole run.
-
-    What it rejects depends on the records that it measured; rows that are there are kept.
-    """
-    for stage in reversed(stages):
-        if stage.gates:
-            done = run.done(stage.entry.folder)
-            for shard in shards:
-                if shard.name in done:
-                    run.reopen(stage.entry.folder, shard)
+def _reopen(run: RunFolder, folder: str, names: set[str]) -> None:
+    done = run.done(folder)
+    for shard in run.shards():
+        if shard.name in names & done:
+            run.reopen(folder, shard)
 
 
 def _groups(

@@ -18,12 +18,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Self
 
 from reasonpix.ledger import Ledger
+from reasonpix.outcomes import Verdicts, verdicts
 from reasonpix.pipeline import Stage
 from reasonpix.resources import fit_here
 from reasonpix.run import RunFolder, Shard
@@ -37,7 +39,7 @@ SHARDS_IN_THREADS = 64
 """Most shards that a stage has under way at once."""
 
 DECODED_BYTES = 2**30
-"""Images of the shards on their way, about; two shards are let on their way however large."""
+"""Decoded images on their way, beyond which none are decoded ahead, and none are kept."""
 
 
 @dataclass
@@ -87,9 +89,18 @@ class Here:
         """
         self._components.keep(stages)
         busy = [(stage, names) for stage, names in zip(stages, todo, strict=True) if names]
-        works = [Work(self._run, stage, self._source, self._components) for stage, _ in busy]
+        # Once for all that follow the same filters: it takes a walk over all scores of these.
+        rejected: dict[int, Verdicts] = {}
+        for stage, _ in busy:
+            if len(stage.gates) not in rejected:
+                rejected[len(stage.gates)] = verdicts(self._run, stage.gates)
+        works = [
+            Work(self._run, stage, self._source, self._components, rejected[len(stage.gates)])
+            for stage, _ in busy
+        ]
         flow = _Flow(works, [names for _, names in busy], shards)
         try:
+            flow.begin()
             for event in flow.events():
                 if isinstance(event, BaseException):
                     raise event
@@ -97,11 +108,14 @@ class Here:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 _LOG.info("stopping: what is at work is finished first")
-            self._components.stop()
-            flow.end()
+            try:
+                self._components.stop()
+            finally:
+                flow.end()
             for event in flow.events():
                 if isinstance(event, Done):
-                    report(event)
+                    with suppress(Exception):  # what stopped the run counts
+                        report(event)
             raise
         flow.end()
 
@@ -118,14 +132,13 @@ class _Flow:
         self._shards = [shard for shard in shards if any(shard.name in names for names in todo)]
         self._left = len(self._shards)
         self._stopping = threading.Event()
-        self._changed = threading.Condition()
-        self._on_their_way = 0
-        sees_images = any(work.stage.sees_images for work in works)
-        self._largest: int | None = None if sees_images else 0
-        """Bytes of the decoded images of a shard, as far as is known."""
+        self._decoded: dict[str, int] = {}
+        """Bytes of the decoded images of shards on their way."""
+        self._is_broken = False
+        """Whether a commit failed."""
         self._queues = [SimpleQueue[_OnItsWay | None]() for _ in works]
         self._threads_of = [shards_at_once(work.concurrency, self._shards) for work in works]
-        self._most = sum(self._threads_of) + 2
+        self._room = threading.Semaphore(sum(self._threads_of) + 2)
         self._images = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
         # What is not stored takes memory: a stage that makes more has to wait.
         self._waiting = [threading.Semaphore(count + 1) for count in self._threads_of]
@@ -136,6 +149,9 @@ class _Flow:
         for number, count in enumerate(self._threads_of):
             work = self._guarded(partial(self._work, number))
             self._threads += [threading.Thread(target=work, daemon=True) for _ in range(count)]
+
+    def begin(self) -> None:
+        """Start all threads."""
         for thread in self._threads:
             thread.start()
 
@@ -156,13 +172,13 @@ class _Flow:
     def end(self) -> None:
         """Begin nothing new, and wait for what is at work."""
         self._stopping.set()
-        with self._changed:
-            self._changed.notify()
+        self._room.release()
         for queue, count in zip(self._queues, self._threads_of, strict=True):
             for _ in range(count):
                 queue.put(None)
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
         self._committing.shutdown()
         self._images.shutdown()
         self._events.put(None)
@@ -171,9 +187,7 @@ class _Flow:
         if not self._shards:
             self._events.put(None)
         for shard in self._shards:
-            with self._changed:
-                self._changed.wait_for(self._has_room)
-                self._on_their_way += 1
+            self._room.acquire()
             if self._stopping.is_set():
                 return
             first = next(i for i, names in enumerate(self._todo) if shard.name in names)
@@ -182,46 +196,47 @@ class _Flow:
     def _hand_on(self, number: int, moving: _OnItsWay) -> None:
         """To the stage of that number, with its images decoded ahead; or out of the flow."""
         if number == len(self._works):
-            self._committing.submit(self._guarded(self._leave))
+            self._committing.submit(self._guarded(partial(self._leave, moving.shard)))
             return
-        if self._threads_of[number] > 1:
+        name = moving.shard.name
+        if name in self._decoded:
+            self._decoded[name] = bytes_decoded(moving.samples)
             # Many shards wait where questions are answered, and these are asked in words.
-            forget_images(moving.samples)
-        elif self._works[number].stage.sees_images and moving.shard.name in self._todo[number]:
+            if self._is_full() or self._threads_of[number] > 1:
+                self._forget(moving)
+        if self._works[number].stage.sees_images and name in self._todo[number]:
             moving.decoded = self._images.submit(self._decode, moving)
         self._queues[number].put(moving)
 
     def _decode(self, moving: _OnItsWay) -> None:
-        """Decode the images of a shard, and learn from it how many shards memory has room for."""
-        decode_ahead(moving.samples)
-        with self._changed:
-            self._largest = max(self._largest or 0, bytes_decoded(moving.samples))
-            self._changed.notify()
+        """Decode the images of a shard, unless so many are that the stage has to do it."""
+        if not self._is_full():
+            decode_ahead(moving.samples)
+            self._decoded[moving.shard.name] = bytes_decoded(moving.samples)
 
-    def _has_room(self) -> bool:
-        """Whether another shard may be on its way."""
-        if self._stopping.is_set() or self._on_their_way < 2:
-            return True
-        if self._largest is None:
-            return False  # what images take is known when the first are decoded
-        # A shard may come to hold twice its images: those that are edited, too.
-        most = DECODED_BYTES // (2 * self._largest) if self._largest else self._most
-        return self._on_their_way < min(most, self._most)
+    def _is_full(self) -> bool:
+        return sum(list(self._decoded.values())) > DECODED_BYTES
 
-    def _finish(self, commit: Callable[[], Done], waiting: threading.Semaphore) -> None:
-        def finish() -> None:
-            try:
-                self._events.put(commit())
-            finally:
-                waiting.release()
+    def _forget(self, moving: _OnItsWay) -> None:
+        forget_images(moving.samples)
+        self._decoded[moving.shard.name] = bytes_decoded(moving.samples)
 
-        self._committing.submit(self._guarded(finish))
+    def _commit(self, unit: Callable[[], Done], number: int, moving: _OnItsWay) -> None:
+        """Store a unit. After one that failed none is: a later stage would count as finished."""
+        try:
+            if not self._is_broken:
+                self._is_broken = True
+                self._events.put(unit())
+                self._is_broken = False
+        finally:
+            self._waiting[number].release()
+        if self._is_full():
+            self._forget(moving)
 
-    def _leave(self) -> None:
+    def _leave(self, shard: Shard) -> None:
         """A shard is through, and all of it is committed."""
-        with self._changed:
-            self._on_their_way -= 1
-            self._changed.notify()
+        self._decoded.pop(shard.name, None)
+        self._room.release()
         self._left -= 1
         if not self._left:
             self._events.put(None)
@@ -232,13 +247,12 @@ class _Flow:
             shard, samples = moving.shard, moving.samples
             if moving.decoded is not None:
                 moving.decoded.result()
-            if shard.name not in todo:
-                moving.samples = work.recall(shard, samples)
-            else:
+            # A filter may have been done before; it changes nothing for those after it.
+            if shard.name in todo:
                 results, seconds = work.compute(shard, samples)
                 self._waiting[number].acquire()
-                commit = partial(work.commit, shard, samples, results, seconds, self._images)
-                self._finish(commit, self._waiting[number])
+                unit = partial(work.commit, shard, samples, results, seconds, self._images)
+                self._committing.submit(self._guarded(partial(self._commit, unit, number, moving)))
                 moving.samples = work.advance(samples, results)
             self._hand_on(number + 1, moving)
 

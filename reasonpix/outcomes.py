@@ -103,12 +103,22 @@ def samples_reaching(
             continue
         sample = _sample(planned, source)
         for entry in earlier:
-            row = rows[entry.folder][planned.record_id]
+            row = rows[entry.folder].get(planned.record_id)
+            if row is None:
+                raise _missing(run, entry, shard, planned.record_id)
             if row.status != "ok" or planned.record_id in verdicts.get(entry.folder, ()):
                 break
             sample.take_row(entry.stage, row)
         else:
             yield sample
+
+
+def _missing(run: RunFolder, entry: StageEntry, shard: Shard, record_id: str) -> RunError:
+    """A stage lacks a record that reaches it: the stages before it were computed anew."""
+    return RunError(
+        f"{run}/stages/{entry.folder}/{shard.name}.parquet lacks record {record_id}; "
+        "delete it and run `reasonpix generate` again"
+    )
 
 
 def _by_id(rows: Sequence[Row]) -> dict[str, Row]:
@@ -135,7 +145,7 @@ def outcomes(run: RunFolder) -> Iterator[Outcome]:
         for shard in run.shards():
             rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in entries}
             for planned in run.read("source", shard):
-                yield _outcome(planned, entries, rows, rejected, source)
+                yield _outcome(run, shard, planned, entries, rows, rejected, source)
     finally:
         source.close()
 
@@ -151,6 +161,8 @@ def source_of(run: RunFolder) -> Source[Any]:
 
 
 def _outcome(
+    run: RunFolder,
+    shard: Shard,
     planned: Row,
     entries: Sequence[StageEntry],
     rows: Mapping[str, Mapping[str, Row]],
@@ -165,7 +177,9 @@ def _outcome(
     for entry in entries:
         row = rows[entry.folder].get(planned.record_id)
         if row is None:
-            break  # it had ended before
+            if ended[0] == "ok":
+                raise _missing(run, entry, shard, planned.record_id)
+            break
         if row.status != "ok":
             if ended[0] == "ok":
                 ended = (row.status, entry.stage, row.reason)
@@ -243,7 +257,17 @@ def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
     rejected: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry.is_score:
-            reasons = scorer_of(entry).reject(scores_of(run, entry))
+            name, table = entry.component["use"], scores_of(run, entry)
+            try:
+                reasons = scorer_of(entry).reject(table)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                what = f"{type(error).__name__}: {error}"
+                raise RunError(f"filter {name!r} cannot decide: {what}") from error
+            if len(reasons) != len(table):
+                raise RunError(
+                    f"filter {name!r} gave {len(reasons)} verdicts on {len(table)} records; "
+                    "a filter gives one for each, in the same order"
+                )
             # The files are read once more rather than all their ids kept.
             by_id = zip(_measured(run, entry), reasons, strict=True)
             rejected[entry.folder] = {record_id: why for (record_id, _), why in by_id if why}
@@ -276,6 +300,8 @@ def endings_of(
             against = rejected.get(entry.folder, {})
             reached, going = going, []
             for record_id in reached:
+                if record_id not in found:
+                    raise _missing(run, entry, shard, record_id)
                 _, status, reason = found[record_id]
                 if status == "ok" and record_id in against:
                     status, reason = "rejected", against[record_id]

@@ -262,6 +262,11 @@ class Resolvable(Scorer[ResolvableOptions]):
     uses: ClassVar[frozenset[str]] = frozenset({"reader"})
     sees: ClassVar[frozenset[str]] = frozenset({"selected", "target", "instruction"})
 
+    @property
+    def concurrency(self) -> int:
+        """More than any reader's: how many are under way is for that to say."""
+        return 1_000_000
+
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:

@@ -188,9 +188,9 @@ class RunFolder:
                 raise pa.ArrowInvalid("it holds other columns")
         except (OSError, pa.ArrowException) as error:
             what = " ".join(str(error).split())
-            raise RunError(
-                f"{self}/{name} cannot be read: {what}; delete it and run again"
-            ) from error
+            source = name.startswith("stages/source/")
+            mend = "start a new run" if source else "delete it and run again"
+            raise RunError(f"{self}/{name} cannot be read: {what}; {mend}") from error
         return table
 
     # -- Shards to be completed
@@ -216,7 +216,10 @@ class RunFolder:
         """The names of the shards of `stage` that were reopened and not completed."""
         names = self.storage.names(f"stages/{stage}")
         end = _PARTIAL + _SUFFIX
-        return {name.removesuffix(end) for name in names if name.endswith(end)}
+        # Where a killed process left both, the finished one counts.
+        whole = set(names)
+        stems = {name.removesuffix(end) for name in names if name.endswith(end)}
+        return {stem for stem in stems if stem + _SUFFIX not in whole}
 
     def completed(self, stage: str, shard: Shard) -> None:
         """Let go of the kept rows: the shard is finished again."""

@@ -108,12 +108,13 @@ class Sample:
 
     def image(self) -> Image.Image:
         """The input image, RGB, the caller's own."""
-        return decode(self.load()) if self.decoded is None else self.decoded.copy()
+        decoded = self.decoded  # it may be let go of at any time
+        return decode(self.load()) if decoded is None else decoded.copy()
 
     def edited_image(self) -> Image.Image:
         """The edited image, RGB, the caller's own."""
-        if self.edited is not None:
-            return self.edited.copy()
+        if (edited := self.edited) is not None:
+            return edited.copy()
         assert self.load_edited is not None
         return decode(self.load_edited())
 

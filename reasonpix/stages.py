@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL.Image import Image
+from pydantic_core import to_json
 
 from reasonpix.errors import RunError
 from reasonpix.images import UndecodableImage
@@ -16,6 +17,8 @@ from reasonpix.records import (
     Caption,
     Choice,
     EditPlan,
+    Entity,
+    Grounding,
     Problem,
     Record,
     ReplaceRequest,
@@ -53,14 +56,41 @@ Result = Record | tuple[Record, Image] | Problem
 T = TypeVar("T")
 
 
-def _each(component: Component[Any], answers: Sequence[T], asked: Sequence[Any]) -> Sequence[T]:
-    """The answers, one for each thing asked. Raises `RunError`: they could not be told apart."""
+def _each(
+    component: Component[Any], answers: Sequence[T | Problem], asked: Sequence[Any], kind: type
+) -> Sequence[T | Problem]:
+    """The answers, one for each thing asked; what is no `kind`, or several, becomes a problem.
+
+    Raises `RunError` when there are too many or too few: they could not be told apart.
+    """
     if len(answers) != len(asked):
         raise RunError(
             f"{component.name!r} gave {len(answers)} results for a batch of {len(asked)}; "
             "a component gives one for each item, in the same order"
         )
-    return answers
+    return [_checked(component, answer, kind) for answer in answers]
+
+
+def _checked(component: Component[Any], answer: Any, kind: type) -> Any:
+    if isinstance(answer, Problem):
+        return Problem(status=answer.status, reason=answer.reason)
+    parts = answer if isinstance(answer, tuple) else (answer,)
+    if not all(isinstance(part, kind) for part in parts):
+        what = f"{component.name!r} gave {type(answer).__name__} where {kind.__name__} is due"
+        return Problem(status="failed", reason=what)
+    try:
+        if kind is Image:
+            answer.load()  # it may be read from a file that is torn
+        else:
+            to_json(parts)  # the file must take it
+    except Exception as error:
+        what = f"{component.name!r} gave what cannot be stored: {type(error).__name__}: {error}"
+        return Problem(status="failed", reason=what)
+    if any(type(part) is not kind for part in parts) and issubclass(kind, Record):
+        # What a class of the component's own adds would be lost on the way.
+        parts = tuple(kind.model_validate(part.model_dump()) for part in parts)
+        return parts if isinstance(answer, tuple) else parts[0]
+    return answer
 
 
 def read(samples: Sequence[Sample], source: Source[Any]) -> list[Result]:
@@ -85,7 +115,9 @@ def read(samples: Sequence[Sample], source: Source[Any]) -> list[Result]:
 def caption(samples: Sequence[Sample], captioner: Captioner[Any] | None) -> list[Result]:
     """C: what the image shows, by the captioner or, without one, as the source gives it."""
     if captioner is not None:
-        return list(_each(captioner, captioner.caption([s.image() for s in samples]), samples))
+        return list(
+            _each(captioner, captioner.caption([s.image() for s in samples]), samples, Caption)
+        )
     results: list[Result] = []
     for sample in samples:
         item = sample.item
@@ -104,7 +136,7 @@ def extract(samples: Sequence[Sample], extractor: EntityExtractor[Any]) -> list[
     """y_1 … y_i = S(C), Eq. 4."""
     captions = [sample.caption for sample in samples if sample.caption]
     results: list[Result] = []
-    answers = _each(extractor, extractor.extract(captions), captions)
+    answers = _each(extractor, extractor.extract(captions), captions, Entity)
     for text, found in zip(captions, answers, strict=True):
         if isinstance(found, Problem):
             results.append(found)
@@ -120,7 +152,9 @@ def ground(samples: Sequence[Sample], grounder: Grounder[Any]) -> list[Result]:
     categories = [[entity.category for entity in sample.entities] for sample in samples]
     results: list[Result] = []
     found = grounder.ground([sample.image() for sample in samples], categories)
-    for asked, answer in zip(categories, _each(grounder, found, categories), strict=True):
+    for asked, answer in zip(
+        categories, _each(grounder, found, categories, Grounding), strict=True
+    ):
         if isinstance(answer, Problem):
             results.append(answer)
         elif all(grounding.box is None for grounding in answer):
@@ -143,7 +177,7 @@ def plan(samples: Sequence[Sample], planner: Planner[Any], run_seed: int) -> lis
         for sample in samples
     ]
     results: list[Result] = []
-    answers = _each(planner, planner.replace(requests), requests)
+    answers = _each(planner, planner.replace(requests), requests, EditPlan)
     for request, answer in zip(requests, answers, strict=True):
         if isinstance(answer, EditPlan) and answer.selected not in request.categories:
             answer = Problem(
@@ -166,7 +200,7 @@ def rewrite(
         for sample in samples
         for number in range(candidates)
     ]
-    answers = _each(planner, planner.rewrite(requests), requests)
+    answers = _each(planner, planner.rewrite(requests), requests, Rewriting)
     results: list[Result] = []
     for start in range(0, len(answers), candidates):
         given = answers[start : start + candidates]
@@ -207,7 +241,7 @@ def select(
             )
             for turn, order in enumerate(shown[-1])
         ]
-    answers = iter(_each(planner, planner.select(requests), requests))
+    answers = iter(_each(planner, planner.select(requests), requests, Choice))
     return [_selection(orders, [next(answers) for _ in orders]) for orders in shown]
 
 
@@ -268,7 +302,7 @@ def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[
         if sample.plan
     ]
     results: list[Result] = []
-    answers = _each(editor, editor.edit(requests), requests)
+    answers = _each(editor, editor.edit(requests), requests, Image)
     for request, answer in zip(requests, answers, strict=True):
         if isinstance(answer, Problem):
             results.append(answer)
@@ -294,7 +328,7 @@ def score(
 ) -> list[Result]:
     """What a scorer measures of each edit."""
     edits = [_edit(sample, run_seed) for sample in samples]
-    return [_scores(values) for values in _each(scorer, scorer.score(edits, pipeline), edits)]
+    return [_scores(values) for values in _each(scorer, scorer.score(edits, pipeline), edits, dict)]
 
 
 def _edit(sample: Sample, run_seed: int) -> Edit:

@@ -97,11 +97,13 @@ class LocalStorage(Storage):
     """A folder of this machine."""
 
     def __init__(self, root: Path) -> None:
-        self.local = self.root = root
+        self._shown = root
+        # Whoever changes the working folder does not move it.
+        self.local = self.root = root.absolute()
 
     def __str__(self) -> str:
-        """Its path."""
-        return str(self.root)
+        """Its path, as it was given."""
+        return str(self._shown)
 
     def read(self, name: str) -> bytes:
         """A file's content."""
@@ -169,7 +171,7 @@ class LocalStorage(Storage):
                 holder.seek(0)
                 who = holder.read().strip() or "another process"
                 raise RunError(
-                    f"{self.root} is in use by {who}; wait for it, or stop it first"
+                    f"{self} is in use by {who}; wait for it, or stop it first"
                 ) from error
             with _explained(path):
                 holder.truncate(0)

@@ -23,9 +23,9 @@ from pydantic_core import to_json
 
 from reasonpix import plugins
 from reasonpix.errors import InvalidBox, ReasonpixError, RunError
-from reasonpix.images import UndecodableImage, encode_png
+from reasonpix.images import encode_png
 from reasonpix.ledger import Ledger
-from reasonpix.outcomes import samples_reaching, verdicts
+from reasonpix.outcomes import Verdicts, samples_reaching, verdicts
 from reasonpix.pipeline import Stage
 from reasonpix.planning import LLMPlanner
 from reasonpix.recipe import Use
@@ -111,7 +111,8 @@ def uses_of(stage: Stage) -> list[Use]:
 
 
 def _key(use: Use) -> tuple[str, ...]:
-    return use.slot, use.name, use.options.model_dump_json()
+    slot = "planner" if use.slot == "reader" else use.slot
+    return slot, use.name, use.options.model_dump_json()
 
 
 def _check_prompt(planner: LLMPlanner[Any], use: Use, stage: Stage) -> None:
@@ -133,13 +134,18 @@ class Work:
     """A stage of a run with its components loaded, ready for shards."""
 
     def __init__(
-        self, run: RunFolder, stage: Stage, source: Source[Any], components: Components
+        self,
+        run: RunFolder,
+        stage: Stage,
+        source: Source[Any],
+        components: Components,
+        rejected: Verdicts | None = None,
     ) -> None:
         self.stage = stage
         self._run = run
         self._source = source
         self._parts, self._locks = components.of(stage)
-        self._rejected = verdicts(run, stage.follows)
+        self._rejected = verdicts(run, stage.gates) if rejected is None else rejected
         self._reopened = run.reopened(stage.entry.folder)
         self._largest: int | None = None
         """The most samples that memory was found to hold at once."""
@@ -147,7 +153,8 @@ class Work:
     @property
     def concurrency(self) -> int:
         """How many items its components can have under way at once."""
-        return max(component.concurrency for component in self._parts.values())
+        parts = [part for slot, part in self._parts.items() if slot != "source"]
+        return min((part.concurrency for part in parts), default=1)
 
     def do(self, shard: Shard) -> Done:
         """Compute a shard from what is in the run folder, and commit it."""
@@ -235,13 +242,6 @@ class Work:
             going.append(sample)
         return going
 
-    def recall(self, shard: Shard, samples: Sequence[Sample]) -> list[Sample]:
-        """`advance`, for a shard that this stage had finished before."""
-        if self.stage.entry.is_score:
-            return list(samples)
-        rows = {row.record_id: row for row in self._run.read(self.stage.entry.folder, shard)}
-        return self.advance(samples, [rows[sample.record_id] for sample in samples])
-
     def commit(
         self,
         shard: Shard,
@@ -272,7 +272,7 @@ class Work:
 def decode_ahead(samples: Sequence[Sample]) -> None:
     """Decode the images of samples; what is wrong with one is told by the stage that needs it."""
     for sample in samples:
-        with suppress(UndecodableImage, OSError):
+        with suppress(Exception):
             sample.decode()
 
 
@@ -298,7 +298,9 @@ def row_of(record_id: str, result: Any) -> Values:
     if kind is Row:
         return result  # type: ignore[no-any-return]
     if kind is Problem:
-        return record_id, result.status, result.reason, "", None
+        # What a component raised may hold halves of characters, which no file can.
+        reason = result.reason.encode("utf-8", "backslashreplace").decode()
+        return record_id, result.status, reason, "", None
     if kind is tuple:
         output, image = result
         return record_id, "ok", "", to_json(output).decode(), encode_png(image)

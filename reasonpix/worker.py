@@ -88,7 +88,7 @@ class Worker:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._folder = order.entries[-1].folder
-        self._beginning = threading.Lock()
+        self._beginning, self._stopping = threading.Lock(), threading.Lock()
         self._ready = False
         self._first: str | None = None
         self._begun = 0
@@ -107,9 +107,12 @@ class Worker:
                     told = desk.tell.remote(self._done(Shard(name, rows)))
         except ReasonpixError as error:
             kind = next(k for k in type(error).__mro__ if k.__module__ == ReasonpixError.__module__)
-            ray.get(desk.tell.remote(Stopped(kind, str(error))))
             if self._ready:
-                self._components.stop()
+                # All threads wait for it: when one has told, this process is ended, and with it
+                # the answers that are under way and paid for.
+                with self._stopping:
+                    self._components.stop()
+            ray.get(desk.tell.remote(Stopped(kind, str(error))))
             raise
         if told is not None:
             ray.get(told)  # and with it all before

@@ -21,8 +21,10 @@ pytest.importorskip("ray", reason="the extra reasonpix[ray] is not installed")
 ODD = '''
 """An editor that misbehaves where the options name a folder for its marks."""
 
+import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -32,6 +34,8 @@ from reasonpix_trial import TrialEditor, TrialOptions
 
 from reasonpix.errors import WeightsError
 from reasonpix.hookspecs import hookimpl
+from reasonpix.llm import Completion
+from reasonpix.planning import LLMPlanner, LLMPlannerOptions
 from reasonpix.slots import Options
 
 
@@ -64,9 +68,42 @@ class OddEditor(TrialEditor):
             raise WeightsError("the weights went away")
 
 
+class ParrotOptions(LLMPlannerOptions):
+    neutral: ClassVar[frozenset[str]] = LLMPlannerOptions.neutral | {"log"}
+
+    log: Path = Field(description="Where it notes what happened")
+
+
+class Parrot(LLMPlanner[ParrotOptions]):
+    name: ClassVar[str] = "odd-parrot"
+    Options: ClassVar[type[Options]] = ParrotOptions
+    longest_answer = 30
+    concurrency = 4
+    busy = 0
+    lock = threading.Lock()
+
+    def complete(self, conversations):
+        with self.lock:
+            Parrot.busy += len(conversations)
+            note = f"{os.getpid()} {os.environ['PARROT_KEY']} {Parrot.busy}\\n"
+            with self.options.log.open("a") as log:
+                log.write(note)
+        time.sleep(0.1)
+        with self.lock:
+            Parrot.busy -= len(conversations)
+        answer = {"selected": "bee", "target": "pear", "instruction": "Something sweet, please.",
+                  "selected_synonyms": [], "target_synonyms": []}
+        return [Completion(json.dumps(answer), 1000, 20) for _ in conversations]
+
+
 @hookimpl
 def editors():
     return [OddEditor]
+
+
+@hookimpl
+def planners():
+    return [Parrot]
 '''
 PER_SHARD = 3
 LIGHT = {"num_cpus": 0.1}
@@ -81,13 +118,14 @@ class Place:
         info = site / "odd-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[reasonpix]\nodd-editor = odd\n")
+        (info / "entry_points.txt").write_text("[reasonpix]\nodd-editor = odd\nodd-parrot = odd\n")
         (site / "odd.py").write_text(ODD)
         self.environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join((str(site), str(TRIAL))),
             "HOME": str(root),  # where Ray keeps the key of its clusters
             "RAY_AUTH_MODE": "token",
+            "PARROT_KEY": "of-the-driver",
         }
 
     def recipe(
@@ -95,6 +133,7 @@ class Place:
         shards: list[str],
         marks: Path | None = None,
         pause_s: float = 0,
+        planner: object = "trial-planner",
         **resources: dict[str, object],
     ) -> Path:
         """A recipe of `shards`, each a cue; `resources` of stages that take more than a little."""
@@ -110,7 +149,7 @@ class Place:
             "pipeline": {
                 "extractor": "trial-extractor",
                 "grounder": "trial-grounder",
-                "planner": "trial-planner",
+                "planner": planner,
                 "editor": editor,
             },
             "filters": ["no-op"],
@@ -159,7 +198,11 @@ def cluster(place: Place) -> Iterator[str]:
     """The address of a running cluster of this machine."""
     with subprocess.Popen(
         [sys.executable, "-c", HEAD],
-        env={**place.environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+        env={
+            **place.environment,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "PARROT_KEY": "of-the-cluster",
+        },
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -175,11 +218,11 @@ def stored(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in files if path.is_file()}
 
 
-def edited_no_more(done: Path, out: Path) -> Path:
-    """A copy of a run that has still to be edited and scored."""
+def without(stage: str, done: Path, out: Path) -> Path:
+    """A copy of a run in which one stage has still to be done."""
     shutil.copytree(done, out)
-    for folder in [*out.glob("stages/edit-*"), *out.glob("stages/score-*")]:
-        shutil.rmtree(folder)
+    (folder,) = out.glob(f"stages/{stage}-*")
+    shutil.rmtree(folder)
     return out
 
 
@@ -194,7 +237,7 @@ def test_a_cluster_gives_the_bytes_of_a_local_run_whatever_happens_to_its_worker
     shards = ["calm", "dies-once", "hangs-once", "good", "fine"]
     status, told = place.run(place.recipe(shards), tmp_path / "local")
     assert status == 0, told
-    out, marks = edited_no_more(tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
+    out, marks = without("edit", tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
     recipe = place.recipe(shards, marks, edit={"timeout_s": 4, "recycle_after": 2})
     status, told = place.run(recipe, out, "--executor", "ray", "--address", cluster)
     assert status == 0, told
@@ -211,7 +254,7 @@ def test_a_cluster_gives_the_bytes_of_a_local_run_whatever_happens_to_its_worker
     assert len(everyone) >= 4 and max(did.values()) == 2
     notes = [note["shard"] for note in RunFolder(out).journal() if "-" in note.get("stage", "")]
     assert "\033" not in told and "raylet" not in told
-    assert len(notes) >= 2 * len(shards)
+    assert len(notes) == (7 + 1) * len(shards)
 
 
 def test_a_shard_that_hangs_or_kills_again_and_again_fails_with_a_reason(
@@ -220,7 +263,7 @@ def test_a_shard_that_hangs_or_kills_again_and_again_fails_with_a_reason(
     shards = ["calm", "hangs", "dies", "good"]
     status, told = place.run(place.recipe(shards), tmp_path / "local")
     assert status == 0, told
-    out, marks = edited_no_more(tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
+    out, marks = without("edit", tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
     recipe = place.recipe(shards, marks, edit={"timeout_s": 2})
     status, told = place.run(recipe, out, "--executor", "ray", "--address", cluster)
     assert status == 0, told
@@ -245,7 +288,7 @@ def test_an_error_of_a_component_stops_the_run_with_its_own_words(
     shards = ["calm", "stops", "good"]
     status, told = place.run(place.recipe(shards), tmp_path / "local")
     assert status == 0, told
-    out, marks = edited_no_more(tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
+    out, marks = without("edit", tmp_path / "local", tmp_path / "ray"), tmp_path / "marks"
     recipe = place.recipe(shards, marks)
     status, told = place.run(recipe, out, "--executor", "ray", "--address", cluster)
     assert status == 1
@@ -262,6 +305,37 @@ def test_what_the_cluster_never_has_is_told_at_once(
     assert status == 1
     assert "stage edit asks for" in told and "2 processors" in told
     assert not (tmp_path / "out" / "stages" / "edit").exists()
+
+
+def test_one_process_with_the_drivers_environment_asks_the_language_model(
+    place: Place, cluster: str, tmp_path: Path
+) -> None:
+    log, here = tmp_path / "log", ("--executor", "ray", "--address", cluster)
+    price = {"prompt": 1.0, "completion": 10.0}
+    parrot = {"use": "odd-parrot", "log": str(log), "price": price}
+    shards = ["calm", "good", "fine", "well"]
+    recipe = place.recipe(shards, planner=parrot)
+    status, told = place.run(recipe, tmp_path / "local")
+    assert status == 0, told
+    out = without("plan", tmp_path / "local", tmp_path / "ray")
+    (out / "llm.sqlite").unlink()
+    log.unlink()
+    of_one = (1000 * 1.0 + 20 * 10.0) / 1e6
+    status, told = place.run(recipe, out, *here, "--max-cost", f"{10 * of_one:f}")
+    assert status == 1 and "max-cost" in told and "Traceback" not in told
+    assert 0 < len(log.read_text().splitlines()) <= 10
+    status, told = place.run(recipe, out, *here)
+    assert status == 0, told
+    assert stored(out) == stored(tmp_path / "local")
+    # No question was asked twice, several were asked at once.
+    asked = [line.split() for line in log.read_text().splitlines()]
+    assert len(asked) == PER_SHARD * len(shards)
+    assert len({pid for pid, _, _ in asked}) == 2
+    assert {key for _, key, _ in asked} == {"of-the-driver"}
+    assert max(int(busy) for _, _, busy in asked) == 4
+    many = place.recipe(shards, planner=parrot, plan={"actors": 2})
+    status, told = place.run(many, tmp_path / "many", *here)
+    assert status == 2 and "resources.plan.actors" in told
 
 
 # -- A cluster of this machine alone --------------------------------------------------------------

@@ -42,6 +42,7 @@ class CaptionerOptions(FakeCaptionerOptions, Pausing):
     holds: int = Field(1000, description="Images that memory holds")
     error: str = Field("MemoryError", description="What it raises beyond")
     spoils: bool = Field(False, description="Paints over the images that it is given")
+    stumbles: Path | None = Field(None, description="Over the reds in this file, while it is there")
 
 class Captioner(FakeCaptioner):
     name = "watched-captioner"
@@ -52,6 +53,10 @@ class Captioner(FakeCaptioner):
         tell(what="close", who="captioner")
     def caption(self, images):
         tell(what="begin", who="captioner", size=len(images))
+        if self.options.stumbles and self.options.stumbles.exists():
+            reds = self.options.stumbles.read_text().split()
+            if any(str(image.getpixel((0, 0))[0]) in reds for image in images):
+                raise ValueError("stumbled")
         if len(images) > self.options.holds:
             if self.options.error == "MemoryError":
                 raise MemoryError
@@ -385,7 +390,62 @@ def test_a_retry_that_is_killed_loses_nothing(
     from reasonpix.pipeline import stages_of
 
     _reopen_failed(RunFolder(out), stages_of(recipe))
-    assert len(list(out.rglob("*.partial.parquet"))) == 4
+    assert len(list(out.rglob("*.partial.parquet"))) == 2
     broken.unlink()
     generate(recipe, out)
     assert files(out) == files(tmp_path / "whole")
+
+
+def stumbling(write_recipe: WriteRecipe, name: str, broken: Path, **changes: Any) -> Path:
+    """A recipe whose captioner stumbles over an image while the file `broken` is there."""
+    captioner = {"use": "watched-captioner", "stumbles": str(broken)}
+    return write_recipe(name, shard_size=2, captioner=captioner, **changes)
+
+
+def test_a_retry_leaves_other_recipes_in_the_folder_whole(
+    watch: Watch, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    # Both share read and caption; the caption that failed is mended by the one.
+    broken, out = tmp_path / "broken", tmp_path / "run"
+    broken.write_text("64")
+    one = load_recipe(stumbling(write_recipe, "one.yaml", broken, editor="watched-editor"))
+    other = load_recipe(stumbling(write_recipe, "other.yaml", broken, filters=["no-op"]))
+    generate(one, out)
+    generate(other, out)
+    assert [status for status, *_ in ends(RunFolder(out))].count("failed") == 1
+    broken.unlink()
+    generate(other, out, retry_failed=True)
+    assert [status for status, *_ in ends(RunFolder(out))].count("failed") == 0
+    run = generate(one, out)
+    assert [status for status, *_ in ends(run)] == ["ok"] * 7
+
+
+@pytest.mark.parametrize("stages", [["caption", "ground"], ["read"], ["plan", "score-no-op"]])
+def test_a_file_that_is_deleted_is_made_again_with_all_that_follows(
+    stages: list[str], watch: Watch, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    path = write_recipe(shard_size=3, filters=["no-op", {"use": "eq1", "rank": 0.3}])
+    out = tmp_path / "run"
+    generate(load_recipe(path), out)
+    before = files(out)
+    for stage in stages:
+        (folder,) = (out / "stages").glob(f"{stage}-*")
+        (folder / "000001.parquet").unlink()
+    generate(load_recipe(path), out)
+    assert files(out) == before
+
+
+def test_of_a_finished_shard_and_one_to_be_completed_the_finished_counts(
+    watch: Watch, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    broken, out = tmp_path / "broken", tmp_path / "run"
+    broken.write_text("64")
+    recipe = load_recipe(stumbling(write_recipe, "recipe.yaml", broken))
+    run = generate(recipe, out)
+    # As a process leaves it that was killed between writing the one and removing the other.
+    for whole in (out / "stages").glob("*-*/*.parquet"):
+        whole.with_name(f"{whole.stem}.partial.parquet").write_bytes(whole.read_bytes())
+    generate(recipe, out)
+    broken.unlink()
+    generate(recipe, out, retry_failed=True)
+    assert [status for status, *_ in ends(run)] == ["ok"] * 7
