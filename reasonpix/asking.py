@@ -180,6 +180,11 @@ class Asking(ABC):
         results = [it.result if isinstance(it, Asked) else it for it in found]
         return [it for it in results if it is not None]
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is asked: calls under way may as well end without an answer."""
+        return self._stopped is not None
+
     def close(self) -> None:
         """Let calls under way finish, drop the others, end the threads. Jobs stay open."""
         self._stop(ReasonpixError(STOPPED))
@@ -272,14 +277,15 @@ class Asking(ABC):
     def _finish(self, asked: Asked, outcome: Outcome) -> None:
         """Hand on how an attempt ended, or queue the next one."""
         if isinstance(outcome, Unavailable):
+            if self._stopped is not None:
+                return  # it is asked again when the run goes on
             if outcome.overloaded and not self._llm.jobs:
                 asked.refusals += 1
             else:
                 asked.failures += 1
             retries = self._llm.max_retries
             if asked.failures <= retries and asked.refusals <= OVERLOADS_PER_RETRY * retries:
-                if self._stopped is None:
-                    self._retry(asked, outcome)
+                self._retry(asked, outcome)
                 return
             reason = f"no answer after {asked.attempts - 1} attempts: {outcome.reason}"
             outcome = Problem(status="failed", reason=reason)

@@ -17,6 +17,7 @@ from reasonpix.errors import ReasonpixError
 from reasonpix.jobs import Jobs
 from reasonpix.ledger import Ledger
 from reasonpix.llm import Unavailable
+from reasonpix.memory import free_memory, is_out_of_memory
 from reasonpix.records import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Calls(Asking):
         self._window = Window(llm.concurrency)
         self._delayed: list[tuple[float, Asked]] = []  # heap, the first due first
         self._paused_until = 0.0
+        self._largest = llm.batch_size
+        """Conversations in a call: the model's `batch_size`, or what memory was found to hold."""
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
@@ -111,7 +114,7 @@ class Calls(Asking):
 
     def _batch(self) -> list[Asked]:
         wanted = [heappop(self._ready)]
-        while self._ready and len(wanted) < self._llm.batch_size:
+        while self._ready and len(wanted) < self._largest:
             if wanted[0].alone or self._ready[0].alone:
                 break
             wanted.append(heappop(self._ready))
@@ -126,6 +129,7 @@ class Calls(Asking):
         outcomes: Sequence[Outcome]
         stop: ReasonpixError | None = None
         broken = ""
+        memory_is_out = False
         started = time.perf_counter()
         try:
             outcomes = self._llm.complete([asked.call.conversation for asked in batch])
@@ -141,9 +145,14 @@ class Calls(Asking):
             stop = error
             outcomes = [Unavailable(reason=str(error))] * len(batch)
         except Exception as error:
-            broken = f"{type(error).__name__}: {error}"
-            outcomes = [Unavailable(reason=broken, may_be_charged=True)] * len(batch)
+            # The file that an error of the system names is of this machine, a reason is for all.
+            told = error.strerror if isinstance(error, OSError) and error.strerror else error
+            broken = f"{type(error).__name__}: {told}"
+            memory_is_out = is_out_of_memory(error)  # here, where nobody charges for it
+            outcomes = [Unavailable(reason=broken, may_be_charged=not memory_is_out)] * len(batch)
         seconds = time.perf_counter() - started
+        if memory_is_out:
+            free_memory()
         outcomes = [storable(outcome) for outcome in outcomes]
         attempts = [asked.attempts for asked in batch]
         self._ledger.settle(
@@ -154,6 +163,9 @@ class Calls(Asking):
             return
         with self._changed:
             self._mind(outcomes, decreases)
+            if memory_is_out and len(batch) > 1:
+                self._halve(batch)
+                return
             for asked, outcome in zip(batch, outcomes, strict=True):
                 if not broken:
                     self._finish(asked, outcome)
@@ -162,6 +174,14 @@ class Calls(Asking):
                 elif self._stopped is None:
                     asked.alone = True  # so that a bad one costs one
                     heappush(self._ready, asked)
+
+    def _halve(self, batch: Sequence[Asked]) -> None:
+        """Ask in calls of half as many from now on, these questions too."""
+        self._largest = min(self._largest, -(-len(batch) // 2))
+        _LOG.info("out of memory; %d conversations at once now", self._largest)
+        if self._stopped is None:
+            for asked in batch:
+                heappush(self._ready, asked)
 
     def _mind(self, outcomes: Sequence[Outcome], decreases: int) -> None:
         """Fit the window and the pause to what a call met."""

@@ -74,7 +74,7 @@ _run = click.argument("run")
     "--target-accepted",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Use no more images than it takes for N accepted samples.",
+    help="Use about as many images as it takes for N accepted samples, in rounds.",
 )
 @click.option("--shard-size", type=click.IntRange(min=1), help="Override the recipe's shard size.")
 @click.option("--retry-failed", is_flag=True, help="Compute the records anew that failed.")
@@ -114,6 +114,12 @@ def generate(
 
     Run the same command again to go on where it stopped.
     """
+    if not out:
+        raise click.UsageError("--out: name a folder")
+    if address and executor != "ray":
+        raise click.UsageError("--address goes with --executor ray")
+    if dry_run and retry_failed:
+        raise click.UsageError("--dry-run cannot tell what --retry-failed will ask")
     from reasonpix import engine
     from reasonpix.recipe import load_recipe
     from reasonpix.recipes import locate
@@ -140,10 +146,10 @@ def generate(
                 executor=executor,
                 address=address,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         click.echo(console.STOPPED, err=True)
-        sys.exit(130)
-    console.print_summary(run)
+        sys.exit(128 + (stopped.args or (2,))[0])
+    console.print_summary(run, target_accepted)
 
 
 @main.command()

@@ -311,13 +311,13 @@ class Cluster:
             os.getcwd(),
             desk,
         )
-        asked: dict[str, Any] = {}
+        place: dict[str, Any] = {}
         threads = 1
         if _asks_llm(stage):
             order = replace(
                 order, ledger=self.ledger, max_cost=self._max_cost, environment=_environment()
             )
-            asked["scheduling_strategy"] = here
+            place["scheduling_strategy"] = here
             threads = shards_at_once(_concurrency(stage), due)
         wanted = stage.resources
         pool = self._ray.data.ActorPoolStrategy(
@@ -335,7 +335,7 @@ class Cluster:
             num_cpus=wanted.num_cpus,
             num_gpus=wanted.num_gpus or None,
             memory=int(wanted.memory_gb * 1e9) or None,
-            **asked,
+            ray_remote_args_fn=lambda: place,
         )
 
 

@@ -26,14 +26,14 @@ def stoppable() -> Iterator[None]:
     import os
     import signal
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
         for signal_number in before:
             signal.signal(signal_number, leave)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
-    def leave(*_: object) -> None:
+    def leave(number: int, _: object) -> None:
         os.write(2, f"\n{STOPPED}\n".encode())
-        os._exit(130)
+        os._exit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -82,6 +82,8 @@ def print_estimate(
         f"Tokens are estimated from {source}; answers that have to be repaired are asked for "
         "twice, and those that are stored already cost nothing."
     )
+    if target_accepted is not None:
+        click.echo("This is the first round; as many follow as the target takes.")
     if any(line.cost is None for line in lines):
         click.echo("Without a price nothing is said of cost: add price: {prompt: …, completion: …}")
     else:
@@ -136,7 +138,7 @@ class Bars:
         self._progress.update(task, total=now.shards, completed=now.shards_done, counts=counts)
 
 
-def print_summary(run: RunFolder) -> None:
+def print_summary(run: RunFolder, target: int | None = None) -> None:
     """How many records came through each stage, why the others did not, and what was paid."""
     from reasonpix.outcomes import endings
     from reasonpix.summary import position_bias, spending_lines
@@ -152,4 +154,8 @@ def print_summary(run: RunFolder) -> None:
         click.echo(bias)
     for line in spending_lines(run, ended.accepted):
         click.echo(line)
-    click.echo(f"{ended.accepted} of {ended.total} records accepted; the run is {run}")
+    more = "" if run.plan().complete else "; the source may hold more: --limit all"
+    if target is not None and ended.accepted < target:
+        why = "--limit ends it" if more else "the source has no more images"
+        click.echo(f"the target of {target} is not met: {why}")
+    click.echo(f"{ended.accepted} of {ended.total} records accepted; the run is {run}{more}")

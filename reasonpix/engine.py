@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from reasonpix import local, plugins
 from reasonpix.asking import check_price
-from reasonpix.errors import RecipeError
+from reasonpix.errors import RecipeError, RunError
 from reasonpix.ledger import Ledger
 from reasonpix.listing import Listing, plan_of, rows_for, rows_wanted
 from reasonpix.outcomes import endings, write_stages
@@ -69,11 +69,16 @@ def generate(
     `max_cost` bounds what this and all earlier calls together pay for LLM answers, in the currency
     of the recipe's prices; before it could be passed, `CostLimit` is raised.
     The `executor` is this process, or Ray: a cluster at `address`, or one of this machine alone.
-    Raises `RunError` when `out` holds a run of other images, or of more than `limit`.
+    Raises `RunError` when `out` holds a run of other images, or of more than `limit`, or files
+    that are of no run.
     """
     if max_cost is not None and not math.isfinite(max_cost):
         raise RecipeError([f"--max-cost: {max_cost} is no amount; give a number"])
     run = RunFolder(out)
+    if not run.is_planned and (other := sorted(_files(run) - _OWN)):
+        raise RunError(
+            f"{run} holds {other[0]!r} and is no run folder; name a new folder, or an empty one"
+        )
     stages = stages_of(recipe)
     with ExitStack() as opened:
         source = open_source(recipe)
@@ -114,6 +119,14 @@ def generate(
             wanted = rows_for(target_accepted, ended.accepted, ended.total)
             if not _plan_more(run, stages, listing, min(wanted, limit or math.inf)):
                 return run
+
+
+_OWN = frozenset({"holder", "stages", "journal.jsonl", "recipe.yaml", "stages.json"})
+"""What a run may have left that ended before it was planned."""
+
+
+def _files(run: RunFolder) -> set[str]:
+    return {*run.storage.names(""), *run.storage.folders("")}
 
 
 class Execution(Protocol):
@@ -174,7 +187,7 @@ def _check_components(
 def _plan_more(run: RunFolder, stages: Sequence[Stage], listing: Listing, wanted: float) -> bool:
     """Plan up to so many records. What follows a filter of the whole run is decided anew."""
     before = listing.plan.shards
-    if before and not listing.plan.complete and wanted > listing.plan.rows:
+    if before and wanted > listing.plan.rows:
         _reopen_after_gates(run, stages, {shard.name for shard in before})
     return listing.extend(wanted)
 

@@ -86,11 +86,14 @@ class Listing:
         self._rows: Iterator[Row] | None = None
 
     def extend(self, wanted: float) -> bool:
-        """Plan up to `wanted` records; whether there are more than before."""
-        if self.plan.complete or wanted <= self.plan.rows:
+        """Plan up to `wanted` records; whether there are more than before.
+
+        When all are wanted, a source that was listed to its end is listed once more.
+        """
+        if wanted <= self.plan.rows or (self.plan.complete and not math.isinf(wanted)):
             return False
         if self._rows is None:
-            self._rows = self._continued()
+            self._rows = self._unplanned()
         shards = list(self.plan.shards)
         rows = self.plan.rows
         complete = False
@@ -109,30 +112,27 @@ class Listing:
         self._run.freeze(self.plan)
         return grown
 
-    def _continued(self) -> Iterator[Row]:
-        """The source's rows after those that are planned. Raises `RunError` when those changed."""
-        rows = self._listed()
-        for shard in self.plan.shards:
-            known = [record_id for record_id, _, _ in self._run.ends("source", shard)]
-            if known != [row.record_id for row in islice(rows, shard.rows)]:
-                raise RunError(
-                    f"the source {self._recipe.source.name!r} holds other images than when "
-                    f"{self._run} was planned; start a new run to use more of them"
-                )
-        return rows
-
-    def _listed(self) -> Iterator[Row]:
+    def _unplanned(self) -> Iterator[Row]:
+        """The source's rows that are not planned yet, in its order."""
         # A file that SQLite makes and removes: the ids of a million records need no memory.
-        with closing(sqlite3.connect("", check_same_thread=False)) as seen:
-            seen.execute("CREATE TABLE records (id TEXT PRIMARY KEY) WITHOUT ROWID")
+        with closing(sqlite3.connect("", check_same_thread=False)) as known:
+            known.execute("CREATE TABLE records (id TEXT PRIMARY KEY, listed) WITHOUT ROWID")
+            for shard in self.plan.shards:
+                ids = ((record_id,) for record_id, _, _ in self._run.ends("source", shard))
+                known.executemany("INSERT INTO records VALUES (?, 0)", ids)
+            new = "INSERT OR IGNORE INTO records VALUES (?, 1)"
             for number, item in enumerate(self._source.items()):
                 row = _planned(self._recipe.source.name, item)
-                added = seen.execute("INSERT OR IGNORE INTO records VALUES (?)", (row.record_id,))
-                if not added.rowcount:
+                if known.execute(new, (row.record_id,)).rowcount:
+                    yield row
+                    continue
+                first = "UPDATE records SET listed = 1 WHERE id = ? AND NOT listed"
+                if known.execute(first, (row.record_id,)).rowcount:
+                    continue
+                again = fingerprint([row.record_id, number])
+                if known.execute(new, (again,)).rowcount:
                     reason = "the source lists it twice"
-                    again = fingerprint([row.record_id, number])
-                    row = row._replace(record_id=again, status="rejected", reason=reason)
-                yield row
+                    yield row._replace(record_id=again, status="rejected", reason=reason)
 
 
 def _planned(source: str, item: SourceItem | tuple[str, Problem]) -> Row:

@@ -86,6 +86,7 @@ class LLMPlanner(Planner[P_co]):
         self.ledger: Ledger | None = None
         """Where raw answers are kept. A run puts its own here; otherwise they are in memory."""
         self._lock = Lock()
+        self._closing = Lock()
         self._closed = False
         self._caller: Asking | None = None
         self._memory: Ledger | None = None
@@ -98,7 +99,8 @@ class LLMPlanner(Planner[P_co]):
         """Continue each conversation, in one attempt; the core repeats what is `Unavailable`.
 
         A `Problem` is final, for its conversation alone. Raise a `ReasonpixError` for what concerns
-        all (a wrong key): it stops the run. Called from up to `concurrency` threads at once.
+        all (a wrong key): it stops the run. Called from up to `concurrency` threads at once. One
+        that takes long looks at `stopping` now and then.
         """
 
     def submit(self, conversations: Mapping[str, Conversation]) -> str:
@@ -134,6 +136,12 @@ class LLMPlanner(Planner[P_co]):
         return options.model_dump(mode="json", exclude=set(options.neutral))
 
     @property
+    def stopping(self) -> bool:
+        """Whether the run is ending: what `complete` has not finished may be `Unavailable` now."""
+        caller = self._caller
+        return caller is not None and caller.stopped
+
+    @property
     def price(self) -> Price | None:
         """What tokens cost."""
         return self.options.price
@@ -157,15 +165,19 @@ class LLMPlanner(Planner[P_co]):
             self.prompt(task)
 
     def close(self) -> None:
-        """Stop asking, for good: a thread that comes to ask now is told so."""
+        """Stop asking, for good: threads that ask, or come to ask now, are told so.
+
+        Returns when no `complete` is under way any more.
+        """
         with self._lock:
             self._closed = True
-        if self._caller is not None:
-            self._caller.close()
-            self._caller = None
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
+        with self._closing:  # one that comes second waits for the first
+            if self._caller is not None:
+                self._caller.close()
+                self._caller = None
+            if self._memory is not None:
+                self._memory.close()
+                self._memory = None
 
     def rewrite(self, requests: Sequence[RewriteRequest]) -> list[Rewriting | Problem]:
         """One candidate for each request (P_gen, Eq. 2)."""

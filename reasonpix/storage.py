@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from reasonpix.errors import RunError
 
@@ -161,24 +160,21 @@ class LocalStorage(Storage):
         path = self.root / "holder"
         with _explained(path):
             self.root.mkdir(parents=True, exist_ok=True)
-            holder = path.open("a+", encoding="utf-8")
-        with holder:
-            try:
+            holder = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _locked(holder):
+                time.sleep(0.1)  # somebody may be looking who holds it
                 if not _locked(holder):
-                    time.sleep(0.1)  # somebody may be looking who holds it
-                    fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder.seek(0)
-                who = holder.read().strip() or "another process"
-                raise RunError(
-                    f"{self} is in use by {who}; wait for it, or stop it first"
-                ) from error
-            with _explained(path):
-                holder.truncate(0)
-                holder.write(whoami() + "\n")
-                holder.flush()
+                    who = os.pread(holder, 200, 0).decode().strip() or "another process"
+                    raise RunError(f"{self} is in use by {who}; wait for it, or stop it first")
+            # The lock counts, the name is for people: on a full disk `clean` is to make room.
+            with suppress(OSError):
+                os.ftruncate(holder, 0)
+                os.pwrite(holder, f"{whoami()}\n".encode(), 0)
             yield
-            holder.truncate(0)
+            os.ftruncate(holder, 0)
+        finally:
+            os.close(holder)
 
     def holder(self) -> str | None:
         """Whoever has the lock."""
@@ -202,9 +198,9 @@ class LocalStorage(Storage):
                     draft.unlink(missing_ok=True)
 
 
-def _locked(holder: TextIO) -> bool:
+def _locked(descriptor: int) -> bool:
     try:
-        fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -19,7 +19,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, get_args
 
@@ -92,6 +92,16 @@ class _Contract:
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [], f"importing the plugin imports {done.stdout.strip()}"
 
+    def test_it_closes_twice(self) -> None:
+        """A run that is interrupted may close a component again: that does nothing."""
+        _without_error(self.subject.close, "the first time")
+        _without_error(self.subject.close, "again, after it was closed")
+
+    def test_it_closes_without_load(self) -> None:
+        """A component that was never loaded, or broke while it was, has nothing to give back."""
+        subject = self.component(self.component.Options.model_validate(dict(self.options)))
+        _without_error(subject.close, "without load")
+
     def _same_alone_and_together(self, call: Any, *batches: Sequence[Any]) -> list[Any]:
         """Results of a batch; each must equal the result of its item alone, in any order."""
         together = call(*batches)
@@ -102,6 +112,13 @@ class _Contract:
             assert _same(alone[0], result), f"item {i} differs alone and in a batch"
             assert _same(backwards[-1 - i], result), f"item {i} depends on the order of the batch"
         return list(together)
+
+
+def _without_error(close: Callable[[], None], when: str) -> None:
+    try:
+        close()
+    except Exception as error:
+        raise AssertionError(f"close() {when} raises {type(error).__name__}: {error}") from error
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -93,7 +93,8 @@ class Parrot(LLMPlanner[ParrotOptions]):
             Parrot.busy -= len(conversations)
         answer = {"selected": "bee", "target": "pear", "instruction": "Something sweet, please.",
                   "selected_synonyms": [], "target_synonyms": []}
-        return [Completion(json.dumps(answer), 1000, 20) for _ in conversations]
+        return [Completion(text=json.dumps(answer), prompt_tokens=1000, completion_tokens=20)
+                for _ in conversations]
 
 
 @hookimpl
@@ -327,6 +328,7 @@ def test_one_process_with_the_drivers_environment_asks_the_language_model(
     status, told = place.run(recipe, out, *here)
     assert status == 0, told
     assert stored(out) == stored(tmp_path / "local")
+    assert "12 of 12 records accepted" in told and "Warning" not in told
     # No question was asked twice, several were asked at once.
     asked = [line.split() for line in log.read_text().splitlines()]
     assert len(asked) == PER_SHARD * len(shards)

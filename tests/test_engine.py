@@ -166,17 +166,43 @@ def generate_whole(recipe: Recipe, out: Path) -> Path:
     return out
 
 
-@pytest.mark.usefixtures("trial")
-def test_a_source_that_changed_cannot_give_more(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_images_that_are_new_in_the_source_are_added_when_all_are_asked_for(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    for number in range(4):
-        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"{number}.png")
+
+    def put(name: str, red: int) -> None:
+        Image.new("RGB", (20, 20), (red, 0, 0)).save(folder / name)
+
+    put("b.png", 1)
+    put("d.png", 2)
+    (folder / "c.png").write_bytes(b"broken")
     recipe = load_recipe(write_recipe(source={"use": "image-folder", "path": str(folder)}))
-    generate(recipe, tmp_path / "run", limit=2)
-    Image.new("RGB", (20, 20), (9, 0, 0)).save(folder / "0.png")
-    with pytest.raises(RunError, match="holds other images than when"):
-        generate(recipe, tmp_path / "run", limit=3)
+    run = generate(recipe, tmp_path / "run")
+    put("a.png", 3)
+    put("c.png", 4)  # mended: another image
+    generate(recipe, tmp_path / "run")
+    assert len(ends(run)) == 3
+    generate(recipe, tmp_path / "run", limit=math.inf)
+    names = [(o.sample.item.native_id, o.status) for o in outcomes(run)]
+    assert names == [
+        ("b.png", "ok"), ("c.png", "failed"), ("d.png", "ok"), ("a.png", "ok"), ("c.png", "ok")
+    ]  # fmt: skip
+    generate(recipe, tmp_path / "run", limit=math.inf)
+    assert len(ends(run)) == 5
+
+
+def test_a_folder_of_other_files_is_no_run_folder(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe())
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "recipe.txt").write_text("soup")
+    with pytest.raises(RunError, match=r"photos holds 'recipe.txt' and is no run folder; name a"):
+        generate(recipe, tmp_path / "photos")
+    (tmp_path / "photos" / "recipe.txt").unlink()
+    generate(recipe, tmp_path / "photos")
 
 
 CAREFUL = """

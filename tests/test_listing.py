@@ -125,6 +125,19 @@ def test_a_rank_is_taken_anew_when_the_run_grows(pairs: Path, tmp_path: Path) ->
     assert published(run, tmp_path / "a") == published(whole, tmp_path / "b")
 
 
+@pytest.mark.parametrize("filters", ["filters=[]", "filters.0.rank=0.2", "filters=[diversity]"])
+def test_a_run_that_another_recipe_made_grow_goes_on(
+    filters: str, pairs: Path, tmp_path: Path
+) -> None:
+    # Both share what comes before the filters; the ranks of the one are taken anew.
+    one, other, out = load_recipe(pairs), load_recipe(pairs, [filters]), tmp_path / "run"
+    generate(one, out, limit=3)
+    generate(other, out, limit=10)
+    run = generate(one, out)
+    whole = generate(one, tmp_path / "whole")
+    assert published(run, tmp_path / "a") == published(whole, tmp_path / "b")
+
+
 # -- what a source lists --------------------------------------------------------------------------
 
 

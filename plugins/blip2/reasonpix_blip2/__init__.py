@@ -79,7 +79,7 @@ class Blip2(Captioner[Blip2Options]):
 
     def close(self) -> None:
         """Let go of the weights."""
-        del self._model, self._processor
+        self._model = self._processor = None
 
     def caption(self, images: Sequence[Image]) -> list[Caption | Problem]:
         """One caption for each RGB image, of any size; a `Problem` where nothing was said."""
@@ -92,7 +92,7 @@ class Blip2(Captioner[Blip2Options]):
         return [
             Caption(text=text)
             if text
-            else Problem(status="rejected", reason=f"{self.options.model} said nothing")
+            else Problem(status="rejected", reason=f"{self.name} said nothing")
             for text in texts
         ]
 

@@ -74,7 +74,7 @@ class Gligen(Editor[GligenOptions]):
 
     def close(self) -> None:
         """Let go of the weights."""
-        del self._sampler
+        self._sampler = None
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Image | Problem]:
         """One edited RGB image for each request, of its input's size.

@@ -84,11 +84,11 @@ class GroundingDino(Grounder[GroundingDinoOptions]):
         separators = {*self._tokenizer.all_special_ids, self._tokenizer.convert_tokens_to_ids(".")}
         # An unknown word is a word.
         separators.discard(self._tokenizer.unk_token_id)
-        self._separators: torch.Tensor = torch.tensor(sorted(separators), device=device)
+        self._separators: Any = torch.tensor(sorted(separators), device=device)
 
     def close(self) -> None:
         """Let go of the weights."""
-        del self._model, self._tokenizer, self._separators, self._images
+        self._model = self._tokenizer = self._separators = self._images = None
 
     def ground(
         self, images: Sequence[Image], categories: Sequence[Sequence[str]]
@@ -111,8 +111,7 @@ class GroundingDino(Grounder[GroundingDinoOptions]):
                 if scores.isnan().any():
                     problems[query.image] = Problem(
                         status="failed",
-                        reason=f"{self.options.model} overflows in {self._model.dtype}; "
-                        "set dtype: float32",
+                        reason=f"{self.name} overflows in {self._model.dtype}; set dtype: float32",
                     )
                     continue
                 best = self._best(scores, words, boxes, images[query.image].size)
@@ -160,7 +159,7 @@ class GroundingDino(Grounder[GroundingDinoOptions]):
                     problems[query.image] = Problem(
                         status="rejected",
                         reason=f"an image of {image.width}x{image.height} pixels is too narrow "
-                        f"for {self.options.model}",
+                        f"for {self.name}",
                     )
                     continue
             if batch and (

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from reasonpix.errors import ReasonpixError
 from reasonpix.hookspecs import hookimpl
 from reasonpix.llm import Completion, Conversation, Price, Unavailable
 from reasonpix.planning import LLMPlanner, LLMPlannerOptions
 from reasonpix.records import Problem
 from reasonpix.slots import ModelOptions, Planner
 from reasonpix.weights import check_weights, digest, find_gguf
+
+if TYPE_CHECKING:
+    from reasonpix_local_llm.decoding import Writer
 
 
 class LocalLLMOptions(ModelOptions, LLMPlannerOptions):
@@ -54,6 +58,10 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
 
     name = "local-llm"
     Options: ClassVar[type[LocalLLMOptions]] = LocalLLMOptions
+
+    def __init__(self, options: LocalLLMOptions) -> None:
+        super().__init__(options)
+        self._writer: Writer | None = None
 
     @property
     def batch_size(self) -> int:
@@ -95,19 +103,23 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
         """
         from reasonpix_local_llm.decoding import Writer
 
-        self._writer: Any = Writer(self.options)
+        self._writer = Writer(self.options)
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Stop between two tokens, and let go of the weights."""
         super().close()
-        del self._writer
+        self._writer = None
 
     def complete(
         self, conversations: Sequence[Conversation]
     ) -> list[Completion | Problem | Unavailable]:
-        """An answer to each conversation; `rejected` where it exceeds the model's context."""
-        answers: list[Completion | Problem | Unavailable] = self._writer.write(conversations)
-        return answers
+        """An answer to each conversation; `rejected` where it exceeds the model's context.
+
+        Where the run is `stopping` before it is finished, it is `Unavailable`.
+        """
+        if self._writer is None:
+            raise ReasonpixError(f"planner {self.name}: it answers between `load` and `close` only")
+        return self._writer.write(conversations, lambda: self.stopping)
 
 
 @hookimpl

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -31,7 +31,7 @@ from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.llm import Completion, Conversation, Message
+from reasonpix.llm import Completion, Conversation, Message, Unavailable
 from reasonpix.records import Problem
 from reasonpix.weights import choose_device, choose_dtype, find_gguf, pretrained, unpack_gguf
 from reasonpix_local_llm.grammar import Grammars, Matcher
@@ -128,9 +128,14 @@ class Writer:
         return sorted(found)
 
     @torch.inference_mode()
-    def write(self, conversations: Sequence[Conversation]) -> list[Completion | Problem]:
-        """An answer to each conversation, in their order; a `Problem` for one that is too long."""
-        results: dict[int, Completion | Problem] = {}
+    def write(
+        self, conversations: Sequence[Conversation], stopping: Callable[[], bool] = lambda: False
+    ) -> list[Completion | Problem | Unavailable]:
+        """An answer to each conversation, in their order; a `Problem` for one that is too long.
+
+        When `stopping` says so, those that are not finished are `Unavailable`.
+        """
+        results: dict[int, Completion | Problem | Unavailable] = {}
         groups: dict[int, list[tuple[int, Prompt]]] = {}
         for number, conversation in enumerate(conversations):
             prompt = self.prompt(conversation)
@@ -144,7 +149,7 @@ class Writer:
                 batch = group[start : start + size]
                 prompts = [prompt for _, prompt in batch]
                 answers = [self._start(conversations[number]) for number, _ in batch]
-                self._fill(prompts, answers)
+                self._fill(prompts, answers, stopping)
                 for (number, prompt), answer in zip(batch, answers, strict=True):
                     results[number] = self._completion(prompt, answer)
         return [results[number] for number in range(len(conversations))]
@@ -202,8 +207,8 @@ class Writer:
         return Problem(
             status="rejected",
             reason=f"a prompt of {len(prompt.tokens)} tokens and an answer of up to "
-            f"{self.options.max_tokens} (max_tokens) exceed the {self.context} tokens that "
-            f"{self.options.model} can read",
+            f"{self.options.max_tokens} (max_tokens) exceed the {self.context} tokens that the "
+            "model can read",
         )
 
     # Reading
@@ -251,9 +256,18 @@ class Writer:
         matcher = self._grammars.matcher(conversation.answer_schema) if self._grammars else None
         return Answer(torch.Generator().manual_seed(conversation.seed % 2**64), matcher)
 
-    def _fill(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> None:
+    def _fill(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[Answer],
+        stopping: Callable[[], bool],
+    ) -> None:
         """Write all answers of a batch to their ends. The prompts are padded to one length."""
-        read = [self._read_prompt(prompt) for prompt in prompts]
+        read = []
+        for prompt in prompts:
+            if stopping():
+                return
+            read.append(self._read_prompt(prompt))
         rows = list(range(len(prompts)))
         if self.device.type == "cpu":
             rows += [0] * (CPU_ROWS - len(prompts))
@@ -270,7 +284,7 @@ class Writer:
             for answer, one in zip(answers, logits, strict=True):
                 if answer.finish is None:
                     self._append(answer, one[0])
-            if all(answer.finish for answer in answers):
+            if all(answer.finish for answer in answers) or stopping():
                 return
             last = torch.tensor([[answers[row].tokens[-1]] for row in rows], device=self.device)
             following = self._forward(last, cache, seen[:, : padded + step + 1], places + step)
@@ -308,7 +322,9 @@ class Writer:
         elif len(answer.tokens) == self.options.max_tokens:
             answer.finish = "length"
 
-    def _completion(self, prompt: Prompt, answer: Answer) -> Completion | Problem:
+    def _completion(self, prompt: Prompt, answer: Answer) -> Completion | Problem | Unavailable:
+        if answer.finish is None:
+            return Unavailable(reason="it was stopped before its end")
         if answer.matcher is not None and answer.matcher.problem:
             reason = f"the answer cannot be held to its schema: {answer.matcher.problem}"
             return Problem(status="failed", reason=reason)
@@ -316,7 +332,7 @@ class Writer:
             text=self._tokenizer.decode(
                 answer.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
             ),
-            finish_reason=answer.finish or "stop",
+            finish_reason=answer.finish,
             prompt_tokens=len(prompt.tokens),
             completion_tokens=len(answer.tokens),
         )

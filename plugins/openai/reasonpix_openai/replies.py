@@ -146,7 +146,10 @@ class Replies:
         if isinstance(cause, unsent):
             reason = f"cannot be reached: {cause or type(cause).__name__}"
             if not self.answered:
-                raise ReasonpixError(f"planner openai: {self.said(reason)}; check base_url")
+                raise ReasonpixError(
+                    f"planner openai: {self.said(reason)}; check base_url, and that the server "
+                    "runs, then run the same command again to go on"
+                )
             return self.unavailable(reason)
         if isinstance(cause, httpx2.TimeoutException):
             reason = f"silent for {timeout_s:g} s (timeout_s)"

@@ -96,12 +96,12 @@ class Spacy(EntityExtractor[SpacyOptions]):
                 f"model: {model!r} has no {' and no '.join(sorted(missing))}; noun phrases and "
                 "lemmas need them: choose an English pipeline such as en_core_web_sm"
             )
-        self._pipeline = pipeline
+        self._pipeline: Any = pipeline
         self._ignored = NO_OBJECTS | {word.lower() for word in self.options.ignore}
 
     def close(self) -> None:
         """Drop the pipeline."""
-        del self._pipeline
+        self._pipeline = None
 
     def extract(self, captions: Sequence[Caption]) -> list[tuple[Entity, ...] | Problem]:
         """The entities of each caption; `text` is the noun phrase, "two black cats"."""
