@@ -61,13 +61,13 @@ def finish(command: list[str], log: Path) -> float:
 
 
 def disturb(
-    command: list[str], run: Path, log: Path, draw: random.Random, step: float, start_s: float
+    command: list[str], run: Path, log: Path, draw: random.Random, most: int, start_s: float
 ) -> int | None:
     """Kill a run at a random moment; how many files there were then, None if it ended before."""
     before = committed(run)
     in_start = draw.random() < IN_START
     # After so many more files, or after so many seconds; and then not just when one appeared.
-    further = 1 << 62 if in_start else draw.randint(1, max(1, round(2 * step)))
+    further = 1 << 62 if in_start else draw.randint(1, max(1, most))
     deadline = time.monotonic() + (draw.uniform(0, start_s) if in_start else 1 << 31)
     pause = draw.uniform(0, 0.02)
     with log.open("w") as output:
@@ -133,8 +133,9 @@ def main() -> int:
             runs += 1
             run = folder / f"run{runs}"
             while len(shares) < asked.times:
-                step = files / asked.times
-                there = disturb(command(run, asked.executor), run, log, draw, step, start_s)
+                # So that the kills that are left fall on the whole of what is left.
+                most = 2 * (files - committed(run)) // (asked.times - len(shares) + 1)
+                there = disturb(command(run, asked.executor), run, log, draw, most, start_s)
                 if there is None:
                     break
                 shares.append(there / files)

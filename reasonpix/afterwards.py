@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -58,7 +59,7 @@ def clean(run: str, yes: bool) -> None:
         if not yes:
             click.confirm("Remove them? To go back to them would compute them again", abort=True)
     remove(folder, found)
-    click.echo(f"{len(found)} stage folders removed")
+    click.echo(f"{len(found)} stage folder{'s' * (len(found) != 1)} removed")
 
 
 @click.command()
@@ -81,6 +82,11 @@ def refilter(run: str, overrides: tuple[str, ...], out: Path | None) -> None:
     if overrides:
         before, after = apply(folder, overrides)
         _print_funnel(after, before)
+        again = f"reasonpix generate {quote(f'{folder}/recipe.yaml')} --out {quote(str(folder))}"
+        click.echo(
+            f"{folder}/recipe.yaml and {folder}/stages.json are rewritten: `{again}` keeps these "
+            "thresholds, another recipe applies its own again"
+        )
         page = draw_survival(folder, out, before)
     else:
         _print_funnel(endings(folder))
@@ -96,7 +102,8 @@ def _print_funnel(after: Endings, before: Endings | None = None) -> None:
         line = f"{stage:>22} {counts['ok']:8} {counts['rejected']:8} {counts['failed']:8}"
         click.echo(line + (f" {earlier[stage]['ok']:10}" if stage in earlier else ""))
     were = f" ({before.accepted} before)" if before else ""
-    click.echo(f"{after.accepted} of {after.total} records accepted{were}")
+    records = f"record{'s' * (after.total != 1)}"
+    click.echo(f"{after.accepted} of {after.total} {records} accepted{were}")
 
 
 @click.command()

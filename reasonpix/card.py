@@ -82,7 +82,7 @@ def card(run: RunFolder, form: Form, written: Written) -> str:
     title = "Reasoning edits made with reasonpix"
     sections = [
         f"# {title}",
-        f"{written.rows} {form.what}, made by the pipeline of ReasonPix2Pix (CVPRW 2024) as "
+        f"{_what(form, written.rows)}, made by the pipeline of ReasonPix2Pix (CVPRW 2024) as "
         f"implemented in reasonpix {__version__}.",
         *written.notes,
         "## What stands where",
@@ -108,10 +108,15 @@ def card(run: RunFolder, form: Form, written: Written) -> str:
         "## Why the others did not",
         _ends(ended),
         "## Recipe",
+        _planned(run),
         f"```yaml\n{''.join(comments)}{_dump(_told_recipe(recipe, parts))}```",
     ]
     head = _head(title, form, written.rows, licences)
     return f"---\n{_dump(head)}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _what(form: Form, rows: int) -> str:
+    return f"{rows} {form.what if rows != 1 else form.what.replace('s ', ' ', 1)}"
 
 
 def _dump(content: Any) -> str:
@@ -147,10 +152,8 @@ def _head(title: str, form: Form, rows: int, licences: Mapping[str, str | None])
         return head | {"viewer": False}
     if form.features:
         features = [{"name": n, **_for_yaml(f)} for n, f in form.features.items()]
-        head["dataset_info"] = {
-            "features": features,
-            "splits": [{"name": "train", "num_examples": rows}],
-        }
+        # Without splits: `datasets` wants the bytes of each in memory as well, or it warns.
+        head["dataset_info"] = {"features": features}
     files = [{"split": "train", "path": form.data}]
     return head | {"configs": [{"config_name": "default", "data_files": files}]}
 
@@ -263,6 +266,18 @@ def _filters(parts: Sequence[_Part], ended: Endings) -> str:
         if part.is_filter
     ]
     return _table(("filter", "settings", "rejected"), rows) if rows else "There were none."
+
+
+def _planned(run: RunFolder) -> str:
+    """How many records the recipe was run on: a part of the source has to be named to be remade."""
+    plan = run.plan()
+    records = f"{plan.rows} record{'s were' if plan.rows != 1 else ' was'} planned"
+    if plan.complete:
+        return f"{records}, all that the source holds."
+    return (
+        f"{records}, and the source may hold more. With the recipe in `recipe.yaml`, the same is "
+        f"made by `reasonpix generate recipe.yaml --out DIR --limit {plan.rows}`."
+    )
 
 
 def _ends(ended: Endings) -> str:

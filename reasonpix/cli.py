@@ -181,7 +181,8 @@ def publish(run: str, out: Path, to: str, push_to_hub: str | None, private: bool
         hub.check(push_to_hub)  # before hours of writing
     rows = write(RunFolder(run), out, to)
     how = f"; load them with datasets.load_dataset({str(out)!r})" if FORMS[to].data else ""
-    click.echo(f"{rows} {FORMS[to].what} in {out}{how}")
+    what = FORMS[to].what.replace("s ", " ", 1) if rows == 1 else FORMS[to].what
+    click.echo(f"{rows} {what} in {out}{how}")
     if push_to_hub:
         click.echo(hub.push(out, push_to_hub, private))
 

@@ -193,7 +193,7 @@ class Cluster:
         self._ray = ray
         self._recipe = pickle.dumps(recipe)
         local = run.storage.local
-        self._where = str(run if local is None else local.absolute())
+        self._where = run.where if local is None else str(local)
         self._stages = stages
         self._address = address
         self._max_cost = max_cost
@@ -228,6 +228,10 @@ class Cluster:
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def _address_of_home(self) -> str:
+        home = next(node for node in self._nodes() if node["NodeID"] == self._home)
+        return str(home["NodeManagerAddress"])
 
     def _lacking(self, stage: Stage) -> str:
         wanted = stage.resources
@@ -265,7 +269,7 @@ class Cluster:
         due = [shard for shard in shards if any(shard.name in names for _, names in busy)]
         stream = self._source(due)
         for stage, names in busy:
-            stream = self._through(stream, stage, names, due, desk, here)
+            stream = self._through(stream, stage, names, due, desk)
         flow = _Flow(stream)
         seen: set[tuple[str, str]] = set()
         ended = False
@@ -298,7 +302,6 @@ class Cluster:
         todo: set[str],
         due: Sequence[Shard],
         desk: Any,
-        here: Any,
     ) -> Any:
         """The stream with a stage's pool of workers added."""
         names = [other.name for other in self._stages]
@@ -311,13 +314,13 @@ class Cluster:
             os.getcwd(),
             desk,
         )
-        place: dict[str, Any] = {}
+        place: dict[str, float] = {}
         threads = 1
         if _asks_llm(stage):
             order = replace(
                 order, ledger=self.ledger, max_cost=self._max_cost, environment=_environment()
             )
-            place["scheduling_strategy"] = here
+            place[f"node:{self._address_of_home()}"] = 0.001
             threads = shards_at_once(_concurrency(stage), due)
         wanted = stage.resources
         pool = self._ray.data.ActorPoolStrategy(
@@ -335,7 +338,7 @@ class Cluster:
             num_cpus=wanted.num_cpus,
             num_gpus=wanted.num_gpus or None,
             memory=int(wanted.memory_gb * 1e9) or None,
-            ray_remote_args_fn=lambda: place,
+            resources=place or None,
         )
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -27,6 +28,8 @@ _SHOWN = 480
 _KINDS = 200
 """Reasons of one stage that are told apart, and as many of them as a page lists."""
 _LISTED = 12
+_TELLING = 4
+"""Words with which reasons of one kind begin."""
 
 
 @dataclass
@@ -35,9 +38,15 @@ class Reason:
 
     stage: str
     status: Status
-    kind: str
+    words: list[str]
+    """What all of them have in common; "…" stands for what differs."""
     count: int = 0
     first: list[Ending] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """The reason without what is peculiar to one record."""
+        return " ".join(self.words)[:120]
 
 
 class Tally:
@@ -57,10 +66,12 @@ class Tally:
             shown = self.accepted
         else:
             kinds = self._reasons.setdefault((ending.stage, ending.status), {})
-            kind = _kind(ending)
-            if kind not in kinds and len(kinds) >= _KINDS:
-                kind = "other reasons"
-            reason = kinds.setdefault(kind, Reason(ending.stage, ending.status, kind))
+            words = _words(ending)
+            begin = " ".join(map(_mask, words[:_TELLING]))
+            if begin not in kinds and len(kinds) >= _KINDS:
+                begin, words = "", ["other", "reasons"]
+            reason = kinds.setdefault(begin, Reason(ending.stage, ending.status, words))
+            reason.words = _folded(reason.words, words)
             reason.count += 1
             shown = reason.first
         if len(shown) < self._limit:
@@ -101,13 +112,32 @@ class Tally:
         return {it.record_id: it for it in (*self.accepted, *others[: self._limit])}
 
 
-def _kind(ending: Ending) -> str:
-    """A reason without what is peculiar to one record: numbers, what is quoted, a file's name."""
+_QUOTED = r"'[^']*'|\"[^\"]*\""
+
+
+def _words(ending: Ending) -> list[str]:
+    """The words of a reason without a file's name; what is quoted is one word."""
     reason = ending.reason
     if ending.stage in ("source", "read"):
         reason = reason.partition(": ")[2] or reason
-    reason = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
-    return re.sub(r"\d[\d.]*", "…", reason)[:120]
+    return re.findall(rf"(?:{_QUOTED})\S*|\S+", reason)
+
+
+def _mask(word: str) -> str:
+    return re.sub(rf"{_QUOTED}|\d[\d.]*", "…", word)
+
+
+def _folded(kind: list[str], reason: list[str]) -> list[str]:
+    """The words that two reasons share: an option's value stays, what was measured does not."""
+    if kind == reason:
+        return kind
+    words = [
+        one if one == other else _mask(one) if _mask(one) == _mask(other) else "…"
+        for one, other in zip(kind, reason, strict=False)
+    ]
+    if len(kind) != len(reason):  # such as lists, of which only the words before are alike
+        words = [*takewhile(lambda word: word != "…", words), "…"]
+    return [word for i, word in enumerate(words) if word != "…" or words[i - 1 : i] != ["…"]]
 
 
 def _merged(reasons: Sequence[Reason]) -> list[Reason]:
@@ -116,9 +146,8 @@ def _merged(reasons: Sequence[Reason]) -> list[Reason]:
         return list(reasons)
     merged: dict[str, Reason] = {}
     for it in reasons:
-        words = it.kind.split()
-        kind = " ".join(words[:3]) + (" …" if len(words) > 3 else "")
-        one = merged.setdefault(kind, Reason(it.stage, it.status, kind))
+        words = it.words[:3] + ["…"] * (len(it.words) > 3)
+        one = merged.setdefault(" ".join(words), Reason(it.stage, it.status, words))
         one.count += it.count
         one.first += it.first
     return list(merged.values())
@@ -259,6 +288,6 @@ def _seconds(run: RunFolder, entries: Sequence[StageEntry]) -> dict[str, float]:
     folders = {entry.folder: entry.stage for entry in entries}
     spent = Counter[str]()
     for line in run.journal():
-        if line.get("stage") in folders:
+        if line.get("stage") in folders and "seconds" in line:  # or it was reopened
             spent[folders[line["stage"]]] += line["seconds"]
     return dict(spent)

@@ -83,8 +83,8 @@ def _check_empty(api: HfApi, name: str) -> None:
         return
     if held := [file for file in files if file != ".gitattributes"]:
         raise RunError(
-            f"{name} holds {len(held)} files already, such as {held[0]}; push to another name, or "
-            "delete that dataset on the hub first"
+            f"{name} holds {len(held)} file{'s' * (len(held) != 1)} already, such as {held[0]}; "
+            "push to another name, or delete that dataset on the hub first"
         )
 
 

@@ -275,7 +275,7 @@ def write_instruct_pix2pix(accepted: Iterator[Outcome], folder: Path) -> Written
     ```
     seeds.json                [[dir, [seed]], …]
     0000000/prompt.json       {"input": caption, "edit": instruction, "output": edited caption}
-    0000000/metadata.jsonl    what else is known
+    0000000/facts.jsonl       what else is known
     0000000/0_0.jpg, 0_1.jpg  before, after
     ```
     """
@@ -286,7 +286,7 @@ def write_instruct_pix2pix(accepted: Iterator[Outcome], folder: Path) -> Written
         (at / f"{_SEED}_0.jpg").write_bytes(sample.before)
         (at / f"{_SEED}_1.jpg").write_bytes(sample.after)
         _write_json(at / "prompt.json", sample.prompt)
-        _write_json(at / "metadata.jsonl", sample.metadata)
+        _write_json(at / "facts.jsonl", sample.facts)
         total += 1
         compared += sample.compared
         difference += sample.difference
@@ -310,7 +310,7 @@ class _Jpegs(NamedTuple):
     before: bytes
     after: bytes
     prompt: Row
-    metadata: Row
+    facts: Row
     compared: int
     difference: int
     largest: int
@@ -333,9 +333,9 @@ def _jpegs(outcome: Outcome) -> _Jpegs:
     encoded = [_jpeg(image) for image in (before, after)]
     losses = [_loss(*pair) for pair in zip((before, after), encoded, strict=True)]
     compared, difference = (sum(values) for values in list(zip(*losses, strict=True))[:2])
-    metadata = {"seed": int(_SEED), **_known(facts)}
+    known = {"seed": int(_SEED), **_known(facts)}
     largest = max(loss[2] for loss in losses)
-    return _Jpegs(encoded[0], encoded[1], prompt, metadata, compared, difference, largest)
+    return _Jpegs(encoded[0], encoded[1], prompt, known, compared, difference, largest)
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -252,7 +252,7 @@ class _Told:
 
     def _add_time(self, step: Step) -> None:
         line = self._lines.get(step.folder)
-        if line is None:
+        if line is None or "seconds" not in line:  # its shard was reopened
             return
         records = line["ok"] + line["rejected"] + line["failed"]
         step.shard_seconds = line["seconds"]

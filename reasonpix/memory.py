@@ -1,4 +1,4 @@
-"""When memory runs out, of the machine or of its accelerator: tell it apart, and make room again."""
+"""Memory that runs out, of the machine or of its accelerator: tell it apart, and make room."""
 
 from __future__ import annotations
 

@@ -19,8 +19,12 @@ def lines(told: Lineage) -> Iterator[str]:
     yield f"source: {told.source['use']} ({told.source['package']})"
     yield from _values(told.item)
     for step in told.steps:
+        if step.status != "not reached":
+            yield ""
+            yield from _step_lines(step)
+    if missed := [step.stage for step in told.steps if step.status == "not reached"]:
         yield ""
-        yield from _step_lines(step)
+        yield f"not reached: {', '.join(missed)}"
     if told.published is not None:
         yield ""
         yield "published, beside the images"
@@ -33,7 +37,7 @@ def _step_lines(step: Step) -> Iterator[str]:
     yield f"{step.stage}: {step.status}{by}"
     if step.reason:
         yield f"    reason: {step.reason}"
-    if step.status in ("to do", "not reached"):
+    if step.status == "to do":
         return
     yield f"    results: stages/{step.folder}"
     weights = step.component.get("weights")
@@ -47,7 +51,8 @@ def _step_lines(step: Step) -> Iterator[str]:
         yield from _question_lines(number, question, shown)
         shown = question.messages
     if step.unanswered:
-        yield f"    {step.unanswered} questions have no stored answer"
+        have = "s have" if step.unanswered != 1 else " has"
+        yield f"    {step.unanswered} question{have} no stored answer"
     if step.note:
         yield f"    {step.note}"
     if step.output is not None:
@@ -58,7 +63,7 @@ def _step_lines(step: Step) -> Iterator[str]:
             f"{step.image['bytes']} bytes, sha256 {step.image['sha256']}"
         )
     if step.verdict:
-        yield f"    verdict: {step.verdict}"
+        yield f"    verdict: {'' if step.verdict == 'accepted' else 'rejected: '}{step.verdict}"
     if step.seconds is not None:
         finished = f", finished {step.finished}" if step.finished else ""
         yield f"    time: {step.seconds} s (its share of {step.shard_seconds} s){finished}"

@@ -88,16 +88,16 @@ def write_preference(
         raise RunError(
             "no accepted sample had two candidates to choose from; set candidates: 4 or more"
         )
-    notes = [f"The pairs are of {asked} samples."]
+    notes = [f"The pairs are of {asked} sample{'s' * (asked != 1)}."]
     if ties:
         notes.append(
-            f"{ties} pairs are ties: as many orders chose the rejected candidate as the chosen "
+            f"Ties: {ties}, where as many orders chose the rejected candidate as the chosen "
             "one, which came first. Leave them out with `chosen_votes > rejected_votes`."
         )
     if single:
         notes.append(
-            f"Of {single} samples P_select answered in one order only: their agreement is unknown, "
-            "and null."
+            f"Of {single} sample{'s' * (single != 1)} P_select answered in one order only: there "
+            "`agreement` is unknown, and null."
         )
     return Written(total, tuple(notes))
 

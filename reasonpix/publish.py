@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ FORMS: Mapping[str, Form] = {
         columns="A folder for each sample, listed in `seeds.json`: `0_0.jpg` before and `0_1.jpg` "
         "after (JPEG of quality 100, colours not subsampled); `prompt.json` with the caption "
         "before (`input`), the reasoning instruction (`edit`) and the caption after (`output`); "
-        "`metadata.jsonl` with what else is known. Where an object was replaced, `output` is "
+        "`facts.jsonl` with what else is known. Where an object was replaced, `output` is "
         "derived: the caption before, with the target's name for the selected category's. "
         f"{_FACTS} `scores` is what the filters measured.",
     ),
@@ -87,6 +88,10 @@ def publish(
     written.
     """
     form = FORMS[to]
+    if re.match(r"[\w+.-]+:/", str(out)):  # as a path, the URL s3://bucket is s3:/bucket
+        raise RunError(
+            f"publish writes to a folder of this machine, not to {out}; name one, and copy it there"
+        )
     with _appearing(out) as draft:
         written = form.write(run, _accepted(run, report), draft)
         if written.rows == 0:

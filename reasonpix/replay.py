@@ -105,7 +105,7 @@ def _replayed(
     finally:
         components.close()
     if missing := ledger.asked.count(None):
-        yield f"{missing} of its questions have no stored answer"
+        yield f"{missing} of its questions {'have' if missing != 1 else 'has'} no stored answer"
     else:
         yield from _differences(row, Row(*row_of(sample.record_id, result)))
 
@@ -155,6 +155,9 @@ def _image_difference(before: bytes | None, now: bytes | None) -> str:
 
 def replay_lines(replayed: list[Replayed]) -> Iterator[str]:
     """For people: a line for each stage, and for all that differs."""
+    if not replayed:
+        yield "nothing is to be computed anew: no stage has a result of this record"
+        return
     for it in replayed:
         yield f"{it.stage:>22}: {'identical' if it.is_identical else 'differs'}"
         yield from (f"{'':>24}{difference}" for difference in it.differences)

@@ -101,6 +101,8 @@ class RunFolder:
     """A run on disk, or at a URL that fsspec knows. What is there is complete."""
 
     def __init__(self, where: str | Path) -> None:
+        self.where = str(where)
+        """As it was given; a URL may hold a password, so it is nothing to show."""
         self.storage = open_storage(where)
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """How far a run is, what a recipe would reuse of it, and what no recipe of it needs any more.
 
-Counts are read from the journal, and from the shard files where it has none: a run of 400,000
-records is told of without opening its files.
+Counts are read from the journal, and from the shard files where it has none. Only how many records
+are accepted is known from all scores and endings, and takes a walk over them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 
+from reasonpix.errors import ReasonpixError
 from reasonpix.listing import plan_of
-from reasonpix.outcomes import StageEntry, current_stages
+from reasonpix.outcomes import StageEntry, current_stages, endings_of, verdicts
 from reasonpix.pipeline import stages_of
 from reasonpix.recipe import Recipe
 from reasonpix.run import Plan, RunFolder, Shard
@@ -44,7 +46,15 @@ class RunStatus:
     plan: Plan
     holder: str | None
     """Who is at work in it."""
+    source: Counter[str]
+    """How the planned records ended in being listed: ok, rejected or failed."""
     stages: list[StageStatus]
+    finished: int | None
+    """Records that all stages are finished with; None when that is not known or not asked."""
+    accepted: int
+    """Those of them that all filters accept, by what is measured now."""
+    problem: str
+    """Why it is not known."""
     superseded: Mapping[str, int]
     """Bytes of the stage folders that `stages.json` does not name."""
 
@@ -52,13 +62,16 @@ class RunStatus:
         """A table for people."""
         plan = self.plan
         more = "all of the source" if plan.complete else "the source may hold more"
-        yield f"{self.run}: {plan.rows} records in {len(plan.shards)} shards, {more}"
+        records, shards = _counted(plan.rows, "record"), _counted(len(plan.shards), "shard")
+        yield f"{self.run}: {records} in {shards}, {more}"
         yield f"{self.holder} is at work in it" if self.holder else "nobody is at work in it"
         yield ""
         yield f"{'':>22} {'shards':>8} {'':>8} {'':>8}   {'records':>8}"
         head = ("reused", "done", "to do")
         ends = ("ok", "rejected", "failed", "to do")
         yield _line("stage", head, ends)
+        listed = (self.source["ok"], self.source["rejected"], self.source["failed"], "")
+        yield _line("source", ("", "", ""), listed).rstrip()
         for stage in self.stages:
             todo = f"≤ {stage.todo_records}" if stage.todo_records else "0"
             yield _line(
@@ -66,12 +79,32 @@ class RunStatus:
                 (stage.reused, stage.done, stage.todo),
                 (stage.ok, stage.rejected, stage.failed, todo),
             )
-        if any(stage.stage.startswith("score-") for stage in self.stages):
-            yield "What filters reject by their thresholds: reasonpix refilter"
+        yield from self._accepted_lines()
         if self.superseded:
             yield ""
             yield "superseded (`reasonpix clean` removes them):"
             yield from superseded_lines(self.superseded)
+
+    def _accepted_lines(self) -> Iterator[str]:
+        if self.problem:
+            yield f"how many records are accepted cannot be told: {self.problem}"
+        if self.finished is None:
+            return
+        yield ""
+        filters = any(stage.stage.startswith("score-") for stage in self.stages)
+        if self.finished == self.plan.rows:
+            yield f"{self.accepted} of {_counted(self.finished, 'record')} accepted"
+        else:
+            yield (
+                f"{self.accepted} accepted so far, of {_counted(self.finished, 'record')} that all "
+                "stages are finished with" + ("; more may change what filters do" * filters)
+            )
+        if filters and self.finished == self.plan.rows:
+            yield f"what each filter rejects: reasonpix refilter {quote(self.run)}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _line(stage: str, shards: Sequence[object], records: Sequence[object]) -> str:
@@ -98,8 +131,9 @@ def status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
         plan, entries = plan_of(recipe, run), [stage.entry for stage in stages_of(recipe)]
     told = _Journal(run, () if recipe else {entry.folder for entry in entries})
     stages: list[StageStatus] = []
+    listed = {s.name: Counter[str](it[1] for it in run.ends("source", s)) for s in plan.shards}
     # The most records of each shard that can reach the stage.
-    reaching = {shard.name: shard.rows for shard in plan.shards}
+    reaching = {name: counts["ok"] for name, counts in listed.items()}
     for entry in entries:
         done = run.done(entry.folder)
         ends = Counter[str]()
@@ -129,7 +163,49 @@ def status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
         )
         if not entry.is_score:  # the filters score what reaches them, each by itself
             reaching = going
-    return RunStatus(str(run), plan, run.storage.holder(), stages, superseded(run))
+    through: int | None = None
+    accepted, problem = 0, ""
+    if recipe is None:
+        try:
+            through, accepted = _accepted(run, entries)
+        except ReasonpixError as error:  # a plugin that is gone, records that are computed anew
+            problem = str(error)
+    return RunStatus(
+        run=str(run),
+        plan=plan,
+        holder=run.storage.holder(),
+        source=sum(listed.values(), Counter[str]()),
+        stages=stages,
+        finished=through,
+        accepted=accepted,
+        problem=problem,
+        superseded=superseded(run),
+    )
+
+
+class _Part(RunFolder):
+    """A run of which no more is known than some of its shards."""
+
+    def __init__(self, run: RunFolder, shards: Collection[Shard]) -> None:
+        self.storage = run.storage
+        self._shards = tuple(shards)
+
+    def shards(self) -> tuple[Shard, ...]:
+        """Those shards, in order."""
+        return self._shards
+
+
+def _accepted(run: RunFolder, entries: Sequence[StageEntry]) -> tuple[int, int]:
+    """Records of the shards that all stages are finished with, and how many are accepted."""
+    done = {entry.folder: run.done(entry.folder) for entry in entries}
+    rejected: dict[str, Mapping[str, str]] = {}
+    shards = run.shards()
+    for entry in entries:
+        measured = [shard for shard in shards if shard.name in done[entry.folder]]
+        rejected |= verdicts(_Part(run, measured), [entry])
+    finished = [shard for shard in shards if all(shard.name in names for names in done.values())]
+    ended = [it.status for it in endings_of(_Part(run, finished), entries, rejected)]
+    return len(ended), ended.count("ok")
 
 
 class _Journal:
@@ -163,6 +239,7 @@ class _Journal:
 
 def superseded(run: RunFolder, entries: Sequence[StageEntry] | None = None) -> dict[str, int]:
     """The stage folders that `stages.json` does not name, and their bytes."""
+    run.plan()  # what is no run is told so
     current = {"source", *(entry.folder for entry in entries or current_stages(run))}
     found = run.storage.folders("stages")
     return {

@@ -18,6 +18,7 @@ from reasonpix.outcomes import (
     read_stages,
     scorer_of,
     scores_of,
+    verdicts,
 )
 from reasonpix.run import RunFolder
 from reasonpix.slots import ModelOptions
@@ -41,7 +42,12 @@ class Curve:
     now: float
     survive: float
     """The share that survives at the value `now`."""
+    accepted: float
+    """The share that is accepted by all filters at the value `now`."""
     points: list[tuple[float, float]]
+    """Value, share that survives."""
+    together: list[tuple[float, float]]
+    """Value, share that all filters accept, the other filters as they are."""
 
 
 @dataclass(frozen=True)
@@ -71,33 +77,73 @@ class Survival:
 
 def survivals(run: RunFolder) -> list[Survival]:
     """One for each filter, in order. Raises `RunError` when the run is not finished."""
-    return [survival(run, entry) for entry in read_stages(run) if entry.is_score]
+    against = _against(run)
+    return [survival(run, entry, against) for entry in read_stages(run) if entry.is_score]
 
 
-def survival(run: RunFolder, entry: StageEntry) -> Survival:
+Against = Mapping[str, Sequence[str]]
+"""By record, the folders of the stages that it did not pass; a stage it did not reach is one."""
+
+
+def _against(run: RunFolder) -> Against:
+    entries = read_stages(run)
+    rejected = verdicts(run, entries)
+    against: dict[str, list[str]] = {}
+    for shard in run.shards():
+        for entry in entries:
+            for record_id, status, _ in run.ends(entry.folder, shard):
+                stopped = against.setdefault(record_id, [entry.folder for entry in entries])
+                if status == "ok" and record_id not in rejected.get(entry.folder, ()):
+                    stopped.remove(entry.folder)
+    return against
+
+
+def survival(run: RunFolder, entry: StageEntry, against: Against | None = None) -> Survival:
     """Of the records that a filter measured, by each threshold that is set and runs on a scale."""
+    against = _against(run) if against is None else against
     table = scores_of(run, entry)
+    measured = (row for shard in run.shards() for row in run.ends(entry.folder, shard))
+    free = [set(against[row[0]]) <= {entry.folder} for row in measured if row[1] == "ok"]
     rejected = sum(reason is not None for reason in scorer_of(entry).reject(table))
     step = max(1, -(-len(table) // SAMPLED))
-    sample = [table[i] for i in range(0, len(table), step)]
+    sample = _Sample(entry, [table[i] for i in range(0, len(table), step)], free[::step])
     options = scorer_of(entry).options
     curves = [
-        _curve(entry, sample, name, value)
+        _curve(sample, name, value)
         for name, value in options
         if name in options.neutral - ModelOptions.neutral
         and isinstance(value, int | float)
         and not isinstance(value, bool)
-        and sample
+        and sample.scores
     ]
-    names = dict.fromkeys(name for scores in sample for name in scores)
+    names = dict.fromkeys(name for scores in sample.scores for name in scores)
     return Survival(
         name=entry.component["use"],
         measured=len(table),
         survive=len(table) - rejected,
-        sampled=len(sample),
+        sampled=len(sample.scores),
         curves=curves,
-        distributions=[_distribution(name, sample) for name in names],
+        distributions=[_distribution(name, sample.scores) for name in names],
     )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What a curve is drawn from."""
+
+    entry: StageEntry
+    scores: Measured
+    free: Sequence[bool]
+    """Of each record, whether all else accepts it."""
+
+    def shares(self, option: str, value: float) -> tuple[float, float] | None:
+        """That of the survivors, and that of all filters; None where it does not take the value."""
+        try:
+            reasons = scorer_of(self.entry, **{option: value}).reject(self.scores)
+        except ValidationError:
+            return None
+        accepted = sum(why is None and free for why, free in zip(reasons, self.free, strict=True))
+        return reasons.count(None) / len(reasons), accepted / len(reasons)
 
 
 def _distribution(name: str, sample: Measured) -> Distribution:
@@ -107,16 +153,16 @@ def _distribution(name: str, sample: Measured) -> Distribution:
     return Distribution(name, low, float(np.median(values)), high, counts.tolist())
 
 
-def _curve(entry: StageEntry, sample: Measured, option: str, now: float) -> Curve:
+def _curve(sample: _Sample, option: str, now: float) -> Curve:
     """Over an option's range; without one, where among the scores anything changes."""
     whole = isinstance(now, int)
-    low, high, is_bounded = _range(entry, sample, option, now)
-    points: list[tuple[float, float]] = []
+    low, high, is_bounded = _range(sample, option, now)
+    points: list[tuple[float, tuple[float, float]]] = []
     for _ in range(1 if is_bounded else _ZOOMS):
         points = [
-            (x, share)
+            (x, shares)
             for x in _grid(low, high, whole)
-            if (share := _share(entry, sample, option, x)) is not None
+            if (shares := sample.shares(option, x)) is not None
         ]
         changes = [i for i in range(1, len(points)) if points[i][1] != points[i - 1][1]]
         if not changes:
@@ -125,25 +171,18 @@ def _curve(entry: StageEntry, sample: Measured, option: str, now: float) -> Curv
         if last - first > len(points) // 2:
             break
         low, high = points[first][0], points[last][0]
-    share = _share(entry, sample, option, now)
-    assert share is not None  # the recipe's own value is a valid one
-    return Curve(option, now, share, points)
+    shares = sample.shares(option, now)
+    assert shares is not None  # the recipe's own value is a valid one
+    alone, together = ([(x, pair[i]) for x, pair in points] for i in (0, 1))
+    return Curve(option, now, *shares, points=alone, together=together)
 
 
-def _share(entry: StageEntry, sample: Measured, option: str, value: float) -> float | None:
-    """The share that survives; None where the filter does not take the value."""
-    try:
-        reasons = scorer_of(entry, **{option: value}).reject(sample)
-    except ValidationError:
-        return None
-    return reasons.count(None) / len(reasons)
+def _range(sample: _Sample, option: str, now: float) -> tuple[float, float, bool]:
+    """Between the option's bounds, or else those of the scores; and whether that is its own range.
 
-
-def _range(
-    entry: StageEntry, sample: Measured, option: str, now: float
-) -> tuple[float, float, bool]:
-    """Between the option's bounds, or else those of the scores; and which of the two."""
-    field = type(scorer_of(entry).options).model_fields[option]
+    Of the scores, the one whose name is part of the option's: `max_outside` runs over `outside`.
+    """
+    field = type(scorer_of(sample.entry).options).model_fields[option]
     bounds = {
         side: next((v for m in field.metadata if (v := _bound(m, side)) is not None), None)
         for side in ("ge", "gt", "le", "lt")
@@ -152,12 +191,21 @@ def _range(
     high = bounds["le"] if bounds["lt"] is None else bounds["lt"]
     if low is not None and high is not None:
         return low, high, True
-    values = [value for scores in sample for value in scores.values()]
-    smallest, largest = min([*values, now]), max([*values, now])
+    own = [
+        value
+        for scores in sample.scores
+        for name, value in scores.items()
+        if f"_{name}_" in f"_{option}_"
+    ]
+    values = own or [now, *(value for scores in sample.scores for value in scores.values())]
+    smallest, largest = min(values), max(values)
+    if own:
+        margin = 0.05 * (largest - smallest) or 0.05 * abs(largest) or 1.0
+        smallest, largest = smallest - margin, largest + margin
     return (
         smallest if low is None else max(low, smallest),
         largest if high is None else min(high, largest),
-        False,
+        bool(own),
     )
 
 
@@ -212,8 +260,11 @@ def _drawn(filter: Survival) -> dict[str, Any]:
 
 
 def _line_of(curve: Curve) -> dict[str, Any]:
-    points = curve.points or [(curve.now, curve.survive)]
-    low, high = points[0][0], points[-1][0]
+    lines = (
+        curve.points or [(curve.now, curve.survive)],
+        curve.together or [(curve.now, curve.accepted)],
+    )
+    low, high = lines[0][0][0], lines[0][-1][0]
     width = (high - low) or 1.0
 
     def place(x: float) -> float:
@@ -221,7 +272,10 @@ def _line_of(curve: Curve) -> dict[str, Any]:
 
     return {
         "curve": curve,
-        "line": " ".join(f"{place(x):.1f},{HEIGHT * (1 - share):.1f}" for x, share in points),
+        "lines": [
+            " ".join(f"{place(x):.1f},{HEIGHT * (1 - share):.1f}" for x, share in points)
+            for points in lines
+        ],
         "at": place(curve.now),
         "height": HEIGHT * (1 - curve.survive),
         "low": low,

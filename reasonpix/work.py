@@ -6,9 +6,7 @@ the shards in flight and nothing else.
 
 from __future__ import annotations
 
-import gc
 import logging
-import sys
 import threading
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ from reasonpix import plugins
 from reasonpix.errors import InvalidBox, ReasonpixError, RunError
 from reasonpix.images import encode_png
 from reasonpix.ledger import Ledger
+from reasonpix.memory import free_memory, is_out_of_memory
 from reasonpix.outcomes import Verdicts, samples_reaching, verdicts
 from reasonpix.pipeline import Stage
 from reasonpix.planning import LLMPlanner
@@ -97,7 +96,7 @@ def _load(component: Component[Any]) -> None:
     try:
         component.load()
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise RunError(
             f"{component.name}: out of memory while it was loaded; say under resources: what each "
@@ -206,7 +205,7 @@ class Work:
             if len(samples) == 1:
                 reason = f"{type(error).__name__}: {error}"
                 return [Problem(status="failed", reason=reason)]
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 return [result for sample in samples for result in self._batch([sample])]
         else:
             if len(results) != len(samples):
@@ -215,7 +214,7 @@ class Work:
         # Not before the error is gone: its frames hold the batch.
         self._largest = -(-self._together(len(samples)) // 2)
         _LOG.info("%s: out of memory; %d records at once now", self.stage.name, self._largest)
-        _free_memory()
+        free_memory()
         return []
 
     def _together(self, samples: int) -> int:
@@ -305,22 +304,3 @@ def row_of(record_id: str, result: Any) -> Values:
         output, image = result
         return record_id, "ok", "", to_json(output).decode(), encode_png(image)
     return record_id, "ok", "", to_json(result).decode(), None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of the machine or of its accelerator.
-
-    torch tells of a full GPU by a class of its own, of a full machine by a RuntimeError.
-    """
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in told or "can't allocate memory" in told
-    )
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch := sys.modules.get("torch"):
-        torch.cuda.empty_cache()

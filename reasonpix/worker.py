@@ -23,8 +23,8 @@ from reasonpix.records import Problem
 from reasonpix.run import RunFolder, Shard
 from reasonpix.work import Components, Done, Work
 
-_DEATHS = 4
-"""Workers that one shard may cost, killed or crashed, before its records are given up."""
+_DEATHS = 3
+"""Workers that die over the same shard, one after the other, before its records are given up."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Worker:
             # A process that follows a dead one begins with the shard that was under way.
             ray.get(self._order.desk.begin.remote(self._folder, shard.name)) >= _DEATHS
         ):
-            reason = f"its worker died, {_DEATHS + 1} times"
+            reason = "its worker died, again and again"
         else:
             return None
         samples = self._work.load(shard)

@@ -13,6 +13,7 @@ from conftest import WriteRecipe
 
 from reasonpix import afterwards
 from reasonpix.engine import generate
+from reasonpix.outcomes import endings
 from reasonpix.recipe import load_recipe
 from reasonpix.run import RunFolder
 
@@ -59,6 +60,8 @@ def test_status_of_a_folder_that_cannot_be_written(run: RunFolder, tmp_path: Pat
 
 def test_clean_asks_first(run: RunFolder, tmp_path: Path) -> None:
     folders = set((tmp_path / "run" / "stages").iterdir())
+    no_run = call(afterwards.clean, str(tmp_path))
+    assert no_run.exit_code == 1 and "is no run folder" in str(no_run.exception)
     assert call(afterwards.clean, str(run)).output == "0 stage folders removed\n"
     call(afterwards.refilter, str(run), "--set", "filters=[]")
     refused = call(afterwards.clean, str(run), answer="n\n")
@@ -66,7 +69,7 @@ def test_clean_asks_first(run: RunFolder, tmp_path: Path) -> None:
     assert "score-eq1-" in refused.output
     assert set((tmp_path / "run" / "stages").iterdir()) == folders
     assert call(afterwards.clean, str(run), answer="y\n").output.endswith(
-        "1 stage folders removed\n"
+        "1 stage folder removed\n"
     )
     left = set((tmp_path / "run" / "stages").iterdir())
     assert [folder.name.rpartition("-")[0] for folder in folders - left] == ["score-eq1"]
@@ -86,7 +89,15 @@ def test_refilter_tells_how_many_there_were_and_are(run: RunFolder, tmp_path: Pa
     ]
     page = tmp_path / "page.html"
     changed = call(afterwards.refilter, str(run), "--set", "filters.0.rank=0.6", "--out", page)
-    assert changed.output.splitlines()[-2:] == ["3 of 7 records accepted (5 before)", str(page)]
+    accepted, files, where = changed.output.splitlines()[-3:]
+    assert (accepted, where) == ("3 of 7 records accepted (5 before)", str(page))
+    again = f"`reasonpix generate {run}/recipe.yaml --out {run}` keeps these thresholds"
+    assert f"{run}/recipe.yaml and {run}/stages.json are rewritten: {again}" in files
+    # It does so, and the recipe that the run began with does not.
+    generate(load_recipe(tmp_path / "run" / "recipe.yaml"), tmp_path / "run")
+    assert endings(run).accepted == 3
+    generate(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+    assert endings(run).accepted == 5
     [line] = [it.split() for it in changed.output.splitlines() if "score-eq1" in it]
     assert line == ["score-eq1", "3", "4", "0", "5"]
     assert page.exists()

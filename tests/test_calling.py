@@ -123,7 +123,10 @@ def test_an_outage_stops_the_run_and_fails_no_record() -> None:
     with Ledger(None) as ledger:
         with (
             calling(Model(reply, max_retries=0), ledger) as caller,
-            pytest.raises(ReasonpixError, match=r"5 questions in a row .*connection refused"),
+            pytest.raises(
+                ReasonpixError,
+                match=r"5 questions in a row .*connection refused; run the .* to go on$",
+            ),
         ):
             caller.answers("rewrite", conversations(100))
         with calling(Model(max_retries=0), ledger) as caller:
@@ -326,6 +329,72 @@ def test_a_model_that_gives_too_few_answers_is_found_out() -> None:
         assert texts(caller.answers("rewrite", conversations(1))) == [
             "ValueError: 0 answers to 1 conversations"
         ]
+
+
+def test_a_reason_tells_no_file_of_this_machine() -> None:
+    def reply(text: str, attempt: int) -> Outcome:
+        raise FileNotFoundError(2, "No such file or directory", "/home/ada/weights")
+
+    with calling(Model(reply)) as caller:
+        assert texts(caller.answers("rewrite", conversations(1))) == [
+            "FileNotFoundError: No such file or directory"
+        ]
+
+
+# -- Memory
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+class Small(Model):
+    """Holds `room` conversations at once, and none that asks for too much alone."""
+
+    def __init__(self, room: int, error: Exception, greedy: str = "") -> None:
+        super().__init__(
+            concurrency=1, batch_size=8, price=Price(prompt=1e6, completion=1e6), longest_answer=100
+        )
+        self.room = room
+        self.error = error
+        self.greedy = greedy
+
+    def complete(self, conversations: Sequence[Conversation], /) -> list[Outcome]:
+        answers = super().complete(conversations)
+        texts = [it.messages[0].content for it in conversations]
+        if len(texts) > self.room or self.greedy in texts:
+            raise self.error
+        return answers
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA: tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_batch_that_memory_does_not_hold_is_halved_and_later_ones_are_as_small(
+    error: Exception,
+) -> None:
+    model = Small(2, error)
+    with Ledger(None) as ledger, calling(model, ledger) as caller:
+        results = caller.answers("rewrite", conversations(20))
+        assert texts(results) == [f"re: {number}" for number in range(20)]
+        assert [len(batch) for batch in model.batches] == [8, 4] + [2] * 10
+        assert ledger.spent().lost == 0  # nobody charges for it
+        caller.answers("rewrite", conversations(4, "later "))
+    assert [len(batch) for batch in model.batches[-2:]] == [2, 2]
+
+
+def test_one_that_memory_does_not_hold_alone_costs_one_record() -> None:
+    model = Small(8, MemoryError("no room"), greedy="5")
+    with Ledger(None, max_cost=1e6) as ledger, calling(model, ledger) as caller:
+        results = caller.answers("rewrite", conversations(8))
+        assert results[5] == Problem(status="failed", reason="MemoryError: no room")
+        assert sum(isinstance(result, Completion) for result in results) == 7
+        assert (ledger.spent().lost, ledger.budget.reserved) == (0, 0)
 
 
 # -- Overload
@@ -636,6 +705,34 @@ def test_closing_stops_those_who_wait() -> None:
         thread.join(5)
         assert len(stopped) == 1
         assert ledger.spent().answers == model.attempts.total()
+
+
+def test_what_ends_unfinished_because_of_a_stop_fails_no_record() -> None:
+    model = Model(max_retries=0, concurrency=1, batch_size=2)
+    ends: list[Any] = []
+
+    def reply(text: str, attempt: int) -> Outcome:
+        while not caller.stopped:
+            time.sleep(0.001)
+        return echo(text) if text == "0" else Unavailable(reason="it was stopped")
+
+    model.reply = reply
+    with Ledger(None) as ledger, calling(model, ledger) as caller:
+
+        def ask() -> None:
+            try:
+                ends.append(caller.answers("rewrite", conversations(2)))
+            except ReasonpixError as error:
+                ends.append(str(error))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while not model.batches:
+            time.sleep(0.001)
+        caller.close()
+        thread.join(5)
+        assert ends == ["the run was stopped; run the same command again to go on"]
+        assert ledger.spent().answers == 1  # the finished one is kept
 
 
 def test_a_ledger_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_the_head_is_what_the_hub_reads(run: RunFolder, tmp_path: Path) -> None:
     assert head["size_categories"] == ["n<1K"]
     assert head["task_categories"] == ["image-to-image"]
     assert head["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
-    assert head["dataset_info"]["splits"] == [{"name": "train", "num_examples": 5}]
+    assert "splits" not in head["dataset_info"]
     features = {one["name"]: one for one in head["dataset_info"]["features"]}
     assert features["edited_image"]["dtype"] == "image"
     assert "license" not in head  # nobody told that of the images
@@ -151,6 +152,33 @@ def test_the_recipe_makes_the_run_again(
         assert (tmp_path / "other" / name).read_bytes() == (
             tmp_path / "dataset" / name
         ).read_bytes()
+
+
+def test_a_part_of_the_source_is_made_again_by_its_limit(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    path = write_recipe(shard_size=3, filters=FILTERS)
+    for name, limit, planned in (
+        ("some", 5, "5 records were planned, and the source may hold more."),
+        ("one", 1, "1 record was planned, and the source may hold more."),
+        ("every", math.inf, "7 records were planned, all that the source holds."),
+    ):
+        run = generate(load_recipe(path), tmp_path / name, limit)
+        publish(run, tmp_path / f"of-{name}")
+        _, body = parts(tmp_path / f"of-{name}")
+        recipe = body.split("## Recipe\n")[1]
+        assert planned in recipe
+        commands = re.findall(r"`reasonpix generate recipe.yaml --out DIR --limit (\d+)`", recipe)
+        assert commands == ([] if limit == math.inf else [str(limit)])
+    assert "1 triple of input image" in parts(tmp_path / "of-one")[1]
+    (tmp_path / "again.yaml").write_text(
+        (tmp_path / "of-some/README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    )
+    again = generate(load_recipe(tmp_path / "again.yaml"), tmp_path / "again", 5)
+    publish(again, tmp_path / "of-again")
+    for name in ("README.md", "data/train-00000.parquet"):
+        same = (tmp_path / "of-again" / name).read_bytes()
+        assert same == (tmp_path / "of-some" / name).read_bytes()
 
 
 def make(

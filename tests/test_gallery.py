@@ -13,6 +13,7 @@ from reasonpix.engine import generate
 from reasonpix.gallery import Tally, gallery
 from reasonpix.images import decode
 from reasonpix.ledger import Call, Ended, Ledger
+from reasonpix.lineage import lineage
 from reasonpix.llm import Completion, Conversation
 from reasonpix.outcomes import Ending, StageEntry, outcomes
 from reasonpix.recipe import load_recipe
@@ -145,7 +146,7 @@ def test_reasons_are_counted_by_their_kind_and_each_is_shown(
         "read failed 2 not an image",
         "extract rejected 2 no entity in …",
         "ground rejected 5 no box found for ghost",
-        "score-eq1 rejected 5 distance … < τ …",
+        "score-eq1 rejected 5 distance … < τ 9.0",
         "ground, rejected: no box found for ghost (1 of 5)",
     ):
         assert re.sub(r"\s", "", words) in re.sub(r"\s", "", text), words
@@ -181,9 +182,75 @@ def test_many_reasons_of_a_stage_are_told_together() -> None:
         tally.add(Ending(shard, str(number), "rejected", "ground", reason))
     tally.add(Ending(shard, "x", "failed", "ground", "ValueError: stumbled"))
     told = [(reason.kind, reason.count) for reason in tally.reasons()]
-    assert told == [("other reasons", 800), ("no box found …", 200), ("ValueError: stumbled", 1)]
+    assert told == [("no box found for …", 1000), ("ValueError: stumbled", 1)]
     assert len(tally.shown()) == 4
     assert tally.funnel()[-1] == {"stage": "ground", "ok": 0, "rejected": 1000, "failed": 1}
+
+
+@pytest.mark.parametrize(
+    ("reasons", "kind"),
+    [
+        (["airplane, donut, bee", "ghost", "owl, cup"], "no box found for …"),
+        (["ghost", "ghost"], "no box found for ghost"),
+        (["a, b", "c, d"], "no box found for …"),
+    ],
+)
+def test_what_a_reason_names_does_not_make_it_another(reasons: list[str], kind: str) -> None:
+    tally = tallied(*(f"no box found for {names}" for names in reasons))
+    assert [(it.kind, it.count) for it in tally.reasons()] == [(kind, len(reasons))]
+
+
+def test_an_options_value_stays_and_what_was_measured_does_not() -> None:
+    tally = tallied(*(f"distance 0.0{n}12{n} is among the lowest 30%" for n in range(1, 5)))
+    assert [it.kind for it in tally.reasons()] == ["distance … is among the lowest 30%"]
+    tally = tallied("3.1% of the box changed", "0.0% of the box changed", "not an image", "empty")
+    told = {it.kind: it.count for it in tally.reasons()}
+    assert told == {"…% of the box changed": 2, "not an image": 1, "empty": 1}
+    tally = tallied("no entity in 'a b'", 'no entity in "it\'s, c"', "no entity in 'd'")
+    assert [(it.kind, it.count) for it in tally.reasons()] == [("no entity in …", 3)]
+
+
+def tallied(*reasons: str) -> Tally:
+    tally = Tally([StageEntry("ground", "ground-0", {"use": "x"}, {})], limit=4)
+    for number, reason in enumerate(reasons):
+        tally.add(Ending(Shard("000000", 9), str(number), "rejected", "ground", reason))
+    return tally
+
+
+@pytest.mark.usefixtures("trial")
+def test_a_run_that_was_completed_has_its_page(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    captions = ["a bee", "a raises-in-planner", "a bee"]
+    path = write_recipe(
+        source={"use": "trial-source", "captions": captions},
+        captioner=None,
+        extractor="trial-extractor",
+        grounder="trial-grounder",
+        planner="trial-planner",
+    )
+    run = generate(load_recipe(path), tmp_path / "run")
+    generate(load_recipe(path), tmp_path / "run", retry_failed=True)
+    assert any(line.get("reopened") for line in run.journal())
+    assert "3 records, 2 accepted" in "".join(Page(gallery(run)).text)
+
+
+def test_a_run_of_part_one_that_grew_has_its_page(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    source = {"use": "fake-source", "count": 9, "caption": "a bee", "instruction": "add a hole",
+              "edited_caption": "a bee with a hole"}  # fmt: skip
+    nothing = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
+    filters = [{"use": "eq1", "rank": 0.3}]
+    recipe = load_recipe(write_recipe(source=source, filters=filters, shard_size=2, **nothing))
+    generate(recipe, tmp_path / "run", limit=5)
+    run = generate(recipe, tmp_path / "run", limit=9)
+    assert any(line.get("reopened") for line in run.journal())
+    text = "".join(Page(gallery(run)).text)
+    assert "9 records, 7 accepted" in text
+    told = lineage(run, "0")
+    assert all(step.seconds is not None for step in told.steps if step.status != "not reached")
+    # As when the process is killed between a commit and its line.
+    run.note(stage=told.steps[0].folder, shard=told.shard, reopened=True)
+    assert [step.seconds is None for step in lineage(run, "0").steps][:2] == [True, False]
 
 
 def test_photographs_are_shown_smaller(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -213,4 +280,4 @@ def test_cost_is_told_by_what_was_asked(write_recipe: WriteRecipe, tmp_path: Pat
     text = " ".join("|".join(Page(gallery(run)).text).split())
     assert "rewrite|3|300|15|0.7500|0.107143" in re.sub(r"\|\s*\|?", "|", text)
     assert "select|0|0|0|0.7000|0.100000" in re.sub(r"\|\s*\|?", "|", text)
-    assert "1 lost calls may have been charged" in text
+    assert "1 lost call may have been charged, counted with 0.7" in text

@@ -135,7 +135,7 @@ def test_what_somebody_has_there_is_not_touched(
 ) -> None:
     hub.files["ada/edits"] = {".gitattributes": b"", "data.csv": b"precious"}
     message = told(pushing(hub.url, verbs=verb))
-    assert "ada/edits holds 1 files already, such as data.csv; push to another name" in message
+    assert "ada/edits holds 1 file already, such as data.csv; push to another name" in message
     assert hub.files["ada/edits"] == {".gitattributes": b"", "data.csv": b"precious"}
     assert hub.commits == 0
 

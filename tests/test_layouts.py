@@ -131,6 +131,34 @@ def test_datasets_loads_it_with_images(run: RunFolder, tmp_path: Path) -> None:
     assert same  # the head of the card, which the hub's viewer reads, says what the files say
 
 
+@pytest.mark.parametrize("form", ["hf", "webdataset", "preference"])
+def test_datasets_has_nothing_to_warn_of(
+    form: str, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    pytest.importorskip("datasets")
+    source = {"use": "fake-source", "count": 3, "caption": "a bee", "instruction": "add a hole",
+              "edited_caption": "a bee with a hole"}  # fmt: skip
+    run = generate(load_recipe(write_recipe(source=source, **REWRITING)), tmp_path / "run")
+    publish(run, tmp_path / "dataset", form)
+    code = """if True:
+        import json, logging, warnings
+        said = []
+        class Ear(logging.Handler):
+            def emit(self, record):
+                said.append(record.getMessage())
+        logging.captureWarnings(True)
+        import datasets
+        for name in ("datasets", "huggingface_hub", "py.warnings"):
+            logging.getLogger(name).addHandler(Ear(logging.WARNING))
+        warnings.simplefilter("always")
+        datasets.disable_progress_bars()
+        train = datasets.load_dataset("dataset")["train"]
+        print(json.dumps([len(train), said]))
+    """
+    rows, said = elsewhere(code, tmp_path)
+    assert rows >= 3 and said == []
+
+
 TRAINER = """if True:
     import json
     import numpy as np
@@ -357,10 +385,20 @@ def test_the_class_of_the_original_trainer_reads_it(run: RunFolder, tmp_path: Pa
     }  # fmt: skip
 
 
+def test_datasets_finds_no_fault_with_that_layout(run: RunFolder, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    publish(run, tmp_path / "dataset", "instruct-pix2pix")
+    code = """if True:
+        import datasets
+        print(len(datasets.load_dataset("dataset")["train"]))
+    """
+    assert elsewhere(code, tmp_path) == 2 * 5  # images, which is all that it can tell of them
+
+
 def test_what_that_layout_has_no_place_for_is_beside_it(run: RunFolder, tmp_path: Path) -> None:
     publish(run, tmp_path / "dataset", "instruct-pix2pix")
     for number, outcome in enumerate(accepted(run)):
-        text = (tmp_path / "dataset" / f"{number:07d}" / "metadata.jsonl").read_text()
+        text = (tmp_path / "dataset" / f"{number:07d}" / "facts.jsonl").read_text()
         assert text.count("\n") == 1
         facts = json.loads(text)
         assert facts["seed"] == 0
@@ -380,7 +418,7 @@ def test_a_rewritten_pair_keeps_its_own_captions(write_recipe: WriteRecipe, tmp_
     assert prompt == {
         "input": "a square", "edit": sample.instruction, "output": "a square with a hole"
     }  # fmt: skip
-    facts = json.loads((tmp_path / "dataset/0000001/metadata.jsonl").read_text())
+    facts = json.loads((tmp_path / "dataset/0000001/facts.jsonl").read_text())
     assert facts["direct_instruction"] == "make a hole"
     assert facts["candidates"][facts["chosen"]] == sample.instruction
 

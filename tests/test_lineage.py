@@ -202,11 +202,20 @@ def test_a_record_that_ended_early(write_recipe: WriteRecipe, tmp_path: Path) ->
     ghost = lineage(run, "3")
     assert list(status(ghost).values()) == ["ok"] * 3 + ["rejected"] + ["not reached"] * 4
     torn = "\n".join(lines(lineage(run, "2")))
-    assert "failed at read: 2: not an image" in torn and "caption: not reached" in torn
+    assert "failed at read: 2: not an image" in torn
+    later = ", ".join([*STAGES[1:6], "score-trial-filter", "score-no-op"])
+    assert torn.count("not reached") == 1 and f"\nnot reached: {later}" in torn
     # A record that a filter rejects has been measured by all.
     rejected = lineage(run, "5")
     assert set(status(rejected).values()) == {"ok"}
     assert [step.verdict for step in rejected.steps[-2:]] == ["it was asked for", "accepted"]
+    text = "\n".join(lines(rejected))
+    assert "verdict: rejected: it was asked for" in text and "verdict: accepted" in text
+    # Nothing follows from a record that the source could not give.
+    _, replayed = replay(run, "1")
+    assert replayed == []
+    [line] = replay_lines(replayed)
+    assert "nothing is to be computed anew" in line
 
 
 def test_a_run_that_goes_on(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -288,7 +297,7 @@ def test_an_answer_that_is_not_stored_is_not_asked_for(
     told, replayed = replay(run, "0")
     [plan] = [step for step in told.steps if step.stage == "plan"]
     assert (plan.questions, plan.unanswered) == ([], 1)
-    assert "1 questions have no stored answer" in "\n".join(lines(told))
+    assert "1 question has no stored answer" in "\n".join(lines(told))
     assert [it.stage for it in replayed if not it.is_identical] == ["plan"]
     assert "no stored answer" in "\n".join(replay_lines(replayed))
     (tmp_path / "run" / "llm.sqlite").unlink()

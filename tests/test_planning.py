@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -334,6 +336,41 @@ def test_after_its_end_nothing_is_asked(parrot: Teach) -> None:
     with pytest.raises(ReasonpixError, match="the run was stopped"):
         planner.replace([request()])
     assert planner.asked == []
+
+
+class Slow(Parrot):
+    """Writes until the run is stopping, and then gives back what it has."""
+
+    def complete(self, conversations: Sequence[Conversation]) -> list[Reply]:
+        self.asked.append(list(conversations))
+        while not self.stopping:
+            time.sleep(0.001)
+        return [Completion(text=text()), Unavailable(reason="not finished")]
+
+
+def test_a_close_while_it_is_asked_keeps_what_was_finished_and_fails_nothing() -> None:
+    planner = Slow({}, max_retries=0)
+    told: list[str] = []
+    with Ledger(None) as ledger:
+        planner.ledger = ledger
+
+        def ask() -> None:
+            try:
+                planner.replace([request(seed=0), request(seed=1)])
+            except ReasonpixError as error:
+                told.append(str(error))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        while not planner.asked:
+            time.sleep(0.001)
+        closing = [threading.Thread(target=planner.close) for _ in range(3)]
+        for thread in closing:
+            thread.start()
+        for thread in (*closing, asking):
+            thread.join(5)
+        assert told == ["the run was stopped; run the same command again to go on"]
+        assert ledger.spent().answers == 1
 
 
 # -- reading an answer ---------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_ties_are_told(chatter: Path, write_recipe: WriteRecipe, tmp_path: Path)
     assert {(row["agreement"], row["chosen_votes"]) for row in published} == {(0.5, 1)}
     card = (tmp_path / "dataset" / "README.md").read_text()
     assert f"The pairs are of {len(several)} samples." in card
-    assert f"{len(ties)} pairs are ties" in card
+    assert f"Ties: {len(ties)}, where" in card
 
 
 def test_what_was_asked_once_has_no_agreement(

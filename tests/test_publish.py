@@ -96,6 +96,17 @@ def test_an_existing_folder_is_left_alone(run: RunFolder, tmp_path: Path) -> Non
         publish(run, tmp_path / "link")
 
 
+@pytest.mark.parametrize("out", ["s3://bucket/data", Path("s3://bucket/data"), "file:///tmp/x"])
+def test_a_url_is_no_folder_of_this_machine(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str | Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match="publish writes to a folder of this machine, not to "):
+        publish(run, Path(out))
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_an_unfinished_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
     folder = next(entry.folder for entry in current_stages(run) if entry.stage == "edit")
     run.storage.remove(f"stages/{folder}/000001.parquet")

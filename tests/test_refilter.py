@@ -184,13 +184,47 @@ def test_a_curve_is_the_share_that_each_value_lets_through(
 def test_an_option_without_bounds_runs_where_it_makes_a_difference(tmp_path: Path) -> None:
     run, entry = synthetic(tmp_path / "run", 400, {"min_inside": 0.0005, "max_outside": 0.7})
     inside, outside = survival(run, entry).curves
-    # Scores go to 1.5; those of the option end at 0.002.
-    assert inside.points[0][0] == 0.0 and 0.002 <= inside.points[-1][0] < 0.1
+    # Each runs over the score that it is named after: to 0.002, and to 1.5.
+    assert inside.points[0][0] == 0.0 and 0.002 <= inside.points[-1][0] < 0.0022
+    assert outside.points[0][0] == 0.0 and 1.5 <= outside.points[-1][0] < 1.6
     assert inside.points[-1][1] == 0.0
     assert len({share for _, share in inside.points}) > 20
     assert inside.survive == pytest.approx(3 / 8)  # of 400 the upper three quarters, half outside
     shares = sorted({share for _, share in outside.points})
     assert shares == pytest.approx([0.1875, 0.375, 0.5625, 0.75], abs=0.002)
+
+
+def test_an_option_set_beyond_its_scores_does_not_widen_the_axis(tmp_path: Path) -> None:
+    run, entry = synthetic(tmp_path / "run", 40, {"max_outside": 900.0})
+    outside = survival(run, entry).curves[1]
+    assert outside.points[-1][0] < 1.6 and outside.survive == 1.0
+
+
+def test_the_second_line_is_what_all_filters_accept_together(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    filters = [EQ1, {"use": "region-distance", "max_outside": 5.0, "min_inside": 0.0}]
+    run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
+    ended = list(outcomes(run))
+    limit = sorted(o.scores["region-distance.inside"] for o in ended)[4]
+    refilter(run, [f"filters.1.min_inside={limit}"])
+    eq1, region = survivals(run)
+    far = {o.sample.record_id for o in ended if o.scores["region-distance.inside"] >= limit}
+    distances = sorted(ended, key=lambda o: o.scores["eq1.distance"])
+    [rank] = eq1.curves
+    assert rank.accepted == pytest.approx(endings(run).accepted / 7)
+    for (value, alone), (same, together) in zip(rank.points, rank.together, strict=True):
+        kept = distances[int(round(7 * value, 6)) :]
+        assert same == value and alone == pytest.approx(len(kept) / 7)
+        assert together == pytest.approx(sum(o.sample.record_id in far for o in kept) / 7)
+    inside = region.curves[0]
+    assert inside.option == "min_inside"
+    assert inside.together[0][1] == pytest.approx(5 / 7) and inside.points[0][1] == 1.0
+    assert inside.accepted == rank.accepted
+    text = Path(draw_survival(run)).read_text()
+    assert text.count('class="curve together"') == 3
+    for label in ("0 %", "50 %", "100 %"):
+        assert text.count(f">{label}</text>") == 3
 
 
 def test_a_large_run_is_drawn_from_a_part_of_it(tmp_path: Path) -> None:

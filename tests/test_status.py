@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from reasonpix.errors import RunError
 from reasonpix.outcomes import outcomes
 from reasonpix.recipe import load_recipe
 from reasonpix.run import RunFolder
-from reasonpix.status import RunStatus, clean, status
+from reasonpix.status import RunStatus, clean, status, superseded
 
 STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
 
@@ -101,6 +102,37 @@ def test_records_that_ended_are_counted_where_they_did(
         "edit": None,
     }
     assert records(status(run))["plan"] == (1, 0, 0, 1)
+    assert dict(told_source := status(run).source) == {"ok": 5, "failed": 1}, told_source
+    assert ["source", "5", "0", "1"] in [line.split() for line in status(run).lines()]
+
+
+def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    filters = [{"use": "eq1", "rank": 0.3}, "no-op"]
+    path = write_recipe(shard_size=3, filters=filters)
+    run = generate(load_recipe(path), tmp_path / "run")
+    told = status(run)
+    assert (told.finished, told.accepted) == (7, 5)
+    text = list(told.lines())
+    assert "5 of 7 records accepted" in text
+    assert text[-1].endswith(f": reasonpix refilter {run}")
+    distances = [outcome.scores["eq1.distance"] for outcome in outcomes(run)]
+    unfinish(run, "score-no-op", "000002")
+    unfinish(run, "score-eq1", "000001")
+    told = status(run)
+    # Of four measured records the lowest is rejected; three are in a shard that is finished.
+    assert (told.finished, told.accepted) == (
+        3,
+        3 - (min(distances[:3]) < distances[6]),
+    )
+    assert "accepted so far, of 3 records that all stages are" in "\n".join(told.lines())
+    told = status(run, load_recipe(path))
+    assert told.finished is None and not re.search("^.*[0-9] accepted", "\n".join(told.lines()))
+
+
+def test_one_is_no_plural(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(source={"use": "fake-source", "count": 1}))
+    text = "\n".join(status(generate(recipe, tmp_path / "run")).lines())
+    assert "1 record in 1 shard, all of the source" in text and "1 of 1 record accepted" in text
 
 
 def test_a_recipe_tells_what_it_would_reuse(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -127,6 +159,8 @@ def test_no_run_is_told_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     for asked in (None, recipe):
         with pytest.raises(RunError, match="is no run folder"):
             status(RunFolder(tmp_path / "nothing"), asked)
+    with pytest.raises(RunError, match="is no run folder"):
+        superseded(RunFolder(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
 
 

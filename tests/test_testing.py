@@ -276,6 +276,14 @@ class OddIdentity(FakeCaptioner):
         return {"folder": Path("weights")}
 
 
+class ClosesOnce(FakeCaptioner):
+    def load(self) -> None:
+        self.weights = "heavy"
+
+    def close(self) -> None:
+        del self.weights
+
+
 def named(component: Any, contract: Any) -> Any:
     return type("Contract", (contract,), {"component": component})
 
@@ -318,6 +326,8 @@ def named(component: Any, contract: Any) -> Any:
         (ForgetfulScorer, testing.ScorerContract, "test_verdicts_follow_scores"),
         (UndescribedOptions, testing.CaptionerContract, "test_options_describe_themselves"),
         (WrongNeutral, testing.CaptionerContract, "test_neutral_options_exist"),
+        (ClosesOnce, testing.CaptionerContract, "test_it_closes_twice"),
+        (ClosesOnce, testing.CaptionerContract, "test_it_closes_without_load"),
     ],
 )
 def test_a_broken_promise_is_caught(component: Any, contract: Any, test: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from datetime import date
 from functools import cache
@@ -30,8 +32,8 @@ from transformers import (
 )
 
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.llm import Completion, Conversation, Message
-from reasonpix.records import Problem
+from reasonpix.llm import Completion, Conversation, Message, Unavailable
+from reasonpix.records import Problem, ResolveRequest
 from reasonpix.testing import PlannerContract
 
 CHATML = (
@@ -582,6 +584,77 @@ def test_options() -> None:
     assert LocalLLMOptions.neutral >= {"device", "prompts", "price"}
     with pytest.raises(ValidationError):
         LocalLLMOptions(model="owner/name", temperature=-1)
+
+
+# Stopping
+
+
+def stopping_after(planner: LocalLLM, forwards: int) -> None:
+    """Let the run be stopping when the network has begun so many times."""
+    begun: list[Any] = []
+    planner._writer._model.register_forward_pre_hook(lambda *_: begun.append(None), prepend=True)
+    planner._writer._stopping = lambda: len(begun) > forwards
+    planner._writer._stops = []  # so an answer ends when it is as long as it may be
+
+
+def test_a_stop_ends_answers_between_two_tokens_and_keeps_those_that_were_finished(
+    llama: Path,
+) -> None:
+    planner = loaded(llama, max_tokens=50, constrained=False)
+    asked = [ask("a bee?", seed) for seed in range(6)]
+    # What they share, four prompts and their answers, two prompts, and ten tokens more.
+    stopping_after(planner, 1 + 4 + 49 + 2 + 10)
+    answers = planner.complete(asked)
+    assert [type(answer) for answer in answers] == [Completion] * 4 + [Unavailable] * 2
+    assert {answer.completion_tokens for answer in answers[:4]} == {50}
+    assert planner.complete(asked) == [answers[-1]] * 6
+
+
+def test_a_stop_ends_the_reading_of_a_prompt_between_two_layers(llama: Path) -> None:
+    planner = loaded(llama)
+    done: list[str] = []
+    first, second = planner._writer._model.model.layers
+    first.register_forward_hook(lambda *_: done.append("first"))
+    second.register_forward_hook(lambda *_: done.append("second"))
+    planner._writer._stopping = lambda: bool(done)
+    (answer,) = planner.complete([ask("a bee?")])
+    assert isinstance(answer, Unavailable)
+    assert done == ["first"]
+
+
+def test_a_close_in_the_middle_of_an_answer_ends_it_soon(roomy: Path) -> None:
+    planner = loaded(roomy, max_tokens=10_000, constrained=False)
+    planner._writer._stops = []
+    request = ResolveRequest(caption="a bee", instruction="Taller!", options=("a", "b"), seed=0)
+    told: list[str] = []
+    began = threading.Event()
+    write = planner._writer.write
+
+    def noted(*arguments: Any) -> Any:
+        began.set()
+        return write(*arguments)
+
+    planner._writer.write = noted
+
+    def ask() -> None:
+        try:
+            planner.resolve([request])
+        except ReasonpixError as error:
+            told.append(str(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert began.wait(20)
+    started = time.monotonic()
+    closing = [threading.Thread(target=planner.close) for _ in range(2)]
+    for thread in closing:
+        thread.start()
+    for thread in (*closing, asking):
+        thread.join(20)
+    assert time.monotonic() - started < 5
+    assert told == ["the run was stopped; run the same command again to go on"]
+    with pytest.raises(ReasonpixError, match="answers between `load` and `close` only"):
+        planner.complete(questions(1))
 
 
 # The contract

@@ -384,6 +384,7 @@ def test_a_server_that_never_was_there_stops_the_run(make: Make, unreachable: st
     told = stopped(make(base_url=unreachable))
     assert unreachable in told
     assert "refused" in told
+    assert told.endswith("run the same command again to go on")
 
 
 def test_a_server_that_went_away_may_come_back(make: Make, tmp_path: Path) -> None:

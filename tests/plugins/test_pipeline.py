@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,14 @@ from reasonpix.recipes import locate
 from reasonpix.run import RunFolder
 
 SMALL = ("source.count=6", "shard_size=3", "pipeline.editor.num_inference_steps=3")
+
+
+def test_the_command_of_the_tutorial_puts_another_captioner_in_its_place() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    (recipe, override) = re.search(r"reasonpix generate (\S+) .*--set (\S+)", page).groups()
+    here = override.replace("loud-captioner", "fake-captioner")  # the other is not installed
+    captioner = load_recipe(locate(recipe), (here,)).captioner
+    assert captioner is not None and captioner.name == "fake-captioner"
 
 
 def made(out: Path, *overrides: str, recipe: str = "mini/part3") -> Path:

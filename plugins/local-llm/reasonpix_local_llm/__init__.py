@@ -103,10 +103,10 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
         """
         from reasonpix_local_llm.decoding import Writer
 
-        self._writer = Writer(self.options)
+        self._writer = Writer(self.options, lambda: self.stopping)
 
     def close(self) -> None:
-        """Stop between two tokens, and let go of the weights."""
+        """Stop writing, and let go of the weights."""
         super().close()
         self._writer = None
 
@@ -119,7 +119,8 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
         """
         if self._writer is None:
             raise ReasonpixError(f"planner {self.name}: it answers between `load` and `close` only")
-        return self._writer.write(conversations, lambda: self.stopping)
+        answers: list[Completion | Problem | Unavailable] = self._writer.write(conversations)
+        return answers
 
 
 @hookimpl

@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -72,10 +73,20 @@ class Answer:
     finish: str | None = None
 
 
-class Writer:
-    """A loaded causal language model. Raises `WeightsError` when it is none, or cannot chat."""
+class _Stopping(Exception):
+    """The run is stopping: what is being written is left as it is."""
 
-    def __init__(self, options: LocalLLMOptions) -> None:
+
+class Writer:
+    """A loaded causal language model. Raises `WeightsError` when it is none, or cannot chat.
+
+    When `stopping` says that the run is, it stops too.
+    """
+
+    def __init__(
+        self, options: LocalLLMOptions, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._stopping = stopping
         self.device = choose_device(options)
         dtype = choose_dtype(options, self.device)
         self.options = options
@@ -102,6 +113,10 @@ class Writer:
                 "which cannot be shared and padded as here; choose a model of attention alone"
             )
         self._model = model.to(self.device).eval()
+        # Between two layers, because to read a long prompt takes long.
+        stacks = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+        for part in (model, *(layer for stack in stacks for layer in stack)):
+            part.register_forward_pre_hook(self._look_up)
         self._knows = inspect.signature(model.forward).parameters.keys()
         config = model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
@@ -129,11 +144,11 @@ class Writer:
 
     @torch.inference_mode()
     def write(
-        self, conversations: Sequence[Conversation], stopping: Callable[[], bool] = lambda: False
+        self, conversations: Sequence[Conversation]
     ) -> list[Completion | Problem | Unavailable]:
         """An answer to each conversation, in their order; a `Problem` for one that is too long.
 
-        When `stopping` says so, those that are not finished are `Unavailable`.
+        Once the run is stopping, those that are not finished are `Unavailable`.
         """
         results: dict[int, Completion | Problem | Unavailable] = {}
         groups: dict[int, list[tuple[int, Prompt]]] = {}
@@ -149,7 +164,8 @@ class Writer:
                 batch = group[start : start + size]
                 prompts = [prompt for _, prompt in batch]
                 answers = [self._start(conversations[number]) for number, _ in batch]
-                self._fill(prompts, answers, stopping)
+                with suppress(_Stopping):
+                    self._fill(prompts, answers)
                 for (number, prompt), answer in zip(batch, answers, strict=True):
                     results[number] = self._completion(prompt, answer)
         return [results[number] for number in range(len(conversations))]
@@ -250,24 +266,19 @@ class Writer:
         logits: torch.Tensor = output.logits[:, -1].float().cpu()
         return logits
 
+    def _look_up(self, *_: object) -> None:
+        if self._stopping():
+            raise _Stopping
+
     # Writing
 
     def _start(self, conversation: Conversation) -> Answer:
         matcher = self._grammars.matcher(conversation.answer_schema) if self._grammars else None
         return Answer(torch.Generator().manual_seed(conversation.seed % 2**64), matcher)
 
-    def _fill(
-        self,
-        prompts: Sequence[Prompt],
-        answers: Sequence[Answer],
-        stopping: Callable[[], bool],
-    ) -> None:
+    def _fill(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> None:
         """Write all answers of a batch to their ends. The prompts are padded to one length."""
-        read = []
-        for prompt in prompts:
-            if stopping():
-                return
-            read.append(self._read_prompt(prompt))
+        read = [self._read_prompt(prompt) for prompt in prompts]
         rows = list(range(len(prompts)))
         if self.device.type == "cpu":
             rows += [0] * (CPU_ROWS - len(prompts))
@@ -284,7 +295,7 @@ class Writer:
             for answer, one in zip(answers, logits, strict=True):
                 if answer.finish is None:
                     self._append(answer, one[0])
-            if all(answer.finish for answer in answers) or stopping():
+            if all(answer.finish for answer in answers):
                 return
             last = torch.tensor([[answers[row].tokens[-1]] for row in rows], device=self.device)
             following = self._forward(last, cache, seen[:, : padded + step + 1], places + step)
