@@ -61,9 +61,12 @@ class Components:
     def keep(self, stages: Sequence[Stage]) -> None:
         """Close what none of `stages` needs, to make room; all, when there are none."""
         needed = {_key(use) for stage in stages for use in uses_of(stage)}
-        for key in [key for key in self._loaded if key not in needed]:
+        unneeded = [key for key in self._loaded if key not in needed]
+        for key in unneeded:
             component, _ = self._loaded.pop(key)
             component.close()
+        if unneeded and needed:
+            free_memory()
 
     def stop(self) -> None:
         """Let no component ask a language model any more; what it was answered is kept."""
@@ -203,7 +206,9 @@ class Work:
                 raise
             _LOG.debug("%s, %d records", self.stage.name, len(samples), exc_info=error)
             if len(samples) == 1:
-                reason = f"{type(error).__name__}: {error}"
+                # Where the file was is of no use in a dataset's card.
+                what = error.strerror if isinstance(error, OSError) else None
+                reason = f"{type(error).__name__}: {what or error}"
                 return [Problem(status="failed", reason=reason)]
             if not is_out_of_memory(error):
                 return [result for sample in samples for result in self._batch([sample])]
