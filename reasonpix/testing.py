@@ -99,8 +99,7 @@ class _Contract:
 
     def test_it_closes_without_load(self) -> None:
         """A component that was never loaded, or broke while it was, has nothing to give back."""
-        subject = self.component(self.component.Options.model_validate(dict(self.options)))
-        _without_error(subject.close, "without load")
+        _without_error(self.component(self.subject.options).close, "without load")
 
     def _same_alone_and_together(self, call: Any, *batches: Sequence[Any]) -> list[Any]:
         """Results of a batch; each must equal the result of its item alone, in any order."""

@@ -143,7 +143,8 @@ def test_nothing_stops_the_run_and_nothing_is_missing(finished: Finished) -> Non
 
 def test_memory_stays_bounded(finished: Finished) -> None:
     # The largest sound image takes a few KB; a bomb or the sparse file takes from 0.3 to 10 GB.
-    assert finished.peak_bytes < 400e6
+    # One image of the most pixels that are let in takes 300 MB; no more than a few are decoded.
+    assert finished.peak_bytes < 800e6
 
 
 @pytest.mark.parametrize("case", CASES, ids=[ascii(case.name) for case in CASES])

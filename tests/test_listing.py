@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_a_rank_is_taken_anew_when_the_run_grows(pairs: Path, tmp_path: Path) ->
     recipe = load_recipe(pairs)
     run = generate(recipe, tmp_path / "run", limit=3)
     assert [o.stage for o in outcomes(run)] == ["", "", "score-eq1"]
-    run = generate(recipe, tmp_path / "run", limit=10)
+    run = generate(recipe, tmp_path / "run", limit=math.inf)
     whole = generate(recipe, tmp_path / "whole")
     assert [o.stage for o in outcomes(run)] == [""] * 6 + ["score-eq1"] * 4
     assert published(run, tmp_path / "a") == published(whole, tmp_path / "b")
@@ -132,7 +133,7 @@ def test_a_run_that_another_recipe_made_grow_goes_on(
     # Both share what comes before the filters; the ranks of the one are taken anew.
     one, other, out = load_recipe(pairs), load_recipe(pairs, [filters]), tmp_path / "run"
     generate(one, out, limit=3)
-    generate(other, out, limit=10)
+    generate(other, out, limit=math.inf)
     run = generate(one, out)
     whole = generate(one, tmp_path / "whole")
     assert published(run, tmp_path / "a") == published(whole, tmp_path / "b")
