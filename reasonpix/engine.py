@@ -64,8 +64,9 @@ def generate(
     """Run a recipe into the folder `out`, or go on where an earlier call stopped.
 
     `limit` is how many images of the source to use, `math.inf` all of them. Without it an earlier
-    plan is kept as it is, and a first one takes all. `target_accepted` plans no more images than it
-    takes for so many accepted samples. `retry_failed` computes the records anew that failed.
+    plan is kept as it is, and a first one takes all. `target_accepted` plans, in rounds, about as
+    many images as it takes for so many accepted samples. `retry_failed` computes the records anew
+    that failed.
     `max_cost` bounds what this and all earlier calls together pay for LLM answers, in the currency
     of the recipe's prices; before it could be passed, `CostLimit` is raised.
     The `executor` is this process, or Ray: a cluster at `address`, or one of this machine alone.
@@ -170,7 +171,7 @@ def _check_components(
     names: set[str] = set()
     if run.is_planned and not anew:
         plan = run.plan()
-        if plan.complete or wanted <= plan.rows:
+        if not plan.may_grow(wanted):
             names = {shard.name for shard in plan.shards}
     for stage in stages:
         if names and names <= run.done(stage.entry.folder):
@@ -186,9 +187,8 @@ def _check_components(
 
 def _plan_more(run: RunFolder, stages: Sequence[Stage], listing: Listing, wanted: float) -> bool:
     """Plan up to so many records. What follows a filter of the whole run is decided anew."""
-    before = listing.plan.shards
-    if before and wanted > listing.plan.rows:
-        _reopen_after_gates(run, stages, {shard.name for shard in before})
+    if listing.plan.shards and listing.plan.may_grow(wanted):
+        _reopen_after_gates(run, stages, {shard.name for shard in listing.plan.shards})
     return listing.extend(wanted)
 
 

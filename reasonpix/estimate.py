@@ -61,8 +61,7 @@ def estimate(
     source = open_source(recipe)
     try:
         known = spending(run)
-        grows = not plan.complete and wanted > plan.rows
-        new = _count(source, wanted) - plan.rows if grows else 0
+        new = max(0, _count(source, wanted) - plan.rows) if plan.may_grow(wanted) else 0
         return list(_estimates(recipe, run, source, new, known))
     finally:
         source.close()

@@ -164,23 +164,31 @@ class Ledger:
     def answers(self, verb: str | None = None) -> Iterator[Answer]:
         """All answers, or those to one verb, in the order they were stored."""
         last = 0
-        while True:
-            with self._reading() as db:
-                rows = db.execute(
-                    "SELECT rowid, key, verb, question, text, refusal, finish_reason, "
-                    "prompt_tokens, completion_tokens, cost, seconds, attempts, time "
-                    "FROM answers WHERE rowid > ? AND (? IS NULL OR verb = ?) "
-                    "ORDER BY rowid LIMIT 500",
-                    (last, verb, verb),
-                ).fetchall()
-                questions = [self._texts.read(row[3]) for row in rows]
-            if not rows:
-                return
-            for row, (parameters, conversation) in zip(rows, questions, strict=True):
-                yield Answer(
-                    row[1].hex(), row[2], parameters, conversation, _completion(*row[4:9]), *row[9:]
-                )
-            last = rows[-1][0]
+        while found := self._answers(
+            "rowid > ? AND (? IS NULL OR verb = ?) ORDER BY rowid LIMIT 500", (last, verb, verb)
+        ):
+            yield from (answer for _, answer in found)
+            last = found[-1][0]
+
+    def answer(self, key: str) -> Answer | None:
+        """The stored answer to the question `key`, with its question."""
+        found = self._answers("key = ?", (bytes.fromhex(key),))
+        return found[0][1] if found else None
+
+    def _answers(self, which: str, values: Sequence[Any]) -> list[tuple[int, Answer]]:
+        """Answers with the numbers of their rows."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT rowid, key, verb, question, text, refusal, finish_reason, "
+                "prompt_tokens, completion_tokens, cost, seconds, attempts, time "
+                f"FROM answers WHERE {which}",
+                values,
+            ).fetchall()
+            questions = [self._texts.read(row[3]) for row in rows]
+        return [
+            (row[0], Answer(row[1].hex(), row[2], *question, _completion(*row[4:9]), *row[9:]))
+            for row, question in zip(rows, questions, strict=True)
+        ]
 
     def spent(self) -> Spending:
         """What was spent so far, in all and by verb."""

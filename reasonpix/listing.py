@@ -86,11 +86,8 @@ class Listing:
         self._rows: Iterator[Row] | None = None
 
     def extend(self, wanted: float) -> bool:
-        """Plan up to `wanted` records; whether there are more than before.
-
-        When all are wanted, a source that was listed to its end is listed once more.
-        """
-        if wanted <= self.plan.rows or (self.plan.complete and not math.isinf(wanted)):
+        """Plan up to `wanted` records; whether there are more than before."""
+        if not self.plan.may_grow(wanted):
             return False
         if self._rows is None:
             self._rows = self._unplanned()

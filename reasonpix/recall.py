@@ -47,26 +47,6 @@ class StoredAnswers(Ledger):
         """What was looked up since `begin`, in order; None where nothing is stored."""
         return [self.answer(key) for key in self._asked]
 
-    def answer(self, key: str) -> Answer | None:
-        """The stored answer to the question `key`, with its question."""
-        with self._reading() as db:
-            row = db.execute(
-                "SELECT verb, question, text, refusal, finish_reason, prompt_tokens, "
-                "completion_tokens, cost, seconds, attempts, time FROM answers WHERE key = ?",
-                (bytes.fromhex(key),),
-            ).fetchone()
-            if row is None:
-                return None
-            parameters, conversation = self._texts.read(row[1])
-        completion = Completion(
-            text=row[2],
-            refusal=row[3],
-            finish_reason=row[4],
-            prompt_tokens=row[5],
-            completion_tokens=row[6],
-        )
-        return Answer(key, row[0], parameters, conversation, completion, *row[7:])
-
 
 def remembering(use: Use, ledger: StoredAnswers) -> Component[Any]:
     """The component, built; a planner that asks an LLM has `ledger` to answer in its place."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -95,6 +96,13 @@ class Plan:
     def rows(self) -> int:
         """Records planned."""
         return sum(shard.rows for shard in self.shards)
+
+    def may_grow(self, wanted: float) -> bool:
+        """Whether the source is to be listed for `wanted` records.
+
+        One that was listed to its end is listed once more when all are wanted.
+        """
+        return wanted > self.rows and (not self.complete or math.isinf(wanted))
 
 
 class RunFolder:

@@ -55,11 +55,14 @@ Result = Record | tuple[Record, Image] | Problem
 
 T = TypeVar("T")
 
+_SEVERAL: tuple[type, ...] = (Entity, Grounding)
+"""Of these an answer holds any number; of the others it is one."""
+
 
 def _each(
     component: Component[Any], answers: Sequence[T | Problem], asked: Sequence[Any], kind: type
 ) -> Sequence[T | Problem]:
-    """The answers, one for each thing asked; what is no `kind`, or several, becomes a problem.
+    """The answers, one for each thing asked; what is no `kind` becomes a problem.
 
     Raises `RunError` when there are too many or too few: they could not be told apart.
     """
@@ -74,7 +77,7 @@ def _each(
 def _checked(component: Component[Any], answer: Any, kind: type) -> Any:
     if isinstance(answer, Problem):
         return Problem(status=answer.status, reason=answer.reason)
-    parts = answer if isinstance(answer, tuple) else (answer,)
+    parts = tuple(answer) if kind in _SEVERAL and isinstance(answer, tuple | list) else (answer,)
     if not all(isinstance(part, kind) for part in parts):
         what = f"{component.name!r} gave {type(answer).__name__} where {kind.__name__} is due"
         return Problem(status="failed", reason=what)
@@ -89,8 +92,7 @@ def _checked(component: Component[Any], answer: Any, kind: type) -> Any:
     if any(type(part) is not kind for part in parts) and issubclass(kind, Record):
         # What a class of the component's own adds would be lost on the way.
         parts = tuple(kind.model_validate(part.model_dump()) for part in parts)
-        return parts if isinstance(answer, tuple) else parts[0]
-    return answer
+    return parts if kind in _SEVERAL else parts[0]
 
 
 def read(samples: Sequence[Sample], source: Source[Any]) -> list[Result]:

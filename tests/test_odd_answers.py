@@ -36,7 +36,8 @@ class OddCaptioner(FakeCaptioner):
     Options = OddOptions
     def caption(self, images):
         odd = {
-            "none": None, "text": "a bee", "mine": MyCaption(text="a bee"),
+            "none": None, "text": "a bee", "several": (Caption(text="a bee"),) * 2,
+            "mine": MyCaption(text="a bee"),
             "problem": MyProblem(status="rejected", reason="too dark"),
             "half": Caption.model_construct(text="a bee \\ud83d"),
             "half-problem": Problem.model_construct(status="failed", reason="bad \\udc80"),
@@ -70,6 +71,7 @@ def ends(run: RunFolder) -> list[tuple[str, str, str]]:
     [
         ("none", ("failed", "caption", "'odd-captioner' gave NoneType where Caption is due")),
         ("text", ("failed", "caption", "'odd-captioner' gave str where Caption is due")),
+        ("several", ("failed", "caption", "'odd-captioner' gave tuple where Caption is due")),
         ("mine", ("ok", "", "")),
         ("problem", ("rejected", "caption", "too dark")),
         ("half", ("failed", "caption", "'odd-captioner' gave what cannot be stored: Pydantic")),
