@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -16,8 +15,7 @@ from reasonpix.card import Form, card
 from reasonpix.errors import RunError
 from reasonpix.outcomes import Outcome, outcomes
 from reasonpix.run import RunFolder
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+from reasonpix.storage import NO_ROOM
 
 _FACTS = (
     "`direct_instruction`, `edited_caption` and `candidates` (of which `chosen` is the index of "
@@ -141,7 +139,7 @@ def _appearing(out: Path) -> Iterator[Path]:
         raise RunError(f"another process is publishing to {out}; wait for it") from error
     except OSError as error:
         what = error.strerror or str(error)
-        mend = "make room" if error.errno in _FULL else "name a folder that can be written to"
+        mend = "make room" if error.errno in NO_ROOM else "name a folder that can be written to"
         raise RunError(f"{out} cannot be written: {what}; {mend}, then publish again") from error
 
 

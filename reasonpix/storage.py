@@ -15,7 +15,8 @@ from pathlib import Path
 
 from reasonpix.errors import RunError
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk that is full."""
 
 
 class Storage(ABC):
@@ -246,7 +247,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = error.strerror or str(error)
-        if error.errno in _FULL:
+        if error.errno in NO_ROOM:
             mend = "make room"
         elif isinstance(error, FileExistsError | NotADirectoryError):
             mend = "a file is in the way; name another folder"
