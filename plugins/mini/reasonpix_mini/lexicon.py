@@ -86,6 +86,12 @@ def direct(rng: np.random.Generator, source: world.Category, target: world.Categ
     )
 
 
+def templates() -> list[str]:
+    """All that instructions are made from, beside hints, references and names."""
+    framed = [text for frame in _lexicon()["frames"] for text in frame.values()]
+    return [re.sub(r"\{\w+\}", "", text) for text in [*framed, *_lexicon()["direct"]]]
+
+
 class LexiconOptions(Options):
     """Options of `lexicon`."""
 

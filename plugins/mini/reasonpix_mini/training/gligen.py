@@ -179,7 +179,7 @@ class Trainer:
     """The state of a training run and one step of it."""
 
     def __init__(self, pairs: Pool, learning_rate: float) -> None:
-        self.words = text.tokenizer()
+        self.words = text.tokenizer(text.names())
         self.network = Network(self.words)
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.texts = Texts(self.words)
