@@ -19,11 +19,11 @@ from reasonpix import __version__, plugins
 from reasonpix.errors import PluginError, RunError
 from reasonpix.layouts import Feature, Written
 from reasonpix.outcomes import Endings, Outcome, StageEntry, endings, read_stages, scorer_of
-from reasonpix.recipe import Use
 from reasonpix.resolved import packages_of, recipe_text
 from reasonpix.run import RunFolder
 from reasonpix.slots import ModelOptions
 from reasonpix.summary import position_bias
+from reasonpix.uses import Use
 
 _NO_TRACE = ("resources", "shard_size")
 """What a recipe says of how to compute, and no sample shows."""
@@ -235,7 +235,7 @@ def _weights(parts: Sequence[_Part]) -> list[str]:
         (
             part.weights,
             part.options.get("revision") or ("" if "weights" in part.facts else "not named"),
-            str(part.facts.get("weights", "")),
+            ", ".join(part.facts.get("weights", {}).values()),
         )
         for part in parts
         if part.weights

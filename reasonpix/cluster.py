@@ -370,7 +370,7 @@ def _asks_llm(stage: Stage) -> bool:
 def _concurrency(stage: Stage) -> int:
     """How many items a stage's components can have under way at once."""
     uses = uses_of(stage)
-    return max(plugins.build(use.slot, use.name, use.options).concurrency for use in uses)
+    return max(use.build().concurrency for use in uses)
 
 
 def _asked(resources: Resources) -> dict[str, float]:

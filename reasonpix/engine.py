@@ -23,10 +23,11 @@ from reasonpix.listing import Listing, plan_of, rows_for, rows_wanted
 from reasonpix.outcomes import endings, write_stages
 from reasonpix.pipeline import Stage, stages_of
 from reasonpix.planning import LLMPlanner
-from reasonpix.recipe import Recipe, Use
+from reasonpix.recipe import Recipe
 from reasonpix.remote import ledger_file
 from reasonpix.run import RunFolder, Shard
 from reasonpix.slots import ModelOptions, Source
+from reasonpix.uses import Use
 from reasonpix.weights import check_weights
 from reasonpix.work import Done
 
@@ -151,7 +152,7 @@ class Execution(Protocol):
 
 def open_source(recipe: Recipe) -> Source[Any]:
     """The recipe's source, loaded."""
-    source = plugins.build("source", recipe.source.name, recipe.source.options)
+    source = recipe.source.build()
     assert isinstance(source, Source)
     source.load()
     return source
@@ -177,7 +178,7 @@ def _check_components(
         if names and names <= run.done(stage.entry.folder):
             continue
         for use in filter(None, (stage.use, *stage.needs)):
-            component = plugins.build(use.slot, use.name, use.options)
+            component = use.build()
             if isinstance(component.options, ModelOptions):
                 check_weights(component.options)
             component.check()

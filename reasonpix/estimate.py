@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from reasonpix import plugins
 from reasonpix.engine import open_source
 from reasonpix.listing import plan_of, rows_wanted
 from reasonpix.outcomes import samples_reaching, verdicts
@@ -74,7 +73,7 @@ def _estimates(
         use = next((u for u in (stage.use, *stage.needs) if u and _is_asked(u.slot)), None)
         if stage.questions is None or use is None:
             continue
-        planner = plugins.build(use.slot, use.name, use.options)
+        planner = use.build()
         if not isinstance(planner, LLMPlanner):
             continue
         verb, times = stage.questions

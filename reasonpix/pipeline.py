@@ -8,12 +8,13 @@ from typing import Any
 
 from reasonpix import plugins, stages
 from reasonpix.outcomes import StageEntry
-from reasonpix.recipe import Recipe, Use
+from reasonpix.recipe import Recipe
 from reasonpix.resources import Resources
 from reasonpix.run import fingerprint
 from reasonpix.samples import Sample
 from reasonpix.slots import Component, Planner, Scorer, Verb
 from reasonpix.stages import Result
+from reasonpix.uses import Use
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _facts(use: Use | None, verb: Verb | None) -> dict[str, Any]:
         return {"use": None}
     facts = plugins.identity(use.slot, use.name, use.options)
     if verb:
-        planner = plugins.build(use.slot, use.name, use.options)
+        planner = use.build()
         assert isinstance(planner, Planner)
         facts |= planner.prompt_identity(verb)
     return facts

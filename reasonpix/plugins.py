@@ -151,8 +151,11 @@ def checkpoint(model: str) -> Path | None:
 def build(slot: str, name: str, options: Options) -> Component[Any]:
     """The component, ready for `load`; the name of a carried checkpoint becomes its path."""
     cls = find(slot, name)
-    if isinstance(options, ModelOptions) and (folder := checkpoint(options.model)):
-        options = options.model_copy(update={"model": str(folder)})
+    if isinstance(options, ModelOptions):
+        carried = {field: checkpoint(getattr(options, field) or "") for field in options.weights}
+        options = options.model_copy(
+            update={field: str(path) for field, path in carried.items() if path}
+        )
     return cls(options)
 
 
@@ -169,9 +172,10 @@ def identity(slot: str, name: str, options: Options) -> dict[str, Any]:
         "options": options.model_dump(mode="json", exclude=set(options.neutral)),
     }
     if isinstance(options, ModelOptions):
-        weights = Path(component.options.model)
-        if weights.exists():
-            facts["weights"] = digest(weights)
-            # A folder or file is what it holds, wherever it lies.
-            facts["options"].pop("model")
+        for field in options.weights:
+            named = getattr(component.options, field)
+            if named and Path(named).exists():
+                # A folder or file is what it holds, wherever it lies.
+                facts.setdefault("weights", {})[field] = digest(Path(named))
+                facts["options"].pop(field)
     return facts | {"component": dict(component.identity())}

@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reasonpix import plugins
 from reasonpix.ledger import Answer, Job, Ledger
 from reasonpix.llm import Completion
 from reasonpix.planning import LLMPlanner
-from reasonpix.recipe import Use
 from reasonpix.slots import Component
+from reasonpix.uses import Use
 
 _NONE = Completion(text="", refusal="no answer is stored")
 
@@ -50,7 +49,7 @@ class StoredAnswers(Ledger):
 
 def remembering(use: Use, ledger: StoredAnswers) -> Component[Any]:
     """The component, built; a planner that asks an LLM has `ledger` to answer in its place."""
-    component = plugins.build(use.slot, use.name, use.options)
+    component = use.build()
     if isinstance(component, LLMPlanner):
         component.ledger = ledger
     return component

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from reasonpix import located, plugins
-from reasonpix.errors import PluginError, RecipeError
+from reasonpix.errors import RecipeError
 from reasonpix.resources import Resources
-from reasonpix.slots import Options, Planner, Scorer, Source, Verb
+from reasonpix.slots import Planner, Scorer, Source, Verb
+from reasonpix.uses import Complain, Use, check, read_use, slot_schemas
 
 PIPELINE = ("captioner", "extractor", "grounder", "planner", "editor", "reader")
 """The places of a pipeline, in the order of the data."""
@@ -26,28 +27,6 @@ _SHOWN_OF_REWRITTEN = frozenset(
 
 _REPLACING = ("captioner", "extractor", "grounder", "editor")
 """Those that only a recipe has which makes edits of its own (Parts II and III)."""
-
-
-_Complain = Callable[[located.Path, str], None]
-
-
-@dataclass(frozen=True)
-class Use:
-    """A component as a recipe names it: `options` are checked against its model."""
-
-    slot: str
-    name: str
-    options: Options
-
-    def as_yaml(self) -> dict[str, Any]:
-        """The block that gives this use again, defaults included."""
-        fields = type(self.options).model_fields
-        options = {
-            name: value
-            for name, value in self.options.model_dump(mode="json").items()
-            if value is not None or fields[name].default is not None
-        }
-        return {"use": self.name, **options}
 
 
 @dataclass(frozen=True)
@@ -83,7 +62,7 @@ class Recipe:
 
     def as_yaml(self) -> str:
         """The resolved recipe: every option spelled out, and the packages it ran with."""
-        packages = sorted({_package(use.name) for use in self.uses})
+        packages = sorted({use.package for use in self.uses})
         body = {
             "seed": self.seed,
             "shard_size": self.shard_size,
@@ -101,11 +80,6 @@ class Recipe:
             }
         head = "".join(f"# {package}\n" for package in packages)
         return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
-
-
-def _package(plugin: str) -> str:
-    dist = plugins.entry(plugin).dist
-    return f"{dist.name} {dist.version}" if dist else "?"
 
 
 class _Pipeline(BaseModel):
@@ -162,18 +136,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         dotted = ".".join(map(str, where))
         problems.append(f"{marks.nearest(where)}: {f'{dotted}: ' if dotted else ''}{what}")
 
-    document = _check(_Document, data, (), complain)
+    document = check(_Document, data, (), complain)
     uses: dict[str, Use | None] = dict.fromkeys(PIPELINE)
     if "source" in data:
-        uses["source"] = _use("source", data["source"], ("source",), complain)
+        uses["source"] = read_use("source", data["source"], ("source",), complain)
     pipeline = data.get("pipeline")
     named = pipeline if isinstance(pipeline, dict) else {}
     for slot in PIPELINE:
         if _is_named(named, slot):
-            uses[slot] = _use(slot, named[slot], ("pipeline", slot), complain)
+            uses[slot] = read_use(slot, named[slot], ("pipeline", slot), complain)
     listed = data.get("filters")
     filters = [
-        _use("filter", value, ("filters", i), complain)
+        read_use("filter", value, ("filters", i), complain)
         for i, value in enumerate(listed if isinstance(listed, list) else [])
     ]
     if named:
@@ -198,7 +172,7 @@ def _check_part(
     document: _Document | None,
     named: dict[str, Any],
     uses: dict[str, Use | None],
-    complain: _Complain,
+    complain: Complain,
 ) -> None:
     """What a recipe that rewrites (Part I) has, and what one that replaces has."""
     pipeline = ("pipeline",)
@@ -216,7 +190,7 @@ def _check_part(
             f"({document.candidates})",
         )
     if not _replaces(named) and (use := uses.get("source")) is not None:
-        source = plugins.build("source", use.name, use.options)
+        source = use.build()
         assert isinstance(source, Source)
         if not source.gives_pairs:
             complain(
@@ -243,7 +217,7 @@ def _check_filters(
     data: dict[str, Any],
     named: dict[str, Any],
     filters: Sequence[Use | None],
-    complain: _Complain,
+    complain: Complain,
 ) -> None:
     """Each filter once, and with all that it needs."""
     shown = _SHOWN_OF_REPLACED if _replaces(named) else _SHOWN_OF_REWRITTEN
@@ -270,7 +244,7 @@ def _check_resources(
     resources: Any,
     named: dict[str, Any],
     filters: Sequence[Use | None],
-    complain: _Complain,
+    complain: Complain,
 ) -> None:
     """Each of a stage that there is."""
     own = ("extract", "ground", "plan", "edit") if _replaces(named) else ("rewrite", "select")
@@ -291,77 +265,13 @@ def _is_named(named: dict[str, Any], slot: str) -> bool:
     return slot in named and not (slot in ("captioner", "reader") and named[slot] is None)
 
 
-def _check(model: type[Any], data: Any, at: located.Path, complain: _Complain) -> Any:
-    """`data` as a `model`, or None after complaining of each error at its place."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        hidden = model.model_config.get("hide_input_in_errors", False)
-        for detail in error.errors():
-            got = "" if hidden else f", got {detail['input']!r}"
-            where = at + tuple(detail["loc"])
-            if detail["type"] == "extra_forbidden":
-                fields = _fields(model, tuple(detail["loc"]))
-                complain(where, f"no such option{plugins.nearest(str(where[-1]), fields)}")
-            elif detail["type"] == "missing":
-                entry = "entry " if isinstance(where[-1], int) else ""
-                complain(where[:-1], f"{entry}{where[-1]!r} is missing")
-            elif detail["type"] == "model_type":
-                complain(where, f"expected a mapping{got}")
-            else:
-                # What a validator of ours raised is told in its own words.
-                what = str(detail.get("ctx", {}).get("error", _lowered(detail["msg"])))
-                complain(where, f"{what}{got}")
-    return None
-
-
-def _lowered(message: str) -> str:
-    return message[:1].lower() + message[1:]
-
-
-def _fields(model: type[BaseModel], path: located.Path) -> list[str]:
-    for name in path[:-1]:
-        field = model.model_fields.get(str(name))
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if inner is None:
-            break
-        model = inner
-    return list(model.model_fields)
-
-
-def _use(slot: str, value: Any, at: located.Path, complain: _Complain) -> Use | None:
-    """The component that a recipe's value names, or None after complaining."""
-    if isinstance(value, str):
-        value = {"use": value}
-    if not isinstance(value, dict) or not isinstance(value.get("use"), str):
-        complain(at, f"expected a plugin's name, or a mapping with 'use:', got {value!r}")
-        return None
-    options = {key: option for key, option in value.items() if key != "use"}
-    try:
-        component = plugins.find(slot, value["use"])
-    except PluginError as error:
-        complain((*at, "use"), str(error))
-        return None
-    checked = _check(component.Options, options, at, complain)
-    if checked is None:
-        return None
-    try:
-        if isinstance(model := getattr(checked, "model", None), str):
-            plugins.checkpoint(model)
-    except PluginError as error:
-        complain((*at, "model"), str(error))
-        return None
-    return Use(slot, value["use"], checked)
-
-
 def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a recipe, with the options of all installed plugins."""
     document = _Document.model_json_schema()
     definitions = document.pop("$defs")
     pipeline = definitions.pop("_Pipeline")
     for slot in ("source", *(slot for slot in PIPELINE if slot != "reader"), "filter"):
-        definitions |= _slot_schemas(slot)
+        definitions |= slot_schemas(slot)
     for slot in PIPELINE:
         filled_by = "planner" if slot == "reader" else slot
         pipeline["properties"][slot] |= {"$ref": f"#/$defs/{filled_by}"}
@@ -379,25 +289,3 @@ def schema() -> dict[str, Any]:
         "title": "reasonpix recipe",
         "$defs": definitions,
     }
-
-
-def _slot_schemas(slot: str) -> dict[str, Any]:
-    """Definitions: of `slot`, by a plugin's name or as a block, and of each plugin's block."""
-    blocks: dict[str, Any] = {}
-    short: list[str] = []
-    for name in plugins.names():
-        try:
-            component = plugins.offers(name).get(slot)
-        except PluginError:
-            continue  # a broken plugin that nobody asked for hurts nobody
-        if component is None:
-            continue
-        title = f"{slot}-{name}"
-        block = component.Options.model_json_schema(ref_template=f"#/$defs/{title}/$defs/{{model}}")
-        if not block.get("required"):
-            short.append(name)
-        block["properties"] = {"use": {"const": name}} | block.get("properties", {})
-        block["required"] = ["use", *block.get("required", [])]
-        blocks[title] = block | {"title": f"{slot} {name}"}
-    choices = [{"enum": short}, *({"$ref": f"#/$defs/{title}"} for title in blocks)]
-    return {slot: {"anyOf": choices}} | blocks

@@ -56,6 +56,9 @@ class ModelOptions(Options):
 
     neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "cache_dir"})
 
+    weights: ClassVar[tuple[str, ...]] = ("model",)
+    """Fields that name weights. There, the name of a carried checkpoint becomes its path."""
+
     model: str = Field(description="Hub id, local folder, or checkpoint name such as mini/blip2")
     revision: str | None = Field(None, description="Commit or tag of the hub repository")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(

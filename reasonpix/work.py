@@ -19,7 +19,6 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from reasonpix import plugins
 from reasonpix.errors import InvalidBox, ReasonpixError, RunError
 from reasonpix.images import encode_png
 from reasonpix.ledger import Ledger
@@ -27,12 +26,12 @@ from reasonpix.memory import free_memory, is_out_of_memory
 from reasonpix.outcomes import Verdicts, samples_reaching, verdicts
 from reasonpix.pipeline import Stage
 from reasonpix.planning import LLMPlanner
-from reasonpix.recipe import Use
 from reasonpix.records import Problem
 from reasonpix.run import Row, RunFolder, Shard, Values
 from reasonpix.samples import Sample
 from reasonpix.slots import Component, Source
 from reasonpix.stages import Result
+from reasonpix.uses import Use
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class Components:
         locks: dict[tuple[str, ...], threading.Lock] = {}
         for use in uses_of(stage):
             if _key(use) not in self._loaded:
-                component = plugins.build(use.slot, use.name, use.options)
+                component = use.build()
                 if isinstance(component, LLMPlanner):
                     component.ledger = self._ledger
                 _load(component)

@@ -1,0 +1,305 @@
+"""The editing network: h of an MLLM, through a connector, conditions an InstructPix2Pix UNet.
+
+ReasonPix2Pix, Eq. 9: x_out = M(x_in, h). What the paper leaves open, how h enters the UNet, is the
+connector's kind. Shapes: `b` examples, `t` tokens of h (ragged, so padded, with a mask), `n` tokens
+that the UNet attends to, `width` of the UNet's cross-attention (768 for Stable Diffusion 1.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+Kind = Literal["text_tokens", "query_resampler", "full_sequence", "clip_residual", "identity"]
+
+
+class ConnectorConfig(BaseModel):
+    """What a connector is built from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind
+    h_width: int = Field(ge=1, description="Width of the encoder's states")
+    width: int = Field(ge=1, description="Width of the UNet's cross-attention")
+    tokens: int = Field(77, ge=1, description="Tokens for the UNet, where their number is fixed")
+    inner: int | None = Field(None, ge=1, description="Width inside a resampler; None is `width`")
+    depth: int = Field(2, ge=1, description="Layers of a resampler")
+    heads: int = Field(8, ge=1, description="Attention heads of a resampler")
+
+
+class States(NamedTuple):
+    """What the UNet's cross-attention reads."""
+
+    states: Tensor
+    """(b, n, width)."""
+    mask: Tensor | None
+    """(b, n), True where there is a token; None where all are."""
+
+
+class Connector(nn.Module):
+    """Turns h into tokens for the UNet."""
+
+    def __init__(self, config: ConnectorConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+        """From h (b, t, h_width), its mask (b, t) and CLIP's states of the instruction.
+
+        `text` (b, tokens, width) is given to those that need it (`needs_text`) alone.
+        """
+        raise NotImplementedError
+
+    needs_text = False
+
+
+class Identity(Connector):
+    """h as it is: with CLIP text for an encoder this is InstructPix2Pix itself."""
+
+    def __init__(self, config: ConnectorConfig) -> None:
+        super().__init__(config)
+        if config.h_width != config.width:
+            raise ValueError(
+                f"the connector 'identity' passes states of width {config.h_width} to a UNet that "
+                f"reads {config.width}; take another connector, such as text_tokens"
+            )
+
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+        """All tokens, none changed."""
+        return States(h, None if bool(mask.all()) else mask)
+
+
+def _projector(config: ConnectorConfig) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(config.h_width),
+        nn.Linear(config.h_width, config.width),
+        nn.GELU(),
+        nn.Linear(config.width, config.width),
+    )
+
+
+class FullSequence(Connector):
+    """Each state projected by itself: LayerNorm, Linear, GELU, Linear."""
+
+    def __init__(self, config: ConnectorConfig) -> None:
+        super().__init__(config)
+        self.projector = _projector(config)
+
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+        """As many tokens as h has."""
+        return States(self.projector(h), mask)
+
+
+class TextTokens(FullSequence):
+    """The same, padded or cut to `tokens` (77, as CLIP's)."""
+
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+        """`tokens` tokens."""
+        missing = self.config.tokens - h.shape[1]
+        # A negative pad cuts.
+        return super().forward(
+            F.pad(h, (0, 0, 0, missing)), F.pad(mask, (0, missing), value=False), None
+        )
+
+
+class _Layer(nn.Module):
+    """Queries look at the states, then think by themselves (pre-norm)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.before = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.between = nn.LayerNorm(width)
+        self.feedforward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        asked = self.before(queries)
+        found, _ = self.attention(asked, states, states, key_padding_mask=~mask, need_weights=False)
+        queries = queries + found
+        return queries + self.feedforward(self.between(queries))
+
+
+class QueryResampler(Connector):
+    """`tokens` learned queries attend to all of h (as the Q-Former of SmartEdit, CVPR 2024)."""
+
+    def __init__(self, config: ConnectorConfig) -> None:
+        super().__init__(config)
+        inner = config.inner or config.width
+        self.projector = nn.Sequential(
+            nn.LayerNorm(config.h_width), nn.Linear(config.h_width, inner)
+        )
+        self.queries = nn.Parameter(torch.randn(config.tokens, inner) * 0.5)
+        self.layers = nn.ModuleList(_Layer(inner, config.heads) for _ in range(config.depth))
+        self.out = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, config.width))
+
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+        """`tokens` tokens, none of them padding."""
+        states, queries = self.projector(h), self.queries.expand(len(h), -1, -1)
+        for layer in self.layers:
+            queries = layer(queries, states, mask)
+        return States(self.out(queries), None)
+
+
+class ClipResidual(QueryResampler):
+    """CLIP(I) + gate · resampled h, with a gate of zero: at step 0 exactly InstructPix2Pix."""
+
+    needs_text = True
+
+    def __init__(self, config: ConnectorConfig) -> None:
+        super().__init__(config)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+        """`tokens` tokens, which is how many `text` has."""
+        assert text is not None, "clip_residual reads CLIP's states of the instruction"
+        return States(text + self.gate * super().forward(h, mask, None).states, None)
+
+
+CONNECTORS: dict[Kind, type[Connector]] = {
+    "text_tokens": TextTokens,
+    "query_resampler": QueryResampler,
+    "full_sequence": FullSequence,
+    "clip_residual": ClipResidual,
+    "identity": Identity,
+}
+
+
+def build_connector(config: ConnectorConfig) -> Connector:
+    """A fresh connector. Raises `ValueError` when its widths or heads do not go together."""
+    inner = config.inner or config.width
+    if config.kind in ("query_resampler", "clip_residual") and inner % config.heads:
+        raise ValueError(f"{config.heads} heads do not divide the width {inner} of the connector")
+    return CONNECTORS[config.kind](config)
+
+
+class TextStates:
+    """The frozen CLIP text encoder of a Stable Diffusion pipeline."""
+
+    def __init__(self, encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of every text, 77 in Stable Diffusion."""
+        return int(self.encoder.config.max_position_embeddings)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """States (texts, tokens, width) after the final norm; what is too long is cut."""
+        ids = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.tokens,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        states: Tensor = self.encoder(ids.to(self.encoder.device)).last_hidden_state
+        return states
+
+
+class EditingModel(nn.Module):
+    """UNet, connector, and the states that stand for "no instruction".
+
+    `null` (m, width) are CLIP's states of the empty text, a constant: h has seen the image, so that
+    dropping the instruction has to drop all of h.
+    """
+
+    null: Tensor
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        connector: Connector,
+        null: Tensor,
+        text: TextStates | None = None,
+    ) -> None:
+        super().__init__()
+        if connector.needs_text and text is None:
+            raise ValueError(
+                f"the connector {connector.config.kind!r} needs the CLIP text encoder of the model "
+                "that training starts from, and there is none"
+            )
+        self.unet = unet
+        self.connector = connector
+        self.register_buffer("null", null)
+        self.text = text
+
+    def condition(
+        self,
+        h: Sequence[Tensor],
+        instructions: Sequence[str],
+        dropped: Sequence[bool] | None = None,
+    ) -> States:
+        """States for the UNet, from ragged h, each (tokens, h_width).
+
+        Where `dropped`, they are those of no instruction.
+        """
+        device, dtype = self.null.device, self.null.dtype
+        longest = max(len(states) for states in h)
+        padded = torch.stack(
+            [F.pad(states.to(device, dtype), (0, 0, 0, longest - len(states))) for states in h]
+        )
+        lengths = torch.tensor([len(states) for states in h], device=device)
+        mask = torch.arange(longest, device=device) < lengths[:, None]
+        text = self.text(instructions) if self.text and self.connector.needs_text else None
+        given: States = self.connector(padded, mask, text)
+        if dropped is None:
+            return given
+        return self._with_null(given, torch.tensor(dropped, device=device))
+
+    def _with_null(self, given: States, dropped: Tensor) -> States:
+        count, most = len(self.null), max(len(self.null), given.states.shape[1])
+        null = F.pad(self.null, (0, 0, 0, most - count)).to(given.states.dtype)
+        states = F.pad(given.states, (0, 0, 0, most - given.states.shape[1]))
+        states = torch.where(dropped[:, None, None], null, states)
+        if given.mask is None and count == given.states.shape[1]:
+            return States(states, None)
+        mask = given.mask
+        if mask is None:
+            mask = torch.ones(given.states.shape[:2], dtype=torch.bool, device=states.device)
+        mask = F.pad(mask, (0, most - mask.shape[1]), value=False)
+        null_mask = torch.arange(most, device=states.device) < count
+        return States(states, torch.where(dropped[:, None], null_mask, mask))
+
+    def forward(
+        self, latents: Tensor, image_latents: Tensor, timesteps: Tensor, given: States
+    ) -> Tensor:
+        """What the scheduler's prediction type says (epsilon or v), (b, 4, height/8, width/8).
+
+        `latents` are noisy and scaled; `image_latents` are the mode of the input image's latents,
+        not scaled, or zeros for "no image"; `timesteps` is (b,).
+        """
+        predicted: Tensor = self.unet(
+            torch.cat([latents, image_latents], 1),
+            timesteps,
+            encoder_hidden_states=given.states,
+            encoder_attention_mask=given.mask,
+        ).sample
+        return predicted
+
+
+def widened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A text-to-image UNet that also takes image latents, which it ignores at first.
+
+    The 4 additional channels of the input convolution are zero; the first 4 and the bias are
+    copied (InstructPix2Pix, §3.2).
+    """
+    old = unet.conv_in
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+        new.bias.copy_(old.bias)
+    unet.conv_in = new.to(old.weight.device, old.weight.dtype)
+    unet.register_to_config(in_channels=2 * old.in_channels)
+    return unet
