@@ -84,6 +84,14 @@ class Parts:
     text: TextStates | None
 
     @property
+    def tokens(self) -> int:
+        """Tokens that stand for no instruction: CLIP's number of them, 77."""
+        if self.text is not None:
+            return self.text.tokens
+        known = _json(self.options, "connector/config.json")
+        return int(known["tokens"]) if known else 77
+
+    @property
     def resolution(self) -> int:
         """Side that the UNet was made for, in pixels."""
         return int(self.unet.config.sample_size * cell(self.vae))

@@ -134,7 +134,7 @@ def write_parquet(accepted: Iterator[Outcome], folder: Path, size: Size = FILE) 
     def weigh(row: Row) -> int:
         return len(row["input_image"]["bytes"]) + len(row["edited_image"]["bytes"])
 
-    rows = _ahead(row, accepted)
+    rows = ahead(row, accepted)
     return Written(write_rows(rows, schema_of(FEATURES), folder, size, GROUP, weigh))
 
 
@@ -204,7 +204,7 @@ def _images(sample: Sample) -> tuple[Image.Image, bytes]:
         raise RunError(f"{sample.item.native_id}: {error}") from error
 
 
-def _ahead(work: Callable[[T], R], items: Iterator[T], threads: int = 4) -> Iterator[R]:
+def ahead(work: Callable[[T], R], items: Iterator[T], threads: int = 4) -> Iterator[R]:
     """The results in order, a few computed ahead in threads: coding images is most of the work."""
     with ThreadPoolExecutor(threads, thread_name_prefix="publish") as workers:
         under_way: deque[Future[R]] = deque(
@@ -242,7 +242,7 @@ def write_webdataset(accepted: Iterator[Outcome], folder: Path, size: Size = FIL
 
     (folder / "data").mkdir()
     total = files = 0
-    samples = _ahead(members, accepted)
+    samples = ahead(members, accepted)
     sample = next(samples, None)
     while sample is not None:
         path = folder / "data" / f"train-{files:05d}.tar"
@@ -280,7 +280,7 @@ def write_instruct_pix2pix(accepted: Iterator[Outcome], folder: Path) -> Written
     ```
     """
     total = compared = difference = largest = 0
-    for sample in _ahead(_jpegs, accepted):
+    for sample in ahead(_jpegs, accepted):
         at = folder / f"{total:07d}"
         at.mkdir()
         (at / f"{_SEED}_0.jpg").write_bytes(sample.before)

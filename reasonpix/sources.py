@@ -49,7 +49,7 @@ class _Words(NamedTuple):
         return SourceItem(native_id=native_id, content=content, caption=self.caption, pair=pair)
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """Whether there are words in it; JSON can hold halves of characters, which no file can."""
     return (
         isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
@@ -102,14 +102,14 @@ class _Files(Source[O_co]):
 
     def read(self, native_id: str) -> bytes:
         """The file's bytes."""
-        return _file_bytes(self.root / native_id)
+        return file_bytes(self.root / native_id)
 
     def read_edited(self, native_id: str) -> bytes:
         """The bytes of the edited image's file."""
         return self.read(self.edited(native_id))
 
 
-def _file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
     """A file's content. Raises `OSError`, also for pipes and devices: they may never end."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
@@ -246,15 +246,18 @@ class InstructPix2Pix(_Files[InstructPix2PixOptions]):
         """<dir>/<seed>_1.jpg beside <dir>/<seed>_0.jpg."""
         return native_id.removesuffix("_0.jpg") + "_1.jpg"
 
-    def listing(self) -> Iterator[tuple[str, _Words | Problem]]:
-        """One input image for each seed of each prompt, in the order of seeds.json."""
+    def folders(self) -> list[tuple[str, list[str]]]:
+        """The (dir, seeds) of seeds.json."""
         wanted = "expected seeds.json as [[dir, [seed, …]], …]"
         rows = _json(self.root / "seeds.json", wanted)
         try:
-            listed = [(str(folder), [str(seed) for seed in seeds]) for folder, seeds in rows]
+            return [(str(folder), [str(seed) for seed in seeds]) for folder, seeds in rows]
         except (TypeError, ValueError) as error:
             raise SourceError(f"{self.root / 'seeds.json'}: {wanted}, but {error}") from error
-        for folder, seeds in listed:
+
+    def listing(self) -> Iterator[tuple[str, _Words | Problem]]:
+        """One input image for each seed of each prompt, in the order of seeds.json."""
+        for folder, seeds in self.folders():
             words = self._prompt(folder)
             for seed in seeds:
                 yield f"{folder}/{seed}_0.jpg", words
@@ -263,19 +266,19 @@ class InstructPix2Pix(_Files[InstructPix2PixOptions]):
         """The words of a folder's prompt.json; why it is of no use, by the path under the root."""
         name = f"{folder}/prompt.json"
         try:
-            prompt = json.loads(_file_bytes(self.root / name).decode())
+            prompt = json.loads(file_bytes(self.root / name).decode())
         except OSError as error:
             return Problem(status="failed", reason=f"{name}: {error.strerror}")
         except (ValueError, RecursionError) as error:
             return Problem(status="failed", reason=f"{name}: cannot be read: {error}")
         found = prompt if isinstance(prompt, dict) else {}
         caption = found.get("input") or found.get("caption")
-        missing = [] if _is_text(caption) else ['"input" (or "caption")']
+        missing = [] if is_text(caption) else ['"input" (or "caption")']
         if not self.gives_pairs:
             words = _Words(caption)
         else:
             words = _Words(caption, found.get("output"), found.get("edit"))
-            missing += [f'"{key}"' for key in ("edit", "output") if not _is_text(found.get(key))]
+            missing += [f'"{key}"' for key in ("edit", "output") if not is_text(found.get(key))]
         if missing:
             reason = f"{name}: holds no text for {' and '.join(missing)}"
             return Problem(status="failed", reason=reason)
@@ -323,31 +326,10 @@ class HFDataset(Source[HFDatasetOptions]):
 
     def load(self) -> None:
         """Open the dataset. Raises `SourceError` for a missing folder, split or column."""
-        try:
-            import datasets
-        except ImportError as error:
-            raise SourceError(
-                "source hf-dataset needs the package datasets: pip install 'reasonpix[hub]'"
-            ) from error
-
         options = self.options
-        path = Path(options.path)
-        saved = any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
-        try:
-            if saved:
-                data = datasets.load_from_disk(options.path)
-                if isinstance(data, datasets.DatasetDict):
-                    data = data[options.split]
-            elif path.is_file():
-                data = datasets.load_dataset(
-                    "parquet", data_files=options.path, split=options.split
-                )
-            else:
-                data = datasets.load_dataset(
-                    options.path, split=options.split, revision=options.revision
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SourceError(f"path: cannot open dataset {options.path!r}: {error}") from error
+        data = open_dataset(options.path, options.split, options.revision)
+        import datasets
+
         images = [name for name in (options.image, options.edited_image) if name]
         texts = [
             name for name in (options.caption, options.edited_caption, options.instruction) if name
@@ -384,31 +366,57 @@ class HFDataset(Source[HFDatasetOptions]):
 
     def _item(self, native_id: str, row: dict[str, Any]) -> SourceItem:
         options = self.options
-        content = hashlib.sha256(_image_bytes(row[options.image], "image")).hexdigest()
+        content = hashlib.sha256(image_bytes(row[options.image], "image")).hexdigest()
         caption = row[options.caption] if options.caption else None
         if options.edited_image is None:
             return _Words(caption).item(native_id, content, None)
-        edited = hashlib.sha256(_image_bytes(row[options.edited_image], "edited image")).hexdigest()
+        edited = hashlib.sha256(image_bytes(row[options.edited_image], "edited image")).hexdigest()
         columns = (options.caption, options.edited_caption, options.instruction)
         for column in filter(None, columns):
-            if not _is_text(row[column]):
+            if not is_text(row[column]):
                 raise OSError(f"no text in {column!r}")
         words = _Words(*(row[column] if column else None for column in columns))
         return words.item(native_id, content, edited)
 
     def read(self, native_id: str) -> bytes:
         """The encoded image of a row."""
-        return _image_bytes(self._data[int(native_id)][self.options.image], "image")
+        return image_bytes(self._data[int(native_id)][self.options.image], "image")
 
     def read_edited(self, native_id: str) -> bytes:
         """The encoded edited image of a row."""
-        return _image_bytes(self._data[int(native_id)][self.options.edited_image], "edited image")
+        return image_bytes(self._data[int(native_id)][self.options.edited_image], "edited image")
 
 
-def _image_bytes(cell: dict[str, Any] | None, what: str) -> bytes:
+def open_dataset(path: str, split: str, revision: str | None = None) -> Any:
+    """A split of a folder of parquet files, a parquet file, a saved dataset or a hub id.
+
+    Raises `SourceError` when it cannot be opened, or `datasets` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise SourceError(
+            f"{path!r} is read with the package datasets: pip install 'reasonpix[hub]'"
+        ) from error
+
+    folder = Path(path)
+    saved = any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+    try:
+        if saved:
+            data = datasets.load_from_disk(path)
+            return data[split] if isinstance(data, datasets.DatasetDict) else data
+        if folder.is_file():
+            return datasets.load_dataset("parquet", data_files=path, split=split)
+        return datasets.load_dataset(path, split=split, revision=revision)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"path: cannot open dataset {path!r}: {error}") from error
+
+
+def image_bytes(cell: dict[str, Any] | None, what: str) -> bytes:
+    """The encoded image of a cell, or of the file that it names. Raises `OSError`."""
     if cell is None or cell["bytes"] is cell["path"] is None:
         raise OSError(f"no {what}")
-    return bytes(cell["bytes"]) if cell["bytes"] is not None else _file_bytes(Path(cell["path"]))
+    return bytes(cell["bytes"]) if cell["bytes"] is not None else file_bytes(Path(cell["path"]))
 
 
 @hookimpl

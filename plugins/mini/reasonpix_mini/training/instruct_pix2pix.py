@@ -23,12 +23,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from reasonpix.records import RewriteRequest, Rewriting
 from reasonpix_mini import lexicon, world
@@ -382,18 +387,36 @@ def validate(
     return figures
 
 
+def export(run: Path, folder: Path) -> None:
+    """Write what a run has come to as an InstructPix2Pix pipeline of diffusers, float32."""
+    pipeline = StableDiffusionInstructPix2PixPipeline(
+        vae=AutoencoderKL.from_pretrained(run / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(run / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(run / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(run / "unet"),
+        scheduler=DDIMScheduler.from_pretrained(run / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+
+
 def main() -> None:
     """Train until `--steps` or `--minutes`, saving as it goes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--vae", type=Path, required=True, help="folder that training.vae wrote")
-    parser.add_argument("--judge", type=Path, required=True, help="what training.judge wrote")
+    parser.add_argument("--vae", type=Path, help="folder that training.vae wrote")
+    parser.add_argument("--judge", type=Path, help="folder that training.judge wrote")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--edits", type=int, default=24_000)
     parser.add_argument("--steps", type=int, default=15_000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop earlier than --steps")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--export", type=Path, help="write what --out holds there, and end")
     args = parser.parse_args()
+    if args.export:
+        return export(args.out, args.export)
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(args.vae)

@@ -106,9 +106,7 @@ class Eyes(nn.Module):
             # Neighbours should know each other from the start: sines and cosines of row and column.
             angle = torch.arange(_GRID)[:, None] * 2.0 ** -torch.arange(0, 4, 4 * 4 / WIDTH)
             waves = torch.cat([angle.sin(), angle.cos()], 1)
-            places = torch.cat(
-                [waves.repeat_interleave(_GRID, 0), waves.repeat(_GRID, 1)], 1
-            )
+            places = torch.cat([waves.repeat_interleave(_GRID, 0), waves.repeat(_GRID, 1)], 1)
             embeddings = next(
                 module
                 for name, module in self.vision_tower.named_modules()

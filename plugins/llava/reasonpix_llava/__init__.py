@@ -1,0 +1,145 @@
+"""Encoders of image and instruction (Eq. 8): LLaVA, and CLIP's text encoder for comparison.
+
+- `llava`: hidden states of a vision-language model that reads both. Liu et al., "Visual
+  Instruction Tuning", NeurIPS 2023. The network is transformers' own; any checkpoint of
+  `LlavaForConditionalGeneration` fits.
+- `clip-text`: the text encoder of a diffusers pipeline, which sees the instruction alone: what
+  InstructPix2Pix is conditioned on (Brooks et al., CVPR 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from reasonpix.hookspecs import hookimpl
+from reasonpix.records import Problem
+from reasonpix.slots import MLLMEncoder, ModelOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+IMAGE, INSTRUCTION = "<image>", "{instruction}"
+"""Where a prompt has the image tokens and the instruction."""
+
+
+class LlavaOptions(ModelOptions):
+    """What a recipe may say about `llava`."""
+
+    model: str = Field(
+        "llava-hf/llava-1.5-7b-hf",
+        description="Hub id, local folder, or checkpoint name such as mini/llava",
+    )
+    language_model: str | None = Field(
+        None,
+        min_length=1,
+        description="Hub id, folder, GGUF file or checkpoint name (mini/smollm2) of the language "
+        "model, where `model` holds vision tower and projector only",
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="Computing precision; auto is float32 on a CPU, bfloat16 on a GPU that has it, "
+        "else float16",
+    )
+    batch_size: int = Field(
+        8, ge=1, description="Pairs computed together on a GPU; a CPU always computes 4"
+    )
+    prompt: str = Field(
+        "USER: <image>\n{instruction} ASSISTANT:",
+        description="What the model reads: <image> once, {instruction} once or more often",
+    )
+    layer: int = Field(
+        -1,
+        description="Which hidden states: 0 are the embeddings, -1 those after the last layer and "
+        "the final norm, -2 those after the last layer but one, and so on",
+    )
+    states: Literal["text", "all"] = Field(
+        "text", description="States of the tokens after the image, or of all tokens"
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _holds_both(cls, prompt: str) -> str:
+        if prompt.count(IMAGE) != 1 or INSTRUCTION not in prompt:
+            raise ValueError(
+                f"prompt {prompt!r} must hold {IMAGE} exactly once, and {INSTRUCTION} at least once"
+            )
+        return prompt
+
+
+class Llava(MLLMEncoder[LlavaOptions]):
+    """States h of a LLaVA after one forward pass: it reads, and writes nothing."""
+
+    name = "llava"
+    Options = LlavaOptions
+
+    def load(self) -> None:
+        """Read the weights. Raises `WeightsError` when they cannot be found, read, or used."""
+        from reasonpix_llava.reading import Reader
+
+        self._reader: Any = Reader(self.options)
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._reader = None
+
+    def encode(
+        self, images: Sequence[Image], instructions: Sequence[str]
+    ) -> list[NDArray[np.float32] | Problem]:
+        """For each pair the states h, float32 (tokens, width).
+
+        An instruction that is empty, or too long for the model, is a `Problem`.
+        """
+        states: list[NDArray[np.float32] | Problem] = self._reader.read(images, instructions)
+        return states
+
+
+class ClipTextOptions(ModelOptions):
+    """What a recipe may say about `clip-text`."""
+
+    model: str = Field(
+        "timbrooks/instruct-pix2pix",
+        description="Hub id or local folder of a diffusers pipeline with `text_encoder` and "
+        "`tokenizer`, or checkpoint name",
+    )
+    batch_size: int = Field(
+        8, ge=1, description="Instructions computed together on a GPU; a CPU always computes 4"
+    )
+
+
+class ClipText(MLLMEncoder[ClipTextOptions]):
+    """The last hidden states of CLIP's text encoder, padding included; the image is not looked at.
+
+    These are the states that InstructPix2Pix and Stable Diffusion attend to: always as many as the
+    tokenizer's longest text. A longer instruction is cut, as diffusers does.
+    """
+
+    name = "clip-text"
+    Options = ClipTextOptions
+
+    def load(self) -> None:
+        """Read the weights. Raises `WeightsError` when they cannot be found, read, or used."""
+        from reasonpix_llava.clip_text import TextEncoder
+
+        self._encoder: Any = TextEncoder(self.options)
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._encoder = None
+
+    def encode(
+        self, images: Sequence[Image], instructions: Sequence[str]
+    ) -> list[NDArray[np.float32] | Problem]:
+        """For each instruction float32 (tokenizer's `model_max_length`, width)."""
+        states: list[NDArray[np.float32] | Problem] = self._encoder.encode(instructions)
+        return states
+
+
+@hookimpl
+def encoders() -> list[type[MLLMEncoder[Any]]]:
+    """LLaVA, and CLIP's text encoder."""
+    return [Llava, ClipText]

@@ -1,0 +1,307 @@
+"""Reading pairs with LLaVA: one forward pass, hidden states out.
+
+Attention is causal, so tokens that follow a text cannot change its states: texts are padded at the
+right, no mask is needed, and what the padding gives is cut off.
+
+On a CPU kernels round differently for tensors of different shapes. There the network always sees
+`CPU_ROWS` pairs, spare rows repeat another, and a text is padded to a multiple of `BUCKET` tokens,
+together with others of that length alone: a pair's states depend on the pair and on nothing else.
+On a GPU a batch has up to `batch_size` pairs, which may move last bits.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+from transformers.utils import logging
+
+from reasonpix.errors import ReasonpixError, WeightsError
+from reasonpix.records import Problem
+from reasonpix.weights import choose_device, choose_dtype, find_gguf, pretrained, unpack_gguf
+from reasonpix_llava import IMAGE, INSTRUCTION
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from reasonpix_llava import LlavaOptions
+
+CPU_ROWS = 4
+"""Pairs that the network sees on a CPU, always."""
+
+BUCKET = 16
+"""On a CPU texts are padded to a multiple of this many tokens."""
+
+
+class Reader:
+    """A loaded LLaVA. Raises `WeightsError` when it is none, or its parts do not fit together."""
+
+    def __init__(self, options: LlavaOptions) -> None:
+        self.options = options
+        self.device = choose_device(options)
+        self.dtype = choose_dtype(options, self.device)
+        if (
+            options.dtype == "auto"
+            and self.device.type == "cuda"
+            and torch.cuda.is_bf16_supported()
+        ):
+            self.dtype = torch.bfloat16
+        # Pillow resizes alike everywhere; the default depends on whether torchvision is installed.
+        self._images = pretrained(AutoImageProcessor, options, backend="pil")
+        config = pretrained(AutoConfig, options)
+        if not isinstance(config, LlavaConfig):
+            raise WeightsError(
+                f"model: {options.model!r} is a {config.model_type} and no LLaVA; name a "
+                "checkpoint of LlavaForConditionalGeneration"
+            )
+        if options.language_model is None:
+            self._tokenizer = pretrained(AutoTokenizer, options)
+            self._model = self._whole(config)
+        else:
+            source = self._language_source()
+            self._tokenizer = pretrained(AutoTokenizer, source)
+            self._tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+            self._model = self._joined(config, source)
+        self._model = self._model.to(self.device).eval()
+        self._keep_layers()
+        added = self._tokenizer.added_tokens_decoder
+        image = added.get(self._model.config.image_token_id)
+        self._image_token = image.content if image else ""
+        self._controls = [
+            token.content for token in added.values() if token.special or token is image
+        ]
+        self._check_image_tokens()
+
+    # Weights
+
+    def _language_source(self) -> LlavaOptions:
+        """`options` with the language model in the place of `model`."""
+        assert self.options.language_model
+        source = self.options.model_copy(
+            update={"model": self.options.language_model, "revision": None}
+        )
+        try:
+            if file := find_gguf(source):
+                folder = unpack_gguf(file, self.dtype, source.cache_dir)
+                source = source.model_copy(update={"model": str(folder)})
+        except WeightsError as error:
+            raise WeightsError(f"language_model: {error}") from error
+        return source
+
+    def _whole(self, config: LlavaConfig) -> Any:
+        """Tower, projector and language model of one checkpoint."""
+        model, missing = self._llava(config)
+        language = [name for name in missing if ".language_model." in name]
+        if language:
+            raise WeightsError(
+                f"model: {self.options.model!r} holds no language model (it lacks {language[0]} "
+                f"and {len(language) - 1} more); name one by language_model"
+            )
+        return model.model
+
+    def _joined(self, config: LlavaConfig, source: LlavaOptions) -> Any:
+        """Tower and projector of `model`, and the language model of another checkpoint."""
+        language = pretrained(AutoModel, source, dtype=self.dtype, use_safetensors=True)
+        wanted, width = config.text_config.hidden_size, language.config.hidden_size
+        if wanted != width:
+            raise WeightsError(
+                f"language_model: {self.options.language_model!r} has states of {width} numbers, "
+                f"and the projector of {self.options.model!r} makes {wanted}; they do not belong "
+                "together"
+            )
+        if language.get_input_embeddings().num_embeddings < len(self._tokenizer):
+            # The row of <image> is never read: the image's own states stand in its place.
+            language.resize_token_embeddings(len(self._tokenizer), mean_resizing=False)
+        config.text_config.num_hidden_layers = 0  # none is read, and none made
+        config.image_token_index = self._tokenizer.convert_tokens_to_ids(IMAGE)
+        model, _ = self._llava(config)
+        model.model.language_model = language
+        return model.model
+
+    def _llava(self, config: LlavaConfig) -> tuple[Any, list[str]]:
+        """The model, and the names of weights that its checkpoint lacks."""
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # what is missing is told here, and better
+        try:
+            model, info = pretrained(
+                LlavaForConditionalGeneration,
+                self.options,
+                config=config,
+                dtype=self.dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        finally:
+            logging.set_verbosity(verbosity)
+        missing = sorted(info["missing_keys"])
+        eyes = [name for name in missing if ".vision_tower." in name or "projector" in name]
+        if eyes:
+            raise WeightsError(
+                f"model: {self.options.model!r} lacks weights of the vision tower or the "
+                f"projector: {', '.join(eyes[:3])}{' …' if len(eyes) > 3 else ''}"
+            )
+        return model, missing
+
+    def _keep_layers(self) -> None:
+        """Let go of the layers above the one whose states are asked for: they are not computed."""
+        language, layer = self._model.language_model, self.options.layer
+        if not (hasattr(language, "layers") and hasattr(language, "norm")):
+            raise WeightsError(
+                f"model: {type(language).__name__} of {self.options.model!r} is built unlike "
+                "Llama, and where its hidden states are taken is not known"
+            )
+        count = len(language.layers)
+        if not -count - 1 <= layer <= count:
+            raise WeightsError(
+                f"layer: {layer} is none of the hidden states of {self.options.model!r}, which are "
+                f"0 to {count}, or {-count - 1} to -1"
+            )
+        kept = layer % (count + 1)
+        if kept < count:
+            language.layers = language.layers[:kept]
+            language.config.num_hidden_layers = kept
+            language.norm = nn.Identity()
+
+    @property
+    def _image_token_id(self) -> int:
+        number: int = self._model.config.image_token_id
+        return number
+
+    @torch.inference_mode()
+    def _check_image_tokens(self) -> None:
+        """Raise `WeightsError` unless tokenizer, processor, tower and configuration agree."""
+        from PIL import Image
+
+        model = self.options.model
+        if not self._image_token:
+            raise WeightsError(
+                f"model: the tokenizer of {model!r} has no token for the image with the number "
+                f"{self._image_token_id}, which is image_token_index of its configuration; "
+                "the two files belong to different revisions"
+            )
+        config = self._model.config
+        try:
+            states = self._see([Image.new("RGB", (32, 24))])
+        except ValueError as error:
+            raise WeightsError(
+                f"model: image processor and vision tower of {model!r} do not fit: {error}"
+            ) from error
+        if states.shape[1] != config.image_seq_length:
+            raise WeightsError(
+                f"model: an image of {model!r} is {states.shape[1]} tokens, and image_seq_length "
+                f"in its configuration says {config.image_seq_length}; set it to what the vision "
+                f"tower gives (image_size {config.vision_config.image_size}, patch_size "
+                f"{config.vision_config.patch_size}, vision_feature_select_strategy "
+                f"{config.vision_feature_select_strategy!r})"
+            )
+
+    # Reading
+
+    def read(
+        self, images: Sequence[Image], instructions: Sequence[str]
+    ) -> list[NDArray[np.float32] | Problem]:
+        """The states of each pair, float32 (tokens, width), in their order."""
+        if len(images) != len(instructions):
+            raise ValueError(f"{len(images)} images and {len(instructions)} instructions")
+        results: list[Any] = [self._tokens(instruction) for instruction in instructions]
+        texts = {i: found for i, found in enumerate(results) if not isinstance(found, Problem)}
+        for batch, padded in self._batches(texts):
+            states = self._forward([images[i] for i in batch], [texts[i] for i in batch], padded)
+            for i, row in zip(batch, states, strict=True):
+                results[i] = row
+        return results
+
+    def _tokens(self, instruction: str) -> list[int] | Problem:
+        """The prompt about `instruction` in tokens."""
+        if not instruction.strip():
+            return Problem(status="rejected", reason="the instruction is empty")
+        for token in self._controls:  # it is data: it may neither add an image nor end the text
+            instruction = instruction.replace(token, f"{token[:1]} {token[1:]}")
+        before, after = (
+            part.replace(INSTRUCTION, instruction) for part in self.options.prompt.split(IMAGE)
+        )
+        count: int = self._model.config.image_seq_length
+        ids: list[int] = self._tokenizer(f"{before}{self._image_token * count}{after}").input_ids
+        if (found := ids.count(self._image_token_id)) != count:
+            raise ReasonpixError(
+                f"encoder llava: a prompt holds {found} image tokens, and an image gives {count}"
+            )
+        context = getattr(self._model.language_model.config, "max_position_embeddings", None)
+        if context is not None and len(ids) > context:
+            return Problem(
+                status="rejected",
+                reason=f"the prompt has {len(ids)} tokens, and the model reads at most {context}",
+            )
+        return ids
+
+    def _batches(self, texts: dict[int, list[int]]) -> Iterator[tuple[list[int], int]]:
+        """Which texts are read together, and their padded length."""
+        if self.device.type != "cpu":
+            order, size = sorted(texts, key=lambda i: len(texts[i])), self.options.batch_size
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
+                yield batch, len(texts[batch[-1]])
+            return
+        lengths = defaultdict[int, list[int]](list)
+        for i, ids in texts.items():
+            lengths[-(-len(ids) // BUCKET) * BUCKET].append(i)
+        for padded, members in sorted(lengths.items()):
+            for start in range(0, len(members), CPU_ROWS):
+                yield members[start : start + CPU_ROWS], padded
+
+    @torch.inference_mode()
+    def _forward(
+        self, images: list[Image], texts: list[list[int]], padded: int
+    ) -> Iterator[NDArray[np.float32]]:
+        """The states of a batch whose texts are padded to `padded` tokens."""
+        rows = [*range(len(texts))]
+        if self.device.type == "cpu":
+            rows += [0] * (CPU_ROWS - len(rows))
+        # Any token but <image> will do for padding: nothing before it sees it.
+        ids = torch.zeros((len(rows), padded), dtype=torch.long)
+        for row, which in zip(ids, rows, strict=True):
+            row[: len(texts[which])] = torch.tensor(texts[which])
+        features = self._see([images[which] for which in rows])
+        here = (ids == self._image_token_id).to(self.device)
+        embeddings = self._model.get_input_embeddings()(ids.to(self.device))
+        embeddings = embeddings.masked_scatter(here[..., None], features.to(embeddings.dtype))
+        hidden = self._model.language_model(inputs_embeds=embeddings, use_cache=False)[0]
+        states = [self._cut(*pair) for pair in zip(hidden, texts, strict=False)]
+        if not all(bool(np.isfinite(one).all()) for one in states):
+            raise ReasonpixError(
+                f"encoder llava: {self.options.model!r} computes no finite numbers; set "
+                "dtype: bfloat16, or float32"
+            )
+        return iter(states)
+
+    def _see(self, images: list[Image]) -> Tensor:
+        """The image tokens that the projector gives: (images, tokens, width)."""
+        # A grey picture is read as it looks, and one pixel in height is no channel.
+        pixels = self._images(
+            images=[image.convert("RGB") for image in images],
+            input_data_format="channels_last",
+            return_tensors="pt",
+        ).pixel_values
+        pixels = pixels.to(self.device, self.dtype)
+        return torch.stack(list(self._model.get_image_features(pixels).pooler_output))
+
+    def _cut(self, hidden: Tensor, ids: list[int]) -> NDArray[np.float32]:
+        """The states asked for, of a row (padded, width)."""
+        start = 0
+        if self.options.states == "text":
+            start = len(ids) - ids[::-1].index(self._image_token_id)
+        kept: NDArray[np.float32] = hidden[start : len(ids)].float().cpu().numpy()
+        return kept

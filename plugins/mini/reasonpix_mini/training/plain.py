@@ -1,0 +1,47 @@
+"""Add to a published Part I dataset of the mini world what each edit is in plain words.
+
+    python -m reasonpix_mini.training.plain runs/part1-dataset --out runs/part1-plain
+
+The column `plain_instruction` always reads "Replace the bee with a rabbit.", whatever template the
+direct instruction of the row came from. The connector is aligned to CLIP's states of it: a text
+that follows from the edit alone can be learnt, a template drawn by chance cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reasonpix_mini import lexicon, world
+
+
+def plain(caption: str, edited_caption: str) -> str:
+    """The instruction that turns one captioned scene into the other. One object differs."""
+    before, after = lexicon.mentioned(caption), lexicon.mentioned(edited_caption)
+    (source,), (target,) = before - after, after - before
+    return f"Replace the {source} with {world.indefinite(target)}."
+
+
+def main() -> None:
+    """Copy the dataset's parquet files with the column added."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path, help="what `reasonpix publish` wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    (args.out / "data").mkdir(parents=True)
+    for file in sorted(args.dataset.glob("data/*.parquet")):
+        table = pq.read_table(file)
+        captions = zip(
+            *(table[name].to_pylist() for name in ("caption", "edited_caption")), strict=True
+        )
+        texts = [plain(before, after) for before, after in captions]
+        # Without the metadata that lists the columns there were.
+        table = table.append_column("plain_instruction", pa.array(texts)).replace_schema_metadata()
+        pq.write_table(table, args.out / "data" / file.name, row_group_size=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""Edit images with a trained model: batched, guided by image and instruction, seeded per image.
+
+```python
+model = ReasonPix2Pix.from_pretrained("runs/train/final")
+edited = model(images, ["it got cold over night"] * len(images), seed=7)
+```
+
+ReasonPix2Pix, Eq. 8 and 9. The steps are those of diffusers'
+`StableDiffusionInstructPix2PixPipeline`, with these differences: all noise of an edit comes from a
+generator of its own; a network always sees the same number of rows, so that an edit depends neither
+on its neighbours nor on how many they are; images of any size come back in that size.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reasonpix.checkpoint import Checkpoint, Settings, cell, load_checkpoint
+from reasonpix.errors import ReasonpixError, WeightsError
+from reasonpix.images import UndecodableImage, rgb
+from reasonpix.memory import is_out_of_memory
+from reasonpix.model import States
+from reasonpix.records import Problem
+from reasonpix.sampling import Branches, denoise, stacked
+from reasonpix.slots import MLLMEncoder, ModelOptions
+from reasonpix.uses import check
+from reasonpix.weights import choose_device, choose_dtype
+
+SMALL_UNET = 50_000_000
+"""Parameters up to which a CPU computes several edits faster together than one by one."""
+CPU_ROWS = 4
+"""How many edits that are; larger UNets see one at a time on a CPU."""
+ENCODED_TOGETHER = 8
+"""Image and instruction pairs that the encoder is given at once."""
+
+Advance = Callable[[float], None]
+"""Told after each step how much of an edit was done, summed over the edits of the batch."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One edit: an image of any size and mode, what to do with it, and the seed of its noise."""
+
+    image: Image.Image
+    instruction: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What image and instruction become before noise is drawn."""
+
+    size: tuple[int, int]
+    """Of the image as it was given."""
+    source: Tensor
+    """(c, h, w): the mode of the image's latents, not scaled."""
+    given: States
+    """One row for each branch of the guidance: (branches, n, width)."""
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Those of equal shape fit into one batch."""
+        return (self.source.shape, self.given.states.shape, self.given.mask is None)
+
+
+class ReasonPix2Pix:
+    """An editing model that is ready to use: see `from_pretrained`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        encoder: MLLMEncoder[Any],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int = 8,
+    ) -> None:
+        self.settings = checkpoint.settings
+        self.device = device
+        self.dtype = dtype
+        self._encoder = encoder
+        self._scheduler: Any = checkpoint.scheduler
+        self._cell = cell(checkpoint.vae)
+        self._model = checkpoint.model.to(device, dtype).eval().requires_grad_(False)
+        if text := self._model.text:
+            text.encoder.to(device, dtype)
+        # Not by its own `to`, which warns of parts that a VAE has none of.
+        self._vae = nn.Module.to(checkpoint.vae, device, dtype).eval().requires_grad_(False)
+        small = sum(it.numel() for it in self._model.unet.parameters()) <= SMALL_UNET
+        self._rows = batch_size if device.type != "cpu" else CPU_ROWS if small else 1
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+        cache_dir: str | Path | None = None,
+        batch_size: int = 8,
+    ) -> ReasonPix2Pix:
+        """Load what `reasonpix train` wrote, a hub id, or a name such as mini/reasonpix2pix.
+
+        A plain InstructPix2Pix pipeline (timbrooks/instruct-pix2pix) is such a model too.
+        `dtype` is the precision of UNet and VAE; the encoder computes in the one it was trained
+        with. On a GPU `batch_size` edits are computed together, fewer ones padded: another size may
+        move the last bits. On a CPU the model alone decides. Raises `WeightsError`.
+        """
+        options = ModelOptions(
+            model=str(model),
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            cache_dir=Path(cache_dir) if cache_dir else None,
+            batch_size=batch_size,
+        )
+        try:
+            where = choose_device(options)
+            torch.empty(0, device=where)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise WeightsError(f"device: {device!r} cannot be used: {reason}") from error
+        checkpoint = load_checkpoint(options)
+        use = checkpoint.encoder
+        if isinstance(use.options, ModelOptions):
+            same = {"device": device, "cache_dir": options.cache_dir, "batch_size": batch_size}
+            use = replace(use, options=use.options.model_copy(update=same))
+        encoder = use.build()
+        assert isinstance(encoder, MLLMEncoder)
+        encoder.check()
+        encoder.load()
+        precision = choose_dtype(options, where)
+        return cls(checkpoint, encoder, device=where, dtype=precision, batch_size=batch_size)
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image],
+        instructions: Sequence[str] | str,
+        *,
+        seed: int | Sequence[int] = 0,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        resolution: int | None = None,
+    ) -> list[Image.Image]:
+        """The edited images, RGB, each of the size of its input, in the order given.
+
+        Images of any mode are taken as their pixels lie; `reasonpix.images.decode` reads a file and
+        turns it upright.
+        One instruction, or one seed, stands for all images. What is None is as the model's
+        settings say. Raises `ReasonpixError` for settings that make no sense and for a pair that
+        cannot be edited.
+        """
+        if isinstance(instructions, str):
+            instructions = [instructions] * len(images)
+        if isinstance(seed, int):
+            seed = [seed] * len(images)
+        if not len(images) == len(instructions) == len(seed):
+            raise ReasonpixError(
+                f"{len(images)} images, {len(instructions)} instructions and {len(seed)} seeds: "
+                "give one of each for every image, or a single instruction or seed for all"
+            )
+        settings = self.resolve(
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            num_inference_steps=num_inference_steps,
+            resolution=resolution,
+        )
+        results: dict[int, Image.Image] = {}
+        for number, edited in self.edit(map(Task, images, instructions, seed), settings):
+            if isinstance(edited, Problem):
+                raise ReasonpixError(f"image {number}: {edited.reason}")
+            results[number] = edited
+        return [results[number] for number in range(len(images))]
+
+    def resolve(self, **changes: float | None) -> Settings:
+        """The model's settings, with those `changes` that are not None. Raises `ReasonpixError`."""
+        problems: list[str] = []
+        given = {name: value for name, value in changes.items() if value is not None}
+        settings: Settings | None = check(
+            Settings,
+            self.settings.model_dump() | given,
+            (),
+            lambda where, what: problems.append(f"{'.'.join(map(str, where))}: {what}"),
+        )
+        if settings is None:
+            raise ReasonpixError("\n".join(problems))
+        trained = int(self._scheduler.config.num_train_timesteps)
+        if settings.num_inference_steps > trained:
+            raise ReasonpixError(
+                f"num_inference_steps: {settings.num_inference_steps} are more than the {trained} "
+                "steps that the model was trained with"
+            )
+        try:
+            self._scheduler.set_timesteps(settings.num_inference_steps)
+        except ValueError as error:  # such as fewer than the solver's order
+            raise ReasonpixError(
+                f"num_inference_steps: {type(self._scheduler).__name__} cannot take "
+                f"{settings.num_inference_steps}: {error}"
+            ) from error
+        return settings
+
+    def edit(
+        self, tasks: Iterable[Task | Problem], settings: Settings, advance: Advance | None = None
+    ) -> Iterator[tuple[int, Image.Image | Problem]]:
+        """Edits with the number of their task, as they get done, not in order.
+
+        Tasks are taken as there is room for them: of a long stream only a few images are held.
+        A pair that cannot be edited gives a `Problem`; one in the place of a task stays what it is.
+        Raises `ReasonpixError` when memory runs out.
+        """
+        branches = Branches.of(settings.guidance_scale, settings.image_guidance_scale)
+        waiting: dict[tuple[Any, ...], list[tuple[int, int, _Prepared]]] = defaultdict(list)
+        stream = enumerate(tasks)
+        while chunk := list(islice(stream, ENCODED_TOGETHER)):
+            prepared = self._prepare([task for _, task in chunk], settings, branches)
+            for (number, task), ready in zip(chunk, prepared, strict=True):
+                if isinstance(ready, Problem):
+                    yield number, ready
+                    continue
+                assert isinstance(task, Task)
+                group = waiting[ready.shape]
+                group.append((number, task.seed, ready))
+                if len(group) == self._rows:
+                    yield from self._edited(waiting.pop(ready.shape), settings, branches, advance)
+        for group in waiting.values():
+            yield from self._edited(group, settings, branches, advance)
+
+    def _prepare(
+        self, tasks: Sequence[Task | Problem], settings: Settings, branches: Branches
+    ) -> list[_Prepared | Problem]:
+        """Each pair of image and instruction once, however many seeds it comes with."""
+        pairs = {_pair(task): task for task in tasks if isinstance(task, Task)}
+        seen = {pair: self._seen(task, settings.resolution) for pair, task in pairs.items()}
+        usable = {pair: image for pair, image in seen.items() if not isinstance(image, Problem)}
+        answers = self._encoder.encode(
+            [image.copy() for _, image in usable.values()], [words for _, words in usable]
+        )
+        ready: dict[tuple[int, str], _Prepared | Problem] = {
+            pair: image for pair, image in seen.items() if isinstance(image, Problem)
+        }
+        for (pair, (size, image)), answer in zip(usable.items(), answers, strict=True):
+            if isinstance(answer, Problem):
+                ready[pair] = answer
+                continue
+            with torch.inference_mode():
+                given = self._condition(answer, pair[1], branches)
+                ready[pair] = _Prepared(size, self._encode_image(image), given)
+        return [task if isinstance(task, Problem) else ready[_pair(task)] for task in tasks]
+
+    def _seen(self, task: Task, resolution: int) -> tuple[tuple[int, int], Image.Image] | Problem:
+        """The image's size, and the image as encoder and UNet see it, as they did in training."""
+        if not task.instruction.strip():
+            return Problem(status="failed", reason="the instruction is empty")
+        try:
+            image = rgb(task.image)
+        except UndecodableImage as error:
+            return Problem(status="failed", reason=str(error))
+        return image.size, _resized(image, working_size(image.size, resolution, self._stride))
+
+    @property
+    def _stride(self) -> int:
+        """Pixels that become one cell of the UNet's coarsest level."""
+        return self._cell * int(2 ** (len(self._model.unet.config.block_out_channels) - 1))
+
+    def _condition(
+        self, h: np.ndarray[Any, np.dtype[np.float32]], instruction: str, branches: Branches
+    ) -> States:
+        """States for each branch of one edit, (branches, n, width)."""
+        width = self._model.connector.config.h_width
+        if h.shape[-1] != width:
+            raise WeightsError(
+                f"encoder {self._encoder.name!r} gives states of width {h.shape[-1]}, and the "
+                f"model's connector reads {width}: this is not the encoder it was trained with"
+            )
+        count = len(branches.weights)
+        states, mask = self._model.condition(
+            [torch.from_numpy(h)] * count,
+            [instruction] * count,
+            dropped=[not text for text in branches.text],
+        )
+        if mask is not None:
+            # Instructions of other lengths shall share a batch, and padding depend on one alone.
+            missing = -states.shape[1] % len(self._model.null)
+            states = F.pad(states, (0, 0, 0, missing))
+            mask = F.pad(mask, (0, missing), value=False)
+        return States(states, mask)
+
+    def _encode_image(self, image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        scaled = pixels.to(self.device, self.dtype) / 127.5 - 1
+        latents: Tensor = self._vae.encode(scaled).latent_dist.mode()[0]
+        return latents
+
+    def _decode(self, latents: Tensor) -> Image.Image:
+        scaled = latents[None].to(self.dtype) / self._vae.config.scaling_factor
+        decoded = self._vae.decode(scaled).sample[0]
+        pixels = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+    def _edited(
+        self,
+        group: Sequence[tuple[int, int, _Prepared]],
+        settings: Settings,
+        branches: Branches,
+        advance: Advance | None,
+    ) -> Iterator[tuple[int, Image.Image]]:
+        """The edits of at most `_rows` tasks of one shape, the missing rows filled up."""
+        full = [*group, *[group[0]] * (self._rows - len(group))]
+        try:
+            with torch.inference_mode():
+                latents = denoise(
+                    self._model,
+                    self._scheduler,
+                    [seed for _, seed, _ in full],
+                    torch.stack([ready.source for *_, ready in full]),
+                    stacked([ready.given for *_, ready in full]),
+                    branches,
+                    settings.num_inference_steps,
+                    lambda share: advance(share * len(group)) if advance else None,
+                )
+                images = [self._decode(one) for one in latents[: len(group)]]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            height, width = (side * self._cell for side in group[0][2].source.shape[1:])
+            raise ReasonpixError(
+                f"memory ran out while editing {self._rows} images of {width}x{height} pixels at "
+                "once; lower the batch size or the resolution"
+            ) from error
+        for (number, _, ready), image in zip(group, images, strict=True):
+            yield number, _resized(image, ready.size)
+
+
+def _pair(task: Task) -> tuple[int, str]:
+    return id(task.image), task.instruction
+
+
+def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[int, int]:
+    """The size, width and height, in which the model sees an image: the longer side `resolution`.
+
+    The aspect is kept as far as sides that are multiples of `stride` allow.
+    """
+    scale = resolution / max(size)
+    width, height = (max(1, round(side * scale / stride)) * stride for side in size)
+    return width, height
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)

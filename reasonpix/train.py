@@ -1,0 +1,463 @@
+"""Training the editing model: one loop, on accelerate, that goes on exactly where it stopped.
+
+Eq. 9 of ReasonPix2Pix with the training of InstructPix2Pix (Brooks et al., CVPR 2023): the UNet
+learns to predict the noise of the edited image's latents, given the input image's latents and h.
+
+```
+out/
+  recipe.yaml       resolved
+  features/         h and latents, where the recipe says cache: true
+  state/<step>/     weights, averages, optimizer: all that going on needs
+  log.jsonl         a line for each step
+  tensorboard/      the same, and the pictures of validation
+  validation/       these pictures: input, edit, truth
+  model/            the trained model, averaged: see `reasonpix.checkpoint`
+```
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from reasonpix.checkpoint import (
+    Checkpoint,
+    Parts,
+    Settings,
+    cell,
+    read_parts,
+    save_checkpoint,
+    starting_point,
+)
+from reasonpix.draws import Draws
+from reasonpix.errors import RecipeError, RunError, SourceError
+from reasonpix.features import Cached, Feature, Online
+from reasonpix.inference import ReasonPix2Pix
+from reasonpix.model import ConnectorConfig, EditingModel
+from reasonpix.objective import Batch, Objective
+from reasonpix.pairs import Pairs, read_pairs
+from reasonpix.records import Problem
+from reasonpix.sheets import grid
+from reasonpix.slots import MLLMEncoder, Options
+from reasonpix.storage import LocalStorage
+from reasonpix.training_log import Log
+from reasonpix.training_recipe import TrainingRecipe
+from reasonpix.training_state import (
+    State,
+    checkpoints,
+    claim,
+    read_state,
+    replacing,
+    write_state,
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is."""
+
+    stage: str
+    """features, align or train."""
+    done: int
+    total: int
+    loss: float | None = None
+    rate: float | None = None
+    """Examples a second."""
+
+
+Report = Callable[[Progress], None]
+
+
+def train(recipe: TrainingRecipe, out: Path, report: Report = lambda progress: None) -> Path:
+    """Train as `recipe` says into the folder `out`; returns the folder of the trained model.
+
+    Called again it goes on from the last checkpoint. Raises `SourceError` for data that cannot be
+    used, before any step; `WeightsError` for models; `RunError` when `out` was made by another
+    recipe, or the loss is no number any more.
+    """
+    accelerator = Accelerator(
+        mixed_precision=_precision(recipe), log_with="tensorboard", project_dir=out
+    )
+    alone = LocalStorage(out).held() if accelerator.is_main_process else nullcontext()
+    with alone:
+        if accelerator.is_main_process:
+            claim(recipe, out)
+        accelerator.wait_for_everyone()
+        return _Run(recipe, out, accelerator, report).finish()
+
+
+def _precision(recipe: TrainingRecipe) -> str:
+    if recipe.precision == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return recipe.precision
+
+
+class _Run:
+    def __init__(
+        self, recipe: TrainingRecipe, out: Path, accelerator: Accelerator, report: Report
+    ) -> None:
+        self.recipe, self.out, self.accelerator, self.report = recipe, out, accelerator, report
+        parts = read_parts(recipe.model)
+        _see_resolution(recipe, parts)
+        _see_batches(recipe, accelerator)
+        self.pairs = read_pairs(recipe.data)
+        self.features = self._features(parts)
+        examples, self.shown = _split(recipe, self.pairs, self.features.usable())
+        self.checkpoint = _start(recipe, parts, self.features.get([(examples[0], 0)])[0])
+        objective = Objective(self.checkpoint.model, self.checkpoint.scheduler)
+        if recipe.gradient_checkpointing:
+            self.checkpoint.model.unet.enable_gradient_checkpointing()
+        side = recipe.data.resolution // cell(parts.vae)
+        self.scaling = float(parts.vae.config.scaling_factor)
+        shape = (parts.vae.config.latent_channels, side, side)
+        steps = int(objective.noise.config.num_train_timesteps)
+        self.aligning = recipe.align.steps if recipe.align else 0
+        self.draws = {
+            aligning: Draws(
+                recipe.seed,
+                examples,
+                self.pairs.views,
+                recipe.align.batch_size if aligning and recipe.align else recipe.batch_size,
+                shape=shape,
+                timesteps=steps,
+                dropout=recipe.dropout,
+            )
+            for aligning in (True, False)
+        }
+        self.objective = accelerator.prepare(objective.to(accelerator.device).train())
+        if text := self.checkpoint.model.text:
+            text.encoder.to(accelerator.device)
+        self.state = self._state()
+        self.log = Log(out, self.state.done, accelerator)
+
+    # -- What a run starts from --------------------------------------------------------------------
+
+    def _features(self, parts: Parts) -> Cached | Online:
+        recipe, accelerator = self.recipe, self.accelerator
+        encoder, folder = recipe.encoder, self.out / "features"
+        vae = parts.vae.requires_grad_(False).eval().to(accelerator.device)
+
+        def report(done: int, total: int) -> None:
+            self.report(Progress("features", done, total))
+
+        if not recipe.cache:
+            online = Online(self.pairs, encoder, vae)
+            online.compute(report)
+            return online
+        cached = Cached(folder, self.pairs, encoder, vae)
+        cached.compute(report, accelerator.process_index, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        return cached
+
+    def _state(self) -> State:
+        model = self._model
+        named = dict(model.named_parameters())
+        optimizer = self._optimizer(aligning=self.aligning > 0)
+        state = State(0, named, {}, optimizer)
+        if found := checkpoints(self.out):
+            if int(found[-1].name) > self.aligning:
+                state.optimizer = self._optimizer(aligning=False)
+            read_state(found[-1], state)
+        return state
+
+    @property
+    def _model(self) -> EditingModel:
+        model: EditingModel = self.accelerator.unwrap_model(self.objective).model
+        return model
+
+    def _optimizer(self, aligning: bool) -> torch.optim.AdamW:
+        recipe, model = self.recipe, self._model
+        trained = model.connector.parameters() if aligning else model.parameters()
+        rate = recipe.align.learning_rate if aligning and recipe.align else recipe.learning_rate
+        return torch.optim.AdamW(
+            list(trained), lr=rate, betas=recipe.betas, weight_decay=recipe.weight_decay
+        )
+
+    # -- The loop ----------------------------------------------------------------------------------
+
+    def finish(self) -> Path:
+        """Train to the end, saving on the way."""
+        recipe, state = self.recipe, self.state
+        total = self.aligning + recipe.steps
+        prefetched = self._batches(state.done, total)
+        began, seen = time.monotonic(), 0
+        while state.done < total:
+            aligning = state.done < self.aligning
+            if state.done == self.aligning:
+                self._begin_editing()
+            step = state.done if aligning else state.done - self.aligning
+            rate = _learning_rate(recipe, step, aligning)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self._step(next(prefetched), aligning)
+            state.done += 1
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"{self.out}: the loss of step {state.done} is {loss}; the last checkpoint is "
+                    "kept. Lower the learning rate in a new folder, or look at the data"
+                )
+            seen += self.draws[aligning].batch_size
+            speed = seen / (time.monotonic() - began)
+            self.log.step(state.done, "align" if aligning else "train", loss, rate, speed)
+            self.report(
+                Progress("align", state.done, self.aligning, loss, speed)
+                if aligning
+                else Progress("train", step + 1, recipe.steps, loss, speed)
+            )
+            if not aligning:
+                self._average(step + 1)
+                self._validate(step + 1)
+            if state.done % recipe.save_every == 0 or state.done == total:
+                self._save()
+        self.log.close()
+        return self._save_model()
+
+    def _begin_editing(self) -> None:
+        """From here on UNet and connector learn together, and their averages are kept."""
+        state = self.state
+        if self.aligning:
+            state.optimizer = self._optimizer(aligning=False)
+        if not state.average:
+            state.average = {name: value.detach().clone() for name, value in state.named.items()}
+
+    def _step(self, batches: Sequence[Batch], aligning: bool) -> float:
+        """One step of the optimizer over micro-batches; the mean loss over all devices."""
+        accelerator, optimizer = self.accelerator, self.state.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        count = sum(len(batch.h) for batch in batches)
+        total = torch.zeros((), device=accelerator.device)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.objective), self._kernels():
+                loss = self.objective(batch, aligning) * (len(batch.h) / count)
+                accelerator.backward(loss)
+            total += loss.detach()
+        if self.recipe.max_gradient_norm is not None:
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, self.recipe.max_gradient_norm)
+        optimizer.step()
+        mean: float = accelerator.reduce(total, "mean").item()
+        return mean
+
+    def _kernels(self) -> AbstractContextManager[Any]:
+        """On a CPU the flash kernel's backward pass is several times slower in bfloat16."""
+        slow = self.accelerator.device.type == "cpu" and self.accelerator.mixed_precision == "bf16"
+        return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
+
+    def _average(self, step: int) -> None:
+        decay = min(self.recipe.ema_decay, (1 + step) / (10 + step))
+        state = self.state
+        torch._foreach_lerp_(
+            list(state.average.values()),
+            [value.detach() for value in state.named.values()],
+            1 - decay,
+        )
+
+    # -- Batches -----------------------------------------------------------------------------------
+
+    def _batches(self, begin: int, end: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each step; the next step's are made while this one is computed."""
+        if isinstance(self.features, Online):
+            yield from map(self._of_step, range(begin, end))
+            return
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._of_step, begin) if begin < end else None
+            for step in range(begin, end):
+                assert coming is not None
+                ready = coming.result()
+                coming = pool.submit(self._of_step, step + 1) if step + 1 < end else None
+                yield ready
+
+    def _of_step(self, done: int) -> list[Batch]:
+        aligning = done < self.aligning
+        draws, step = self.draws[aligning], done if aligning else done - self.aligning
+        share = draws.batch_size // self.accelerator.num_processes
+        first = self.accelerator.process_index * share
+        size = min(self.recipe.micro_batch_size, share)
+        return [
+            self._batch(draws, step, range(place, min(place + size, first + share)))
+            for place in range(first, first + share, size)
+        ]
+
+    def _batch(self, draws: Draws, step: int, places: range) -> Batch:
+        device = self.accelerator.device
+        drawn = [draws.draw(step, place) for place in places]
+        features = self.features.get([(draw.example, draw.view) for draw in drawn])
+        examples = [self.pairs.examples[draw.example] for draw in drawn]
+
+        def stacked(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(tensors)).to(device, torch.float32)
+
+        deviation = (0.5 * stacked([feature.logvar for feature in features])).exp()
+        posterior = stacked([draw.posterior for draw in drawn])
+        mean = stacked([feature.mean for feature in features])
+        return Batch(
+            h=[feature.h.to(device) for feature in features],
+            instructions=[example.instruction for example in examples],
+            source=stacked([feature.source for feature in features]),
+            target=(mean + deviation * posterior) * self.scaling,
+            noise=stacked([draw.noise for draw in drawn]),
+            timesteps=torch.tensor([draw.timestep for draw in drawn], device=device),
+            wordless=[draw.wordless for draw in drawn],
+            imageless=torch.tensor([draw.imageless for draw in drawn], device=device),
+            plain=[example.plain or "" for example in examples],
+        )
+
+    # -- What is kept ------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            write_state(self.out, self.state)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[Checkpoint]:
+        """The model with its averaged weights, until training goes on."""
+        average, named, model = self.state.average, self.state.named, self._model
+
+        def swap() -> None:
+            for name in average:
+                named[name].data, average[name] = average[name], named[name].data
+
+        swap()
+        try:
+            yield self.checkpoint
+        finally:
+            swap()
+            model.train().requires_grad_(True)
+
+    def _save_model(self) -> Path:
+        folder = self.out / "model"
+        if self.accelerator.is_main_process:
+            with self._averaged() as checkpoint, replacing(folder) as draft:
+                save_checkpoint(draft, checkpoint)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _validate(self, step: int) -> None:
+        """Edit what was kept out of training, and keep the pictures."""
+        settings = self.recipe.validation
+        if settings is None or step % settings.every or not self.accelerator.is_main_process:
+            return
+        shown = [self.pairs.examples[number] for number in self.shown]
+        views = [self.pairs.view(number, 0) for number in self.shown]
+        states = self.features.get([(number, 0) for number in self.shown])
+        known = Remembered(
+            {
+                (view.tobytes(), example.instruction): feature.h.float().numpy()
+                for (view, _), example, feature in zip(views, shown, states, strict=True)
+            }
+        )
+        with self._averaged() as checkpoint:
+            model = ReasonPix2Pix(
+                checkpoint, known, device=self.accelerator.device, dtype=torch.float32
+            )
+            edited = model([view for view, _ in views], [one.instruction for one in shown])
+        rows = [
+            [before, after, truth] for (before, truth), after in zip(views, edited, strict=True)
+        ]
+        self.log.pictures(step, grid(rows), [one.instruction for one in shown])
+
+
+def _see_resolution(recipe: TrainingRecipe, parts: Parts) -> None:
+    stride = cell(parts.vae) * 2 ** (len(parts.unet.config.block_out_channels) - 1)
+    if recipe.data.resolution % stride:
+        raise RecipeError(
+            [
+                f"data.resolution: {recipe.data.resolution} is no multiple of {stride}, as the UNet "
+                "needs"
+            ]
+        )
+
+
+def _see_batches(recipe: TrainingRecipe, accelerator: Accelerator) -> None:
+    sizes = {"batch_size": recipe.batch_size}
+    if recipe.align:
+        sizes["align.batch_size"] = recipe.align.batch_size
+    problems = [
+        f"{name}: {size} examples cannot be shared evenly by {accelerator.num_processes} processes"
+        for name, size in sizes.items()
+        if size % accelerator.num_processes
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _start(recipe: TrainingRecipe, parts: Parts, feature: Feature) -> Checkpoint:
+    choice = recipe.model.connector
+    config = ConnectorConfig(
+        kind=choice.kind,
+        h_width=feature.h.shape[-1],
+        width=parts.unet.config.cross_attention_dim,
+        tokens=choice.tokens or parts.tokens,
+        inner=choice.inner,
+        depth=choice.depth,
+        heads=choice.heads,
+    )
+    settings = Settings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
+    return starting_point(parts, recipe.model.init, recipe.encoder, config, settings)
+
+
+def _split(
+    recipe: TrainingRecipe, pairs: Pairs, usable: list[int]
+) -> tuple[list[int], list[int]]:
+    """The examples to train on, and those kept out to look at, by their input image."""
+    if recipe.validation is None:
+        return usable, []
+    first: dict[str, int] = {}
+    for number in usable:
+        first.setdefault(pairs.examples[number].input_image, number)
+    images = sorted(first, key=lambda image: sha256(f"{recipe.seed} {image}".encode()).digest())
+    kept_out = dict.fromkeys(images[: recipe.validation.examples])
+    if len(kept_out) == len(images):
+        raise SourceError(
+            f"data: {len(images)} input images are too few to keep "
+            f"{recipe.validation.examples} of them for validation; lower validation.examples"
+        )
+    training = [n for n in usable if pairs.examples[n].input_image not in kept_out]
+    return training, [first[image] for image in kept_out]
+
+
+def _learning_rate(recipe: TrainingRecipe, step: int, aligning: bool) -> float:
+    """Of a step of its stage, counted from 0. Alignment always warms up and cools down."""
+    if aligning and recipe.align:
+        peak, steps, warmup, cosine = recipe.align.learning_rate, recipe.align.steps, 100, True
+    else:
+        peak, steps, warmup = recipe.learning_rate, recipe.steps, recipe.warmup
+        cosine = recipe.schedule == "cosine"
+    rate = peak * min(1.0, (step + 1) / warmup) if warmup else peak
+    return rate * (0.5 + 0.5 * math.cos(math.pi * step / steps)) if cosine else rate
+
+
+class Remembered(MLLMEncoder[Options]):
+    """States that are known already, by the bytes of the image and the instruction."""
+
+    name = "remembered"
+
+    def __init__(self, states: Mapping[tuple[bytes, str], NDArray[np.float32]]) -> None:
+        super().__init__(Options())
+        self.states = states
+
+    def encode(
+        self, images: Sequence[Image], instructions: Sequence[str]
+    ) -> list[NDArray[np.float32] | Problem]:
+        """Those of each pair."""
+        return [
+            self.states[image.tobytes(), instruction]
+            for image, instruction in zip(images, instructions, strict=True)
+        ]

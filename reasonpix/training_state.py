@@ -1,0 +1,139 @@
+"""What a training run keeps on disk to go on from: `state/<steps done>/`, safetensors all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reasonpix.errors import RunError
+from reasonpix.storage import LocalStorage
+from reasonpix.training_recipe import TrainingRecipe
+
+KEPT = 2
+"""Checkpoints on disk: the newest, and the one before it should that one be damaged."""
+
+_FREE = {"steps", "save_every", "validation", "micro_batch_size", "gradient_checkpointing"}
+"""What may change when a run goes on: nothing of what it has learnt so far depends on it."""
+
+
+@dataclass
+class State:
+    """What changes from step to step."""
+
+    done: int
+    """Optimizer steps, those of alignment among them."""
+    named: dict[str, nn.Parameter]
+    """The trained weights by name."""
+    average: dict[str, Tensor]
+    """Their averages; empty during alignment."""
+    optimizer: torch.optim.Optimizer
+
+
+def claim(recipe: TrainingRecipe, out: Path) -> None:
+    """Make `out` the folder of a run of `recipe`.
+
+    Raises `RunError` when it holds something else, or the run of another recipe.
+    """
+    text, file = recipe.as_yaml(), out / "recipe.yaml"
+    storage = LocalStorage(out)
+    if file.exists():
+        different = sorted(_differences(yaml.safe_load(file.read_text()), yaml.safe_load(text)))
+        if different:
+            raise RunError(
+                f"{out} was trained by a recipe that differs in {', '.join(different)}; name a new "
+                "folder, or give the old values"
+            )
+    elif out.is_dir() and any(path.name != "holder" for path in out.iterdir()):
+        raise RunError(f"{out} is not empty, and no folder of a training run; name another")
+    storage.write("recipe.yaml", text.encode())
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    for name in old.keys() | new.keys():
+        # A cosine that ends elsewhere was another one all along.
+        if name in _FREE and not (name == "steps" and new["schedule"] == "cosine"):
+            continue
+        if old.get(name) != new.get(name):
+            yield name
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """The folders of the checkpoints, oldest first."""
+    found = (out / "state").glob("*/") if (out / "state").is_dir() else ()
+    return sorted((path for path in found if path.name.isdecimal()), key=lambda p: int(p.name))
+
+
+def write_state(out: Path, state: State) -> None:
+    """Keep `state`; it appears as a whole, and the oldest checkpoint goes."""
+    place = {id(parameter): name for name, parameter in state.named.items()}
+    moments = {
+        f"{place[id(parameter)]}:{key}": value.contiguous()
+        for parameter, values in state.optimizer.state.items()
+        for key, value in values.items()
+    }
+    with replacing(out / "state" / f"{state.done:08}") as draft:
+        weights = {name: value.detach().contiguous() for name, value in state.named.items()}
+        save_file(weights, draft / "weights.safetensors")
+        save_file(state.average, draft / "average.safetensors")
+        save_file(moments, draft / "optimizer.safetensors")
+        (draft / "state.json").write_text(json.dumps({"done": state.done}) + "\n")
+    for old in checkpoints(out)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def read_state(folder: Path, state: State) -> None:
+    """Fill `state` with what `folder` holds. Raises `RunError` when it is damaged."""
+    try:
+        weights = load_file(folder / "weights.safetensors")
+        average = load_file(folder / "average.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+        done = json.loads((folder / "state.json").read_text())["done"]
+        with torch.no_grad():
+            for name, parameter in state.named.items():
+                parameter.copy_(weights[name])
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RunError(
+            f"{folder} is damaged: {error}; remove it, and training goes on from the one before"
+        ) from error
+    state.done = done
+    state.average = {name: value.to(state.named[name].device) for name, value in average.items()}
+    for key, value in moments.items():
+        name, _, moment = key.rpartition(":")
+        parameter = state.named[name]
+        # AdamW counts its steps on the CPU.
+        where = "cpu" if moment == "step" else parameter.device
+        state.optimizer.state[parameter][moment] = value.to(where)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when all went well."""
+    draft, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("draft", "old"))
+    try:
+        for rest in (draft, old):
+            shutil.rmtree(rest, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        for file in draft.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise RunError(f"{folder} cannot be written: {error}; what was there is kept") from error
