@@ -8,6 +8,9 @@ connector/                config.json, model.safetensors: the connector and the 
 reasonpix.json            the encoder by reference, and how to sample
 ```
 
+diffusers' pipeline reads it; where there is no text encoder it wants to be told so, by
+`from_pretrained(folder, text_encoder=None, tokenizer=None)`, and takes `prompt_embeds`.
+
 A plain InstructPix2Pix pipeline is such a folder too: its encoder is its own CLIP text, its
 connector passes the states on, and its null states are those of the empty text.
 """
@@ -27,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
 
 from reasonpix import located, plugins
 from reasonpix.errors import WeightsError
@@ -55,8 +59,12 @@ class Settings(BaseModel):
 
     resolution: int = Field(ge=8, description="Longer side that the model sees, in pixels")
     num_inference_steps: int = Field(100, ge=1, description="Denoising steps")
-    guidance_scale: float = Field(7.5, ge=0, description="s_T: how much the instruction counts")
-    image_guidance_scale: float = Field(1.5, ge=0, description="s_I: how much the image counts")
+    guidance_scale: float = Field(
+        7.5, ge=0, allow_inf_nan=False, description="s_T: how much the instruction counts"
+    )
+    image_guidance_scale: float = Field(
+        1.5, ge=0, allow_inf_nan=False, description="s_I: how much the image counts"
+    )
 
 
 @dataclass(frozen=True)
@@ -146,11 +154,11 @@ def load_checkpoint(options: ModelOptions) -> Checkpoint:
         facts = {"encoder": {"use": "clip-text", "model": HERE}}
     else:
         connector, null = _read_connector(parts.options)
-    own_text, encoder = _encoder(facts.get("encoder"), parts.options)
+    own_text, encoder = _encoder(facts, parts.options)
     try:
-        settings = Settings(**{"resolution": parts.resolution} | facts.get("settings", {}))
+        settings = Settings(**{"resolution": parts.resolution} | dict(facts.get("settings", {})))
         model = EditingModel(parts.unet, connector, null, parts.text)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise WeightsError(f"model: {options.model!r}: {error}") from error
     return Checkpoint(model, parts.vae, parts.scheduler, encoder, own_text, settings)
 
@@ -186,6 +194,7 @@ def starting_point(
         and isinstance(encoder.options, ModelOptions)
         and str(plugins.checkpoint(encoder.options.model) or encoder.options.model)
         == parts.options.model
+        and encoder.options.revision == parts.options.revision
     )
     return Checkpoint(model, parts.vae, parts.scheduler, encoder, own_text, settings)
 
@@ -236,9 +245,9 @@ def _read_connector(options: ModelOptions) -> tuple[Connector, Tensor]:
     return connector, null
 
 
-def _encoder(block: Any, options: ModelOptions) -> tuple[bool, Use]:
+def _encoder(facts: dict[str, Any], options: ModelOptions) -> tuple[bool, Use]:
     """Whether it is the folder's own text encoder, and the encoder."""
-    problems: list[str] = []
+    block, problems = facts.get("encoder"), list[str]()
 
     def complain(where: located.Path, what: str) -> None:
         problems.append(f"{_FACTS}: {'.'.join(map(str, where))}: {what}")
@@ -248,7 +257,8 @@ def _encoder(block: Any, options: ModelOptions) -> tuple[bool, Use]:
         block = block | {"model": options.model, "revision": options.revision}
     use = read_use("encoder", block, ("encoder",), complain)
     if use is None:
-        raise WeightsError(f"model: {options.model!r}: " + "; ".join(problems))
+        made_with = f" (made with {facts['package']})" if "package" in facts else ""
+        raise WeightsError(f"model: {options.model!r}: {'; '.join(problems)}{made_with}")
     return own_text, use
 
 
@@ -309,7 +319,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     model.unet.save_pretrained(folder / "unet")
     checkpoint.vae.save_pretrained(folder / "vae")
     checkpoint.scheduler.save_pretrained(folder / "scheduler")
-    encoder = checkpoint.encoder.as_yaml()
+    # Device and the like are the user's, not the model's.
+    encoder = {
+        name: value
+        for name, value in checkpoint.encoder.as_yaml().items()
+        if name not in checkpoint.encoder.options.neutral
+    }
+    logging.disable_progress_bar()  # a bar for each file of a text encoder
     if model.text and (checkpoint.own_text or model.connector.needs_text):
         model.text.encoder.save_pretrained(folder / "text_encoder")
         model.text.tokenizer.save_pretrained(folder / "tokenizer")
@@ -322,7 +338,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     save_file(
         tensors | {"null": model.null.contiguous()}, folder / "connector" / "model.safetensors"
     )
-    _write(folder / _FACTS, {"encoder": encoder, "settings": checkpoint.settings.model_dump()})
+    facts = {
+        "encoder": encoder,
+        "package": checkpoint.encoder.package,
+        "settings": checkpoint.settings.model_dump(),
+    }
+    _write(folder / _FACTS, facts)
     _write(folder / "model_index.json", _index(folder, checkpoint))
 
 

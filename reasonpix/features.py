@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,7 +84,7 @@ class Online:
         """The features of some views of examples.
 
         Raises `SourceError` for an image that cannot be read, and for an example that the encoder
-        has a problem with; where broken rows are skipped, the list goes without that one.
+        has a problem with: it is known too late to be skipped.
         """
         seen = dict(ahead(self._seen, iter(requests), THREADS))
         pairs = {self._shown(*request): seen[request] for request in requests}
@@ -94,10 +94,13 @@ class Online:
         states = self.states([seen[request][0] for request in requests], texts)
         features: list[Feature] = []
         for request, text, h in zip(requests, texts, states, strict=True):
-            if not isinstance(h, Problem):
-                features.append(Feature(h, *moments[self._shown(*request)]))
-            elif self.pairs.data.broken == "stop":
-                raise SourceError(f"{examples[request[0]].row}: {text!r}: {h.reason}")
+            if isinstance(h, Problem):
+                raise SourceError(
+                    f"{examples[request[0]].row}: the encoder has a problem with {text!r}: "
+                    f"{h.reason}; remove the row, or compute features once, where "
+                    "`broken: skip` leaves it out"
+                )
+            features.append(Feature(h, *moments[self._shown(*request)]))
         return features
 
     def _seen(self, request: Request) -> tuple[Request, Seen]:
@@ -243,14 +246,24 @@ class Cached:
             return
         facts = json.dumps(self._identity, indent=1, ensure_ascii=False, default=str)
         write_atomically(self._h.folder / "encoder.json", f"{facts}\n".encode())
-        problems: dict[str, str] = {}
+        problems: dict[str, str] = {}  # by the key of h
         try:
             self._work_off(work, problems, report)
         finally:
             self._online.close()
             for shards in (self._h, self._latents):
                 shards.flush()
-        self.pairs.skip(problems)
+        self.pairs.skip(self._told(problems))
+
+    def _told(self, problems: Mapping[str, str]) -> dict[str, str]:
+        """The examples that have a problem; some may be alike, and were asked about once."""
+        told: dict[str, str] = {}
+        for i in self.pairs.usable() if problems else ():
+            for view in range(self.pairs.views):
+                if (key := self._keys(i, view)[0]) in problems:
+                    example = self.pairs.examples[i]
+                    told[f"{example.row} ({example.column})"] = problems[key]
+        return told
 
     def _refresh(self) -> None:
         self._h.refresh()
@@ -258,13 +271,6 @@ class Cached:
 
     def _missing(self, rank: int, world: int) -> Iterator[_Work]:
         """Row by row, so that each image is decoded once for all its views and instructions."""
-        asked: set[str] = set()
-
-        def is_new(key: str, shards: Shards) -> bool:
-            new = key not in shards and key not in asked
-            asked.add(key)
-            return new
-
         rows = groupby(self.pairs.usable(), lambda i: self.pairs.examples[i].row)
         for number, (_, group) in enumerate(rows):
             if number % world != rank:
@@ -274,9 +280,9 @@ class Cached:
             moments: list[int] = []
             for view in range(self.pairs.views):
                 keys = [(i, *self._keys(i, view)) for i in examples]
-                if lacking := [i for i, key, _ in keys if is_new(key, self._h)]:
+                if lacking := [i for i, key, _ in keys if key not in self._h]:
                     states.append((view, lacking))
-                if is_new(keys[0][2], self._latents):
+                if keys[0][2] not in self._latents:
                     moments.append(view)
             if states or moments:
                 yield _Work(examples[0], states, moments)
@@ -290,10 +296,11 @@ class Cached:
         return work, {view: self.pairs.cut(images, work.example, view) for view in views}
 
     def _work_off(self, work: Sequence[_Work], problems: dict[str, str], report: Report) -> None:
-        """Fills `problems` with what the encoder says of examples."""
+        """Fills `problems` with what the encoder says."""
         stop = self.pairs.data.broken == "stop"
-        states: list[tuple[int, str, Image.Image]] = []
+        states: list[tuple[str, Image.Image, str]] = []
         moments: list[tuple[str, Seen]] = []
+        asked: set[str] = set()  # rows may be alike
         for done, (one, seen) in enumerate(ahead(self._load, iter(work), THREADS), 1):
             last = done == len(work)
             if isinstance(seen, str):
@@ -302,9 +309,15 @@ class Cached:
                 self.pairs.skip({self.pairs.examples[one.example].row: seen})
             else:
                 for view, examples in one.states:
-                    image = seen[view][0]
-                    states += [(i, self._keys(i, view)[0], image) for i in examples]
-                moments += [(self._keys(one.example, v)[1], seen[v]) for v in one.moments]
+                    for i in examples:
+                        if (key := self._keys(i, view)[0]) not in asked:
+                            instruction = self.pairs.examples[i].instruction
+                            states.append((key, seen[view][0], instruction))
+                            asked.add(key)
+                for view in one.moments:
+                    if (key := self._keys(one.example, view)[1]) not in asked:
+                        moments.append((key, seen[view]))
+                        asked.add(key)
             while len(states) >= (batch := self._online.batch) or (last and states):
                 self._encode(states[:batch], problems)
                 del states[:batch]
@@ -319,14 +332,12 @@ class Cached:
                 return
 
     def _encode(
-        self, some: Sequence[tuple[int, str, Image.Image]], problems: dict[str, str]
+        self, some: Sequence[tuple[str, Image.Image, str]], problems: dict[str, str]
     ) -> None:
-        examples = [self.pairs.examples[i] for i, _, _ in some]
-        images = [image for _, _, image in some]
-        found = self._online.states(images, [e.instruction for e in examples])
-        for example, (_, key, _), h in zip(examples, some, found, strict=True):
+        keys, images, texts = zip(*some, strict=True)
+        for key, h in zip(keys, self._online.states(images, texts), strict=True):
             if isinstance(h, Problem):
-                problems[f"{example.row} ({example.column})"] = h.reason
+                problems[key] = h.reason
             else:
                 self._h.add(key, h)
 

@@ -110,7 +110,12 @@ def _upright(image: Image.Image) -> Image.Image:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # parsers raise nearly anything on damaged bytes
         return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    if orientation not in _UPRIGHT:
+        return image
+    turned = image.transpose(_UPRIGHT[orientation])
+    # Or others would turn it once more.
+    turned.info.pop("exif", None)
+    return turned
 
 
 def rgb(image: Image.Image) -> Image.Image:

@@ -229,6 +229,16 @@ class EditingModel(nn.Module):
                 f"the connector {connector.config.kind!r} needs the CLIP text encoder of the model "
                 "that training starts from, and there is none"
             )
+        if connector.needs_text and text and text.tokens != connector.config.tokens:
+            raise ValueError(
+                f"the connector {connector.config.kind!r} has {connector.config.tokens} tokens, "
+                f"and CLIP's text {text.tokens}: they are added one by one; leave `tokens` out"
+            )
+        if connector.config.width != unet.config.cross_attention_dim:
+            raise ValueError(
+                f"the connector gives states of width {connector.config.width} to a UNet that "
+                f"reads {unet.config.cross_attention_dim}"
+            )
         self.unet = unet
         self.connector = connector
         self.register_buffer("null", null)

@@ -141,31 +141,36 @@ def edit(
         num_inference_steps=steps,
         resolution=resolution,
     )
-    told: set[str] = set()
+    told: dict[str, None] = {}
     done: dict[int, Image] = {}
-    with _bar(len(images) * each) as advance:
-        tasks = _tasks(images, instructions, seeds)
-        for number, edited in editing.edit(tasks, settings, advance):
-            path = images[number // each]
-            if isinstance(edited, Problem):
-                if (line := f"{path}: {edited.reason}") not in told:
-                    click.echo(line, err=True)
-                told.add(line)
-            elif grid:
-                done[number] = sheets.shrunk(edited)
-            else:
-                if side_by_side:
-                    edited = sheets.grid([[_read(path), edited]])
-                sheets.write(edited, files[number])
-                click.echo(files[number])
-    if done:
-        rows = [
-            [sheets.shrunk(_read(path)), *(done.get(i * each + n) for n in range(each))]
-            for i, path in enumerate(images)
-            if any(number // each == i for number in done)
-        ]
-        sheets.write(sheets.grid(rows), files[0])
-        click.echo(files[0])
+    written: list[Path] = []
+    try:
+        with _bar(len(images) * each) as advance:
+            tasks = _tasks(images, instructions, seeds)
+            for number, edited in editing.edit(tasks, settings, advance):
+                path = images[number // each]
+                if isinstance(edited, Problem):
+                    told[f"{path}: {edited.reason}"] = None
+                elif grid:
+                    done[number] = sheets.shrunk(edited)
+                else:
+                    if side_by_side:
+                        edited = sheets.grid([[_read(path), edited]])
+                    sheets.write(edited, files[number])
+                    written.append(files[number])
+        if done:
+            rows = [
+                [sheets.shrunk(_read(path)), *(done.get(i * each + n) for n in range(each))]
+                for i, path in enumerate(images)
+                if any(number // each == i for number in done)
+            ]
+            sheets.write(sheets.grid(rows), files[0])
+            written = files
+    finally:  # what is written is told, even if the next cannot be
+        for line in told:
+            click.echo(line, err=True)
+        for file in written:
+            click.echo(file)
     if told:
         sys.exit(1)
 

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
@@ -45,7 +47,7 @@ from reasonpix.checkpoint import (
     starting_point,
 )
 from reasonpix.draws import Draws
-from reasonpix.errors import RecipeError, RunError, SourceError
+from reasonpix.errors import RecipeError, RunError, SourceError, WeightsError
 from reasonpix.features import Cached, Feature, Online
 from reasonpix.inference import ReasonPix2Pix
 from reasonpix.model import ConnectorConfig, EditingModel
@@ -66,13 +68,16 @@ from reasonpix.training_state import (
     write_state,
 )
 
+_PATIENCE = timedelta(hours=6)
+"""For another process, such as one whose share of the features takes longer."""
+
 
 @dataclass(frozen=True)
 class Progress:
     """How far training is."""
 
     stage: str
-    """features, align or train."""
+    """rows, features, align or train."""
     done: int
     total: int
     loss: float | None = None
@@ -83,22 +88,52 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def train(recipe: TrainingRecipe, out: Path, report: Report = lambda progress: None) -> Path:
-    """Train as `recipe` says into the folder `out`; returns the folder of the trained model.
+@dataclass(frozen=True)
+class Trained:
+    """What training came to."""
 
-    Called again it goes on from the last checkpoint. Raises `SourceError` for data that cannot be
-    used, before any step; `WeightsError` for models; `RunError` when `out` was made by another
-    recipe, or the loss is no number any more.
+    model: Path
+    """The folder of the trained model."""
+    skipped: list[tuple[str, str]]
+    """The rows that were left out, and why."""
+
+
+def train(
+    recipe: TrainingRecipe,
+    out: Path,
+    report: Report = lambda progress: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train as `recipe` says into the folder `out`; of several processes the main one reports.
+
+    Called again it goes on from the last checkpoint. Once `stopped` says so in any of the
+    processes, all save a checkpoint after the step they are at, and raise `KeyboardInterrupt`.
+    Raises `SourceError` for data that cannot be used, before any step; `WeightsError` for models;
+    `RunError` when `out` was made by another recipe, or the loss is no number any more.
     """
     accelerator = Accelerator(
-        mixed_precision=_precision(recipe), log_with="tensorboard", project_dir=out
+        mixed_precision=_precision(recipe),
+        log_with="tensorboard",
+        project_dir=out,
+        kwargs_handlers=[
+            # While the connector learns alone, the UNet has no gradients to wait for.
+            DistributedDataParallelKwargs(find_unused_parameters=recipe.align is not None),
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+        ],
     )
+    if not accelerator.is_main_process:
+        report = _quiet
     alone = LocalStorage(out).held() if accelerator.is_main_process else nullcontext()
     with alone:
         if accelerator.is_main_process:
             claim(recipe, out)
         accelerator.wait_for_everyone()
-        return _Run(recipe, out, accelerator, report).finish()
+        run = _Run(recipe, out, accelerator, report, stopped)
+        return Trained(run.finish(), run.pairs.skipped)
+
+
+def _quiet(progress: Progress) -> None:
+    """Tells nobody."""
 
 
 def _precision(recipe: TrainingRecipe) -> str:
@@ -109,15 +144,25 @@ def _precision(recipe: TrainingRecipe) -> str:
 
 class _Run:
     def __init__(
-        self, recipe: TrainingRecipe, out: Path, accelerator: Accelerator, report: Report
+        self,
+        recipe: TrainingRecipe,
+        out: Path,
+        accelerator: Accelerator,
+        report: Report,
+        stopped: Callable[[], bool],
     ) -> None:
         self.recipe, self.out, self.accelerator, self.report = recipe, out, accelerator, report
+        self.stopped = stopped
         parts = read_parts(recipe.model)
         _see_resolution(recipe, parts)
         _see_batches(recipe, accelerator)
-        self.pairs = read_pairs(recipe.data)
+        _see_alignment(recipe, parts)
+        self.pairs = read_pairs(
+            recipe.data, report=lambda done, total: report(Progress("rows", done, total))
+        )
         self.features = self._features(parts)
         examples, self.shown = _split(recipe, self.pairs, self.features.usable())
+        self.digest = _digest(self.pairs, examples)
         self.checkpoint = _start(recipe, parts, self.features.get([(examples[0], 0)])[0])
         objective = Objective(self.checkpoint.model, self.checkpoint.scheduler)
         if recipe.gradient_checkpointing:
@@ -130,7 +175,7 @@ class _Run:
         self.draws = {
             aligning: Draws(
                 recipe.seed,
-                examples,
+                _with_text(self.pairs, examples) if aligning and recipe.align else examples,
                 self.pairs.views,
                 recipe.align.batch_size if aligning and recipe.align else recipe.batch_size,
                 shape=shape,
@@ -149,17 +194,18 @@ class _Run:
 
     def _features(self, parts: Parts) -> Cached | Online:
         recipe, accelerator = self.recipe, self.accelerator
-        encoder, folder = recipe.encoder, self.out / "features"
+        encoder = recipe.encoder
         vae = parts.vae.requires_grad_(False).eval().to(accelerator.device)
 
         def report(done: int, total: int) -> None:
             self.report(Progress("features", done, total))
 
-        if not recipe.cache:
+        if recipe.cache is False:
             online = Online(self.pairs, encoder, vae)
             online.compute(report)
             return online
-        cached = Cached(folder, self.pairs, encoder, vae)
+        folder = self.out / "features" if recipe.cache is True else recipe.cache
+        cached = Cached(folder, self.pairs, encoder, vae, batch=128)
         cached.compute(report, accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
         return cached
@@ -168,7 +214,7 @@ class _Run:
         model = self._model
         named = dict(model.named_parameters())
         optimizer = self._optimizer(aligning=self.aligning > 0)
-        state = State(0, named, {}, optimizer)
+        state = State(0, named, {}, optimizer, self.digest)
         if found := checkpoints(self.out):
             if int(found[-1].name) > self.aligning:
                 state.optimizer = self._optimizer(aligning=False)
@@ -194,38 +240,39 @@ class _Run:
         """Train to the end, saving on the way."""
         recipe, state = self.recipe, self.state
         total = self.aligning + recipe.steps
-        prefetched = self._batches(state.done, total)
-        began, seen = time.monotonic(), 0
-        while state.done < total:
-            aligning = state.done < self.aligning
-            if state.done == self.aligning:
-                self._begin_editing()
-            step = state.done if aligning else state.done - self.aligning
-            rate = _learning_rate(recipe, step, aligning)
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate
-            loss = self._step(next(prefetched), aligning)
-            state.done += 1
-            if not math.isfinite(loss):
-                raise RunError(
-                    f"{self.out}: the loss of step {state.done} is {loss}; the last checkpoint is "
-                    "kept. Lower the learning rate in a new folder, or look at the data"
+        with closing(self.log), closing(self._batches(state.done, total)) as prefetched:
+            began, seen = time.monotonic(), 0
+            while state.done < total:
+                aligning = state.done < self.aligning
+                if state.done == self.aligning:
+                    self._begin_editing()
+                step = state.done if aligning else state.done - self.aligning
+                rate = _learning_rate(recipe, step, aligning)
+                for group in state.optimizer.param_groups:
+                    group["lr"] = rate
+                loss, stopped = self._step(next(prefetched), aligning)
+                state.done += 1
+                if not math.isfinite(loss):
+                    raise RunError(
+                        f"{self.out}: the loss of step {state.done} is {loss}; the last checkpoint "
+                        "is kept. Lower the learning rate in a new folder, or look at the data"
+                    )
+                seen += self.draws[aligning].batch_size
+                speed = seen / (time.monotonic() - began)
+                self.log.step(state.done, "align" if aligning else "train", loss, rate, speed)
+                if not aligning:
+                    self._average(step + 1)
+                    self._validate(step + 1)
+                if stopped or state.done % recipe.save_every == 0 or state.done == total:
+                    self._save()
+                self.report(
+                    Progress("align", state.done, self.aligning, loss, speed)
+                    if aligning
+                    else Progress("train", step + 1, recipe.steps, loss, speed)
                 )
-            seen += self.draws[aligning].batch_size
-            speed = seen / (time.monotonic() - began)
-            self.log.step(state.done, "align" if aligning else "train", loss, rate, speed)
-            self.report(
-                Progress("align", state.done, self.aligning, loss, speed)
-                if aligning
-                else Progress("train", step + 1, recipe.steps, loss, speed)
-            )
-            if not aligning:
-                self._average(step + 1)
-                self._validate(step + 1)
-            if state.done % recipe.save_every == 0 or state.done == total:
-                self._save()
-        self.log.close()
-        return self._save_model()
+                if stopped and state.done < total:
+                    raise KeyboardInterrupt
+            return self._save_model()
 
     def _begin_editing(self) -> None:
         """From here on UNet and connector learn together, and their averages are kept."""
@@ -235,8 +282,11 @@ class _Run:
         if not state.average:
             state.average = {name: value.detach().clone() for name, value in state.named.items()}
 
-    def _step(self, batches: Sequence[Batch], aligning: bool) -> float:
-        """One step of the optimizer over micro-batches; the mean loss over all devices."""
+    def _step(self, batches: Sequence[Batch], aligning: bool) -> tuple[float, bool]:
+        """One step of the optimizer over micro-batches.
+
+        The mean loss over all devices, and whether any of them was told to stop.
+        """
         accelerator, optimizer = self.accelerator, self.state.optimizer
         optimizer.zero_grad(set_to_none=True)
         count = sum(len(batch.h) for batch in batches)
@@ -251,8 +301,9 @@ class _Run:
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.recipe.max_gradient_norm)
         optimizer.step()
-        mean: float = accelerator.reduce(total, "mean").item()
-        return mean
+        told = torch.stack([total, total.new_tensor(float(self.stopped()))])
+        loss, stopped = accelerator.reduce(told, "mean").tolist()
+        return loss, stopped > 0
 
     def _kernels(self) -> AbstractContextManager[Any]:
         """On a CPU the flash kernel's backward pass is several times slower in bfloat16."""
@@ -270,7 +321,7 @@ class _Run:
 
     # -- Batches -----------------------------------------------------------------------------------
 
-    def _batches(self, begin: int, end: int) -> Iterator[list[Batch]]:
+    def _batches(self, begin: int, end: int) -> Generator[list[Batch]]:
         """The micro-batches of each step; the next step's are made while this one is computed."""
         if isinstance(self.features, Online):
             yield from map(self._of_step, range(begin, end))
@@ -379,8 +430,24 @@ def _see_resolution(recipe: TrainingRecipe, parts: Parts) -> None:
     if recipe.data.resolution % stride:
         raise RecipeError(
             [
-                f"data.resolution: {recipe.data.resolution} is no multiple of {stride}, as the UNet "
-                "needs"
+                f"data.resolution: {recipe.data.resolution} is no multiple of {stride}, as the "
+                "UNet needs"
+            ]
+        )
+
+
+def _see_alignment(recipe: TrainingRecipe, parts: Parts) -> None:
+    if recipe.align is None:
+        return
+    if parts.text is None:
+        raise WeightsError(
+            f"model: {recipe.model.model!r} holds no text encoder, so there is nothing to align to"
+        )
+    if recipe.model.connector.tokens not in (None, parts.text.tokens):
+        raise RecipeError(
+            [
+                f"model.connector.tokens: {recipe.model.connector.tokens} cannot be aligned, one "
+                f"by one, to the {parts.text.tokens} of CLIP's text; leave it out"
             ]
         )
 
@@ -410,12 +477,30 @@ def _start(recipe: TrainingRecipe, parts: Parts, feature: Feature) -> Checkpoint
         heads=choice.heads,
     )
     settings = Settings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
-    return starting_point(parts, recipe.model.init, recipe.encoder, config, settings)
+    with torch.random.fork_rng(devices=[]):
+        # A fresh connector is the same in each process, and when a run begins again.
+        torch.default_generator.manual_seed(recipe.seed)
+        return starting_point(parts, recipe.model.init, recipe.encoder, config, settings)
 
 
-def _split(
-    recipe: TrainingRecipe, pairs: Pairs, usable: list[int]
-) -> tuple[list[int], list[int]]:
+def _with_text(pairs: Pairs, examples: Sequence[int]) -> list[int]:
+    """Those that have a text to align to."""
+    found = [number for number in examples if pairs.examples[number].plain]
+    if not found:
+        raise SourceError(f"data.align: no row has text in {pairs.data.align!r}")
+    return found
+
+
+def _digest(pairs: Pairs, examples: Sequence[int]) -> str:
+    """SHA-256 over all that is trained on, in order."""
+    total = sha256()
+    for one in (pairs.examples[number] for number in examples):
+        words = (one.input_image, one.edited_image, one.instruction, one.plain)
+        total.update(f"{words}".encode())
+    return total.hexdigest()
+
+
+def _split(recipe: TrainingRecipe, pairs: Pairs, usable: list[int]) -> tuple[list[int], list[int]]:
     """The examples to train on, and those kept out to look at, by their input image."""
     if recipe.validation is None:
         return usable, []

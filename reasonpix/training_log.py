@@ -32,7 +32,10 @@ class Log:
         kept = 0
         # Read line by line, since the file is longer than memory should be asked for.
         while line := self._file.readline():
-            if not line.endswith("\n") or json.loads(line)["step"] > done:
+            try:
+                if not line.endswith("\n") or json.loads(line)["step"] > done:
+                    break
+            except ValueError:  # what a power cut left
                 break
             kept = self._file.tell()
         self._file.truncate(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,6 +14,8 @@ from reasonpix.errors import PluginError, RecipeError
 from reasonpix.pairs import Data
 from reasonpix.slots import ModelOptions
 from reasonpix.uses import Use, check, read_use
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Block(BaseModel):
@@ -87,8 +89,10 @@ class TrainingRecipe(_Block):
     data: Data
     encoder: Use
     model: Start
-    cache: bool = Field(
-        True, description="Compute h and latents once, and keep them; false computes them each time"
+    cache: bool | Path = Field(
+        True,
+        description="Compute h and latents once, and keep them in the run's folder, or in one that "
+        "runs share; false computes them each time",
     )
     align: Align | None = Field(None, description="A first stage for the connector alone")
     steps: int = Field(10_000, ge=0, description="Optimizer steps")
@@ -99,7 +103,7 @@ class TrainingRecipe(_Block):
         "constant", description="The learning rate after warm-up; cosine falls to zero at the end"
     )
     warmup: int = Field(0, ge=0, description="Optimizer steps over which the learning rate rises")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Of AdamW")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="Of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW")
     max_gradient_norm: float | None = Field(1.0, gt=0, description="null clips nothing")
     dropout: float = Field(

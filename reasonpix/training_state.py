@@ -24,7 +24,15 @@ from reasonpix.training_recipe import TrainingRecipe
 KEPT = 2
 """Checkpoints on disk: the newest, and the one before it should that one be damaged."""
 
-_FREE = {"steps", "save_every", "validation", "micro_batch_size", "gradient_checkpointing"}
+_FREE = {
+    "steps",
+    "save_every",
+    "validation.every",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "cache",
+    "sampling",
+}
 """What may change when a run goes on: nothing of what it has learnt so far depends on it."""
 
 
@@ -39,6 +47,8 @@ class State:
     average: dict[str, Tensor]
     """Their averages; empty during alignment."""
     optimizer: torch.optim.Optimizer
+    data: str
+    """Digest of the examples that are trained on."""
 
 
 def claim(recipe: TrainingRecipe, out: Path) -> None:
@@ -47,26 +57,54 @@ def claim(recipe: TrainingRecipe, out: Path) -> None:
     Raises `RunError` when it holds something else, or the run of another recipe.
     """
     text, file = recipe.as_yaml(), out / "recipe.yaml"
-    storage = LocalStorage(out)
-    if file.exists():
-        different = sorted(_differences(yaml.safe_load(file.read_text()), yaml.safe_load(text)))
+    if file.exists() or any(path.name != "holder" for path in out.iterdir()):
+        known = _read_recipe(file)
+        if known is None:
+            raise RunError(f"{out} is not empty, and no folder of a training run; name another")
+        # What failed before its first checkpoint has learnt nothing that a change could spoil.
+        different = sorted(_differences(known, yaml.safe_load(text))) if checkpoints(out) else []
         if different:
             raise RunError(
                 f"{out} was trained by a recipe that differs in {', '.join(different)}; name a new "
                 "folder, or give the old values"
             )
-    elif out.is_dir() and any(path.name != "holder" for path in out.iterdir()):
-        raise RunError(f"{out} is not empty, and no folder of a training run; name another")
-    storage.write("recipe.yaml", text.encode())
+        total = recipe.steps + (recipe.align.steps if recipe.align else 0)
+        if checkpoints(out) and int(checkpoints(out)[-1].name) > total:
+            raise RunError(
+                f"{out} was trained for {int(checkpoints(out)[-1].name)} steps already, and the "
+                f"recipe asks for {total}; name a new folder, or give as many steps or more"
+            )
+    LocalStorage(out).write("recipe.yaml", text.encode())
+
+
+def _read_recipe(file: Path) -> dict[str, Any] | None:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) and {"data", "encoder", "model"} <= set(found) else None
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    for name in old.keys() | new.keys():
+    before, after = _flat(old), _flat(new)
+    for name in before.keys() | after.keys():
         # A cosine that ends elsewhere was another one all along.
-        if name in _FREE and not (name == "steps" and new["schedule"] == "cosine"):
+        bound = name == "steps" and new["schedule"] == "cosine"
+        if not bound and (name in _FREE or name.partition(".")[0] in _FREE):
             continue
-        if old.get(name) != new.get(name):
+        if before.get(name) != after.get(name):
             yield name
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """With options of blocks by their paths, such as data.resolution."""
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+        elif value is not None:
+            flat[name] = value
+    return flat
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -88,7 +126,9 @@ def write_state(out: Path, state: State) -> None:
         save_file(weights, draft / "weights.safetensors")
         save_file(state.average, draft / "average.safetensors")
         save_file(moments, draft / "optimizer.safetensors")
-        (draft / "state.json").write_text(json.dumps({"done": state.done}) + "\n")
+        (draft / "state.json").write_text(
+            json.dumps({"done": state.done, "data": state.data}) + "\n"
+        )
     for old in checkpoints(out)[:-KEPT]:
         shutil.rmtree(old)
 
@@ -99,7 +139,8 @@ def read_state(folder: Path, state: State) -> None:
         weights = load_file(folder / "weights.safetensors")
         average = load_file(folder / "average.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
-        done = json.loads((folder / "state.json").read_text())["done"]
+        facts = json.loads((folder / "state.json").read_text())
+        done, data = facts["done"], facts["data"]
         with torch.no_grad():
             for name, parameter in state.named.items():
                 parameter.copy_(weights[name])
@@ -107,6 +148,12 @@ def read_state(folder: Path, state: State) -> None:
         raise RunError(
             f"{folder} is damaged: {error}; remove it, and training goes on from the one before"
         ) from error
+    if data != state.data:
+        raise RunError(
+            f"{folder.parent.parent} was trained on other data than there is now; name a new "
+            "folder, or give the old data. To train what was learnt on new data, name its model/ "
+            "as the recipe's model"
+        )
     state.done = done
     state.average = {name: value.to(state.named[name].device) for name, value in average.items()}
     for key, value in moments.items():
@@ -134,6 +181,6 @@ def replacing(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         draft.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either
         shutil.rmtree(draft, ignore_errors=True)
         raise RunError(f"{folder} cannot be written: {error}; what was there is kept") from error

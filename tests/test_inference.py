@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers import DDIMScheduler, StableDiffusionInstructPix2PixPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -425,6 +425,20 @@ def test_steps_that_a_scheduler_cannot_take() -> None:
     ours([picture()], "make it rain", num_inference_steps=4)
 
 
+class Full(DDIMScheduler):
+    """A step that no memory is left for."""
+
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_memory_that_runs_out() -> None:
+    ours = editing(scheduler=Full())
+    told = f"memory ran out while editing {CPU_ROWS} images of 32x16 pixels at once; lower the"
+    with pytest.raises(ReasonpixError, match=told):
+        ours([picture(0, (320, 160))], "make it rain")
+
+
 def test_one_that_cannot_be_edited_is_named(model: ReasonPix2Pix) -> None:
     with pytest.raises(ReasonpixError, match="image 1: this is declined"):
         model([picture(), picture()], ["make it rain", "this is declined"])
@@ -457,8 +471,9 @@ def test_a_folder_gives_the_same(tmp_path: Path, kind: Kind) -> None:
     assert edited.tobytes() == expected.tobytes()
 
 
-def test_half_precision_is_near(tmp_path: Path) -> None:
-    folder = write_tiny(tmp_path / "tiny", num_inference_steps=2)
+@pytest.mark.parametrize("kind", ["text_tokens", "clip_residual"])
+def test_half_precision_is_near(tmp_path: Path, kind: Kind) -> None:
+    folder = write_tiny(tmp_path / "tiny", kind, num_inference_steps=2)
     (half,) = ReasonPix2Pix.from_pretrained(folder, device="cpu", dtype="bfloat16")(
         [picture()], "make it rain", **GUIDED
     )

@@ -274,7 +274,7 @@ def test_what_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "empty: holds no dataset of pairs; expected .parquet" in refused(tmp_path / "empty")
     assert "no such folder or file" in refused(tmp_path / "nowhere")
-    assert "nowhere/else: no such" in refused(tmp_path / "nowhere" / "else")
+    assert "a revision is for hub ids" in refused(tmp_path / "empty", revision="main")
     (tmp_path / "text.parquet").write_text("I am no table")
     assert "text.parquet: cannot be read as a parquet file" in refused(tmp_path / "text.parquet")
     (tmp_path / "text.tar").write_text("I am no tape")

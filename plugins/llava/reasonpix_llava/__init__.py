@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from reasonpix.hookspecs import hookimpl
 from reasonpix.records import Problem
@@ -29,6 +29,8 @@ IMAGE, INSTRUCTION = "<image>", "{instruction}"
 
 class LlavaOptions(ModelOptions):
     """What a recipe may say about `llava`."""
+
+    weights: ClassVar[tuple[str, ...]] = ("model", "language_model")
 
     model: str = Field(
         "llava-hf/llava-1.5-7b-hf",
@@ -69,6 +71,15 @@ class LlavaOptions(ModelOptions):
                 f"prompt {prompt!r} must hold {IMAGE} exactly once, and {INSTRUCTION} at least once"
             )
         return prompt
+
+    @model_validator(mode="after")
+    def _leaves_states(self) -> Self:
+        if self.states == "text" and self.prompt.endswith(IMAGE):
+            raise ValueError(
+                f"prompt {self.prompt!r} has no text after {IMAGE}, whose states `states: text` "
+                "takes; put {instruction} there, or set states: all"
+            )
+        return self
 
 
 class Llava(MLLMEncoder[LlavaOptions]):

@@ -77,8 +77,9 @@ class Reader:
             self._model = self._joined(config, source)
         self._model = self._model.to(self.device).eval()
         self._keep_layers()
+        self._image_token_id: int = self._model.config.image_token_id
         added = self._tokenizer.added_tokens_decoder
-        image = added.get(self._model.config.image_token_id)
+        image = added.get(self._image_token_id)
         self._image_token = image.content if image else ""
         self._controls = [
             token.content for token in added.values() if token.special or token is image
@@ -175,14 +176,8 @@ class Reader:
             language.config.num_hidden_layers = kept
             language.norm = nn.Identity()
 
-    @property
-    def _image_token_id(self) -> int:
-        number: int = self._model.config.image_token_id
-        return number
-
-    @torch.inference_mode()
     def _check_image_tokens(self) -> None:
-        """Raise `WeightsError` unless tokenizer, processor, tower and configuration agree."""
+        """Count the tokens of an image. Raises `WeightsError` when the parts do not agree."""
         from PIL import Image
 
         model = self.options.model
@@ -192,21 +187,14 @@ class Reader:
                 f"{self._image_token_id}, which is image_token_index of its configuration; "
                 "the two files belong to different revisions"
             )
-        config = self._model.config
         try:
-            states = self._see([Image.new("RGB", (32, 24))])
-        except ValueError as error:
+            # Of two shapes: what follows rests on all images having the same number of tokens.
+            states = self.see([Image.new("RGB", size) for size in ((32, 24), (24, 48))])
+        except (ValueError, RuntimeError) as error:
             raise WeightsError(
                 f"model: image processor and vision tower of {model!r} do not fit: {error}"
             ) from error
-        if states.shape[1] != config.image_seq_length:
-            raise WeightsError(
-                f"model: an image of {model!r} is {states.shape[1]} tokens, and image_seq_length "
-                f"in its configuration says {config.image_seq_length}; set it to what the vision "
-                f"tower gives (image_size {config.vision_config.image_size}, patch_size "
-                f"{config.vision_config.patch_size}, vision_feature_select_strategy "
-                f"{config.vision_feature_select_strategy!r})"
-            )
+        self._image_tokens = states.shape[1]
 
     # Reading
 
@@ -233,7 +221,7 @@ class Reader:
         before, after = (
             part.replace(INSTRUCTION, instruction) for part in self.options.prompt.split(IMAGE)
         )
-        count: int = self._model.config.image_seq_length
+        count = self._image_tokens
         ids: list[int] = self._tokenizer(f"{before}{self._image_token * count}{after}").input_ids
         if (found := ids.count(self._image_token_id)) != count:
             raise ReasonpixError(
@@ -274,7 +262,7 @@ class Reader:
         ids = torch.zeros((len(rows), padded), dtype=torch.long)
         for row, which in zip(ids, rows, strict=True):
             row[: len(texts[which])] = torch.tensor(texts[which])
-        features = self._see([images[which] for which in rows])
+        features = self.see([images[which] for which in rows])
         here = (ids == self._image_token_id).to(self.device)
         embeddings = self._model.get_input_embeddings()(ids.to(self.device))
         embeddings = embeddings.masked_scatter(here[..., None], features.to(embeddings.dtype))
@@ -287,7 +275,8 @@ class Reader:
             )
         return iter(states)
 
-    def _see(self, images: list[Image]) -> Tensor:
+    @torch.inference_mode()
+    def see(self, images: list[Image]) -> Tensor:
         """The image tokens that the projector gives: (images, tokens, width)."""
         # A grey picture is read as it looks, and one pixel in height is no channel.
         pixels = self._images(

@@ -47,11 +47,13 @@ class StickersOptions(Options):
         return self
 
 
-class _Edit(NamedTuple):
+class Edit(NamedTuple):
     """What a pair's words say happened; the instruction is direct."""
 
     after: world.Scene
     instruction: str
+    position: int
+    """Which of the scene's objects is replaced."""
 
 
 class Stickers(Source[StickersOptions]):
@@ -82,18 +84,18 @@ class Stickers(Source[StickersOptions]):
             )
 
     def _pair(self, scene: world.Scene) -> SourcePair:
-        edit = _edit(scene)
+        words = edit(scene)
         return SourcePair(
             content=_content(self._edited(scene)),
-            caption=edit.after.caption,
-            instruction=edit.instruction,
+            caption=words.after.caption,
+            instruction=words.instruction,
         )
 
     def _edited(self, scene: world.Scene) -> world.Scene:
         """What the edited image shows: at even intervals of the index, still the scene itself."""
         share = self.options.unchanged
         unchanged = math.floor((scene.index + 1) * share) > math.floor(scene.index * share)
-        return scene if unchanged else _edit(scene).after
+        return scene if unchanged else edit(scene).after
 
     def read(self, native_id: str) -> bytes:
         """The scene as PNG, the same bytes every time. Raises `OSError` for an id not listed."""
@@ -115,7 +117,8 @@ class Stickers(Source[StickersOptions]):
         return world.scene(options.split, index, options.objects)
 
 
-def _edit(scene: world.Scene) -> _Edit:
+def edit(scene: world.Scene) -> Edit:
+    """What the pair of this scene says happened, from its split and index alone."""
     # A seed of its own: the scene's would tie the edit to the background.
     seed = hashlib.sha256(f"edit {scene.split}/{scene.index}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(seed[:8], "big"))
@@ -128,7 +131,8 @@ def _edit(scene: world.Scene) -> _Edit:
         if category.group == source.group and category.name not in scene.names
     ]
     target = targets[int(rng.integers(len(targets)))]
-    return _Edit(scene.replaced(position, target.name), lexicon.direct(rng, source, target))
+    after = scene.replaced(position, target.name)
+    return Edit(after, lexicon.direct(rng, source, target), position)
 
 
 def _content(scene: world.Scene) -> str:

@@ -1,12 +1,12 @@
 """Train eyes for SmolLM2: the vision tower and projector of the mini LLaVA.
 
-    python -m reasonpix_mini.training.llava --out runs/llava [--steps 8000] [--resume]
+    python -m reasonpix_mini.training.llava --out runs/llava [--steps 4500] [--resume]
 
-The language model is never run. Each image token learns to be the input embedding of the word for
-what stands at its place, which the language model can read already: "Grounding Language Models to
-Images" by the shortest way, regression. Two cross-entropies help: over the distances to the
-embeddings of all words, so that the nearest is the right one, and of a throw-away head on the
-tower's states, which learns before the projector does.
+The language model is never run, nor changed. Each image token learns to be the input embedding of
+the word for what stands at its place, which the language model can read already. Two
+cross-entropies help the regression: over the distances to the embeddings of all words, so that the
+nearest is the right one, and of a throw-away head on the tower's states, which learns before the
+projector does.
 
 What is saved is an exponential moving average of the weights, in float16.
 """
@@ -107,12 +107,7 @@ class Eyes(nn.Module):
             angle = torch.arange(_GRID)[:, None] * 2.0 ** -torch.arange(0, 4, 4 * 4 / WIDTH)
             waves = torch.cat([angle.sin(), angle.cos()], 1)
             places = torch.cat([waves.repeat_interleave(_GRID, 0), waves.repeat(_GRID, 1)], 1)
-            embeddings = next(
-                module
-                for name, module in self.vision_tower.named_modules()
-                if name.endswith("position_embedding")
-            )
-            embeddings.weight[1:] = 0.3 * places
+            self.vision_tower.embeddings.position_embedding.weight[1:] = 0.3 * places
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The tower's states of the patches (b, patches, WIDTH), and the image tokens."""
@@ -125,16 +120,14 @@ def merged(category: Tensor) -> Tensor:
 
     The category with the most quarters; background where all are; -100 where it cannot be said.
     """
-    b = len(category)
-    quarters = category.view(b, _GRID, 2, _GRID, 2).transpose(2, 3).reshape(b, _GRID**2, 4)
-    counts = nn.functional.one_hot(quarters.clamp(min=0), len(words())).sum(2)
-    shown, empty = counts[..., 1:], counts[..., 0]
-    two = shown.topk(2).values
-    label = torch.where(two[..., 0] > two[..., 1], shown.argmax(-1) + 1, _IGNORED)
-    # `clamp` counted "too little to say" as empty.
-    unsure = (quarters == _IGNORED).any(-1)
-    nothing = empty == 4
-    return torch.where(nothing, torch.where(unsure, _IGNORED, 0), label)
+    known = len(words())
+    quarters = category.view(len(category), _GRID, 2, _GRID, 2).transpose(2, 3).flatten(3)
+    quarters = quarters.flatten(1, 2).masked_fill(quarters.flatten(1, 2) == _IGNORED, known)
+    counts = nn.functional.one_hot(quarters, known + 1).sum(2)
+    objects = counts[..., 1:known]
+    first, second = objects.topk(2).values.unbind(-1)
+    label = torch.where(first > second, objects.argmax(-1) + 1, _IGNORED)
+    return label.masked_fill(counts[..., 0] == quarters.shape[-1], 0)
 
 
 def patches(scene: world.Scene) -> Tensor:
@@ -268,7 +261,7 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description="Train the eyes of the mini LLaVA.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--steps", type=int, default=4_500)
     parser.add_argument("--batch", type=int, default=64, help="scenes a step")
     parser.add_argument("--resume", action="store_true", help="go on from what --out holds")
     args = parser.parse_args()
