@@ -60,18 +60,22 @@ def recipes_check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check RECIPE and print it with every option spelled out."""
     from reasonpix.recipe import load_recipe
     from reasonpix.recipes import locate
+    from reasonpix.training_recipe import is_training_recipe, load_training_recipe
 
-    click.echo(load_recipe(locate(recipe), overrides).as_yaml(), nl=False)
+    path = locate(recipe)
+    load = load_training_recipe if is_training_recipe(path) else load_recipe
+    click.echo(load(path, overrides).as_yaml(), nl=False)
 
 
 @recipes.command("schema")
-def recipes_schema() -> None:
+@click.option("--training", is_flag=True, help="Of recipes for `train`, not for `generate`.")
+def recipes_schema(training: bool) -> None:
     """Print the JSON schema of recipes, for completion in editors."""
     import json
 
-    from reasonpix.recipe import schema
+    from reasonpix import recipe, training_recipe
 
-    click.echo(json.dumps(schema(), indent=2))
+    click.echo(json.dumps((training_recipe if training else recipe).schema(), indent=2))
 
 
 @click.group()

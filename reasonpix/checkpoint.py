@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,10 +41,11 @@ from reasonpix.model import (
     EditingModel,
     TextStates,
     build_connector,
+    pad,
     widened,
 )
 from reasonpix.slots import ModelOptions
-from reasonpix.uses import Use, read_use
+from reasonpix.uses import Use, check, read_use
 from reasonpix.weights import check_weights, pretrained
 
 HERE = "."
@@ -155,10 +157,10 @@ def load_checkpoint(options: ModelOptions) -> Checkpoint:
     else:
         connector, null = _read_connector(parts.options)
     own_text, encoder = _encoder(facts, parts.options)
+    settings = _settings(facts, parts)
     try:
-        settings = Settings(**{"resolution": parts.resolution} | dict(facts.get("settings", {})))
         model = EditingModel(parts.unet, connector, null, parts.text)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise WeightsError(f"model: {options.model!r}: {error}") from error
     return Checkpoint(model, parts.vae, parts.scheduler, encoder, own_text, settings)
 
@@ -169,13 +171,14 @@ def starting_point(
     encoder: Use,
     config: ConnectorConfig,
     settings: Settings,
+    h: Sequence[Tensor],
 ) -> Checkpoint:
     """What training starts from: the weights of `parts`, and a connector.
 
     `init` says what they are: "sd15", a text-to-image pipeline whose UNet is widened, or "ip2p", an
     editing model. One of ours with the very connector asked for gives its connector too; otherwise
-    the connector is fresh. Raises `WeightsError` for weights of the other kind and for a connector
-    that does not fit.
+    the connector is fresh, and sees `h` of some examples. Raises `WeightsError` for weights of the
+    other kind and for a connector that does not fit.
     """
     _see_channels(parts, init)
     unet = widened(parts.unet) if init == "sd15" else parts.unet
@@ -185,6 +188,7 @@ def starting_point(
             connector, null = known
         else:
             connector = build_connector(config)
+            connector.see(*pad([states.float() for states in h]))
             null = known[1] if known else _null(parts)
         model = EditingModel(unet, connector, null, parts.text)
     except ValueError as error:
@@ -247,7 +251,8 @@ def _read_connector(options: ModelOptions) -> tuple[Connector, Tensor]:
 
 def _encoder(facts: dict[str, Any], options: ModelOptions) -> tuple[bool, Use]:
     """Whether it is the folder's own text encoder, and the encoder."""
-    block, problems = facts.get("encoder"), list[str]()
+    block: Any = facts.get("encoder")
+    problems: list[str] = []
 
     def complain(where: located.Path, what: str) -> None:
         problems.append(f"{_FACTS}: {'.'.join(map(str, where))}: {what}")
@@ -260,6 +265,20 @@ def _encoder(facts: dict[str, Any], options: ModelOptions) -> tuple[bool, Use]:
         made_with = f" (made with {facts['package']})" if "package" in facts else ""
         raise WeightsError(f"model: {options.model!r}: {'; '.join(problems)}{made_with}")
     return own_text, use
+
+
+def _settings(facts: dict[str, Any], parts: Parts) -> Settings:
+    given, problems = facts.get("settings", {}), list[str]()
+    if isinstance(given, dict):
+        given = {"resolution": parts.resolution} | given
+
+    def complain(where: located.Path, what: str) -> None:
+        problems.append(f"{'.'.join(map(str, where))}: {what}")
+
+    settings: Settings | None = check(Settings, given, ("settings",), complain)
+    if settings is None:
+        raise WeightsError(f"model: {_FACTS} of {parts.options.model!r}: {'; '.join(problems)}")
+    return settings
 
 
 def _scheduler_class(index: dict[str, Any], options: ModelOptions) -> type[SchedulerMixin]:

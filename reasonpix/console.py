@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,18 @@ STOPPED = "stopped; run the same command again to go on"
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(deferred: Callable[[int], bool] = lambda number: False) -> Iterator[None]:
     """Let the first SIGINT or SIGTERM end a run in order, the second one at once.
 
-    At once is without the interpreter's own end, which waits for threads.
+    In order is by `KeyboardInterrupt`, unless `deferred` says that the run ends by itself. At once
+    is without the interpreter's own end, which waits for threads.
     """
     import os
     import signal
 
     def stop(number: int, _: object) -> None:
+        if deferred(number):
+            return
         for signal_number in before:
             signal.signal(signal_number, leave)
         raise KeyboardInterrupt(number)

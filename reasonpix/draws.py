@@ -73,10 +73,19 @@ def _order(seed: int, epoch: int, count: int) -> list[int]:
     return order
 
 
+def reseed(seed: int, step: int, place: int) -> None:
+    """Before the part of a batch that begins at `place`: for what draws by itself, as dropout."""
+    torch.manual_seed(_state(seed, 2, step, place))
+
+
 def _generator(*numbers: int) -> torch.Generator:
     """A generator whose stream has nothing to do with that of other numbers."""
+    return torch.Generator().manual_seed(_state(*numbers))
+
+
+def _state(*numbers: int) -> int:
     # SeedSequence spreads neighbouring numbers; torch's own seeding of small ones does not.
     from numpy.random import SeedSequence
 
     (state,) = SeedSequence(numbers).generate_state(1, "uint64")
-    return torch.Generator().manual_seed(int(state >> 1))
+    return int(state >> 1)

@@ -8,7 +8,7 @@ that the UNet attends to, `width` of the UNet's cross-attention (768 for Stable 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-Kind = Literal["text_tokens", "query_resampler", "full_sequence", "clip_residual", "identity"]
+Kind = Literal[
+    "text_tokens", "query_resampler", "full_sequence", "clip_residual", "codebook", "identity"
+]
 
 
 class ConnectorConfig(BaseModel):
@@ -32,6 +34,11 @@ class ConnectorConfig(BaseModel):
     inner: int | None = Field(None, ge=1, description="Width inside a resampler; None is `width`")
     depth: int = Field(2, ge=1, description="Layers of a resampler")
     heads: int = Field(8, ge=1, description="Attention heads of a resampler")
+    groups: int = Field(
+        8, ge=1, description="Choices that a codebook makes, one code of each group"
+    )
+    codes: int = Field(32, ge=2, description="Codes in each group of a codebook")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Of what a codebook reads in training")
 
 
 class States(NamedTuple):
@@ -58,6 +65,12 @@ class Connector(nn.Module):
         raise NotImplementedError
 
     needs_text = False
+
+    looks_at = 1
+    """Examples whose h it wants to see before anything is learnt."""
+
+    def see(self, h: Tensor, mask: Tensor) -> None:
+        """Look at h and mask of as many examples."""
 
 
 class Identity(Connector):
@@ -164,11 +177,56 @@ class ClipResidual(QueryResampler):
         return States(text + self.gate * super().forward(h, mask, None).states, None)
 
 
+class Codebook(Connector):
+    """A few soft choices among learned codes, read off the last state and the mean of all.
+
+    Where an encoder has not understood, a projection gives something between all meanings, which
+    the UNet has never seen. A softmax over codes gives one of them. It reads so little of h, and
+    that with dropout, that it cannot learn the words of its training instructions by heart.
+    """
+
+    looks_at = 512
+    location: Tensor
+    scale: Tensor
+
+    def __init__(self, config: ConnectorConfig) -> None:
+        super().__init__(config)
+        inner = config.inner or config.width
+        # A few dimensions of an LLM's states are many times larger than all others.
+        self.register_buffer("location", torch.zeros(2 * config.h_width))
+        self.register_buffer("scale", torch.ones(2 * config.h_width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.choose = nn.Linear(2 * config.h_width, config.groups * config.codes)
+        self.words = nn.Parameter(0.1 * torch.randn(config.groups, config.codes, inner))
+        self.out = nn.Linear(inner, config.tokens * config.width)
+
+    def see(self, h: Tensor, mask: Tensor) -> None:
+        """Learn how large each dimension is."""
+        read = self._read(h, mask)
+        self.location.copy_(read.mean(0))
+        self.scale.copy_(read.std(0, correction=0) + 1e-3)
+
+    @staticmethod
+    def _read(h: Tensor, mask: Tensor) -> Tensor:
+        """The last state, and the mean: (b, 2 · h_width)."""
+        weight = mask[..., None].to(h.dtype)
+        last = h[torch.arange(len(h), device=h.device), mask.sum(1) - 1]
+        return torch.cat([last, (h * weight).sum(1) / weight.sum(1)], 1)
+
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+        """`tokens` tokens, none of them padding."""
+        read = self.dropout((self._read(h, mask) - self.location) / self.scale)
+        chosen = self.choose(read).unflatten(1, self.words.shape[:2]).softmax(2)
+        said = torch.einsum("bgc,gci->bi", chosen, self.words)
+        return States(self.out(said).unflatten(1, (self.config.tokens, -1)), None)
+
+
 CONNECTORS: dict[Kind, type[Connector]] = {
     "text_tokens": TextTokens,
     "query_resampler": QueryResampler,
     "full_sequence": FullSequence,
     "clip_residual": ClipResidual,
+    "codebook": Codebook,
     "identity": Identity,
 }
 
@@ -193,18 +251,34 @@ class TextStates:
         """Tokens of every text, 77 in Stable Diffusion."""
         return int(self.encoder.config.max_position_embeddings)
 
-    @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """States (texts, tokens, width) after the final norm; what is too long is cut."""
-        ids = self.tokenizer(
+    def _tokenized(self, texts: Sequence[str]) -> Any:
+        return self.tokenizer(
             list(texts),
             padding="max_length",
             max_length=self.tokens,
             truncation=True,
             return_tensors="pt",
-        ).input_ids
+        )
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """States (texts, tokens, width) after the final norm; what is too long is cut."""
+        ids = self._tokenized(texts).input_ids
         states: Tensor = self.encoder(ids.to(self.encoder.device)).last_hidden_state
         return states
+
+    def is_text(self, texts: Sequence[str]) -> Tensor:
+        """Which tokens are no padding, (texts, tokens)."""
+        mask: Tensor = self._tokenized(texts).attention_mask
+        return mask.to(self.encoder.device, torch.bool)
+
+
+def pad(h: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged h, each (tokens, h_width), as (b, t, h_width) and its mask (b, t)."""
+    longest = max(map(len, h))
+    padded = torch.stack([F.pad(states, (0, 0, 0, longest - len(states))) for states in h])
+    lengths = torch.tensor([len(states) for states in h], device=padded.device)
+    return padded, torch.arange(longest, device=padded.device) < lengths[:, None]
 
 
 class EditingModel(nn.Module):
@@ -255,12 +329,7 @@ class EditingModel(nn.Module):
         Where `dropped`, they are those of no instruction.
         """
         device, dtype = self.null.device, self.null.dtype
-        longest = max(len(states) for states in h)
-        padded = torch.stack(
-            [F.pad(states.to(device, dtype), (0, 0, 0, longest - len(states))) for states in h]
-        )
-        lengths = torch.tensor([len(states) for states in h], device=device)
-        mask = torch.arange(longest, device=device) < lengths[:, None]
+        padded, mask = pad([states.to(device, dtype) for states in h])
         text = self.text(instructions) if self.text and self.connector.needs_text else None
         given: States = self.connector(padded, mask, text)
         if dropped is None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+from reasonpix import console
+from reasonpix.catalogue import overriding
+from reasonpix.errors import ReasonpixError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from reasonpix.inference import Advance, Task
     from reasonpix.records import Problem
+    from reasonpix.train import Progress
 
 
 @click.command()
@@ -116,7 +123,6 @@ def edit(
     not said of steps, guidance and resolution is as the model was trained to be used.
     """
     from reasonpix import sheets
-    from reasonpix.errors import ReasonpixError
 
     if grid and side_by_side:
         raise click.UsageError("--grid shows the inputs already; leave --side-by-side out")
@@ -129,7 +135,8 @@ def edit(
     files = sheets.files(out, images, len(instructions), seeds, grid)
     sheets.check_writable(files, images, force)
 
-    from reasonpix.inference import ReasonPix2Pix
+    with _needing("edit"):
+        from reasonpix.inference import ReasonPix2Pix
     from reasonpix.records import Problem
 
     editing = ReasonPix2Pix.from_pretrained(
@@ -219,4 +226,114 @@ def _bar(edits: int) -> Iterator[Advance]:
         yield lambda share: bar.advance(task, share)
 
 
-COMMANDS = (edit,)
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The folder of the run. The model will be in its model/.",
+)
+@overriding
+def train(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
+    """Train an editing model as RECIPE (a file, or the name of a shipped one) says.
+
+    Run the same command again to go on where it stopped. For several GPUs: accelerate launch -m
+    reasonpix train RECIPE --out DIR
+    """
+    from reasonpix.recipes import locate
+    from reasonpix.training_recipe import load_training_recipe
+
+    checked = load_training_recipe(locate(recipe), overrides)
+    told: list[int] = []
+    # Of a launcher's processes all but the first are silent, even of what went wrong for all.
+    launched, main = "RANK" in os.environ, os.environ.get("RANK", "0") == "0"
+    try:
+        with _Training(main) as bars:
+
+            def deferred(number: int) -> bool:
+                told.append(number)
+                # A launcher passes on a signal that the terminal has sent already.
+                return bars.steps_taken and (launched or len(told) == 1)
+
+            with console.stoppable(deferred):
+                with _needing("train"):
+                    from reasonpix.train import train as learn
+
+                trained = learn(checked, out, bars.show, lambda: bool(told))
+    except KeyboardInterrupt as stopped:
+        if main:
+            click.echo(console.STOPPED, err=True)
+        sys.exit(128 + (*told, *stopped.args, 2)[0])
+    except ReasonpixError:
+        if main:
+            raise
+        sys.exit(1)
+    if not main:
+        return
+    if trained.skipped:
+        row, why = trained.skipped[0]
+        rows = f"{len(trained.skipped)} row{'s' * (len(trained.skipped) != 1)}"
+        click.echo(f"{rows} left out, such as {row}: {why}")
+    folder = shlex.quote(str(trained.model))
+    click.echo(f"the model is in {folder}; edit with it:")
+    click.echo(f"reasonpix edit IMAGE --instruction TEXT --model {folder}")
+
+
+@contextmanager
+def _needing(extra: str) -> Iterator[None]:
+    """Imports of packages that only `reasonpix[extra]` brings."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ReasonpixError(
+            f"this needs the package {error.name}: pip install 'reasonpix[{extra}]'"
+        ) from error
+
+
+class _Training:
+    """One progress bar for each stage, with loss, images/s and time left, where it is `shown`."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+
+    def __enter__(self) -> _Training:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        console = Console(stderr=True)
+        self.steps_taken = False
+        self._tasks: dict[str, Any] = {}
+        self._bars = Bars(
+            TextColumn("{task.description:>8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (self.shown and console.is_terminal),
+            speed_estimate_period=600,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tasks:
+            self._bars.stop()
+
+    def show(self, now: Progress) -> None:
+        """Draw how far training is."""
+        self.steps_taken = now.stage in ("align", "train")
+        facts = ""
+        if now.loss is not None and now.rate is not None:
+            facts = f"loss {now.loss:.4f}  {now.rate:.1f} images/s"
+        if not self._tasks:
+            self._bars.start()
+        if now.stage not in self._tasks:
+            # From where it goes on: what was done before says nothing about the time left.
+            task = self._bars.add_task(now.stage, total=now.total, completed=now.done, facts=facts)
+            self._tasks[now.stage] = task
+        self._bars.update(self._tasks[now.stage], completed=now.done, total=now.total, facts=facts)
+
+
+COMMANDS = (edit, train)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,4 +67,10 @@ class Objective(nn.Module):
         text = self.model.text
         assert text is not None
         given = self.model.condition(batch.h, batch.instructions)
-        return F.mse_loss(given.states.float(), text(batch.plain).float())
+        error = (given.states.float() - text(batch.plain).float()).square().mean(2)
+        # All of the padding, which says one and the same, counts as much as one token.
+        is_text = text.is_text(batch.plain)
+        padding = (~is_text).sum(1, keepdim=True).clamp(min=1)
+        weight = torch.where(is_text, torch.ones_like(error), 1 / padding)
+        # By example, so that a batch may be computed in parts.
+        return ((error * weight).sum(1) / weight.sum(1)).mean()

@@ -46,11 +46,11 @@ from reasonpix.checkpoint import (
     save_checkpoint,
     starting_point,
 )
-from reasonpix.draws import Draws
+from reasonpix.draws import Draws, reseed
 from reasonpix.errors import RecipeError, RunError, SourceError, WeightsError
-from reasonpix.features import Cached, Feature, Online
+from reasonpix.features import Cached, Online
 from reasonpix.inference import ReasonPix2Pix
-from reasonpix.model import ConnectorConfig, EditingModel
+from reasonpix.model import CONNECTORS, ConnectorConfig, EditingModel
 from reasonpix.objective import Batch, Objective
 from reasonpix.pairs import Pairs, read_pairs
 from reasonpix.records import Problem
@@ -104,7 +104,7 @@ def train(
     report: Report = lambda progress: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Trained:
-    """Train as `recipe` says into the folder `out`; of several processes the main one reports.
+    """Train as `recipe` says into the folder `out`, in each of the processes that a launcher made.
 
     Called again it goes on from the last checkpoint. Once `stopped` says so in any of the
     processes, all save a checkpoint after the step they are at, and raise `KeyboardInterrupt`.
@@ -121,8 +121,6 @@ def train(
             InitProcessGroupKwargs(timeout=_PATIENCE),
         ],
     )
-    if not accelerator.is_main_process:
-        report = _quiet
     alone = LocalStorage(out).held() if accelerator.is_main_process else nullcontext()
     with alone:
         if accelerator.is_main_process:
@@ -130,10 +128,6 @@ def train(
         accelerator.wait_for_everyone()
         run = _Run(recipe, out, accelerator, report, stopped)
         return Trained(run.finish(), run.pairs.skipped)
-
-
-def _quiet(progress: Progress) -> None:
-    """Tells nobody."""
 
 
 def _precision(recipe: TrainingRecipe) -> str:
@@ -163,7 +157,11 @@ class _Run:
         self.features = self._features(parts)
         examples, self.shown = _split(recipe, self.pairs, self.features.usable())
         self.digest = _digest(self.pairs, examples)
-        self.checkpoint = _start(recipe, parts, self.features.get([(examples[0], 0)])[0])
+        seen = examples[
+            :: max(1, len(examples) // CONNECTORS[recipe.model.connector.kind].looks_at)
+        ]
+        h = [feature.h for feature in self.features.get([(number, 0) for number in seen])]
+        self.checkpoint = _start(recipe, parts, h)
         objective = Objective(self.checkpoint.model, self.checkpoint.scheduler)
         if recipe.gradient_checkpointing:
             self.checkpoint.model.unet.enable_gradient_checkpointing()
@@ -229,10 +227,8 @@ class _Run:
     def _optimizer(self, aligning: bool) -> torch.optim.AdamW:
         recipe, model = self.recipe, self._model
         trained = model.connector.parameters() if aligning else model.parameters()
-        rate = recipe.align.learning_rate if aligning and recipe.align else recipe.learning_rate
-        return torch.optim.AdamW(
-            list(trained), lr=rate, betas=recipe.betas, weight_decay=recipe.weight_decay
-        )
+        decay = recipe.align.weight_decay if aligning and recipe.align else recipe.weight_decay
+        return torch.optim.AdamW(list(trained), betas=recipe.betas, weight_decay=decay)
 
     # -- The loop ----------------------------------------------------------------------------------
 
@@ -293,6 +289,8 @@ class _Run:
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
+            place = accelerator.process_index * len(batches) + number
+            reseed(self.recipe.seed, self.state.done, place)
             with nullcontext() if last else accelerator.no_sync(self.objective), self._kernels():
                 loss = self.objective(batch, aligning) * (len(batch.h) / count)
                 accelerator.backward(loss)
@@ -465,22 +463,18 @@ def _see_batches(recipe: TrainingRecipe, accelerator: Accelerator) -> None:
         raise RecipeError(problems)
 
 
-def _start(recipe: TrainingRecipe, parts: Parts, feature: Feature) -> Checkpoint:
+def _start(recipe: TrainingRecipe, parts: Parts, h: Sequence[Tensor]) -> Checkpoint:
     choice = recipe.model.connector
     config = ConnectorConfig(
-        kind=choice.kind,
-        h_width=feature.h.shape[-1],
+        h_width=h[0].shape[-1],
         width=parts.unet.config.cross_attention_dim,
-        tokens=choice.tokens or parts.tokens,
-        inner=choice.inner,
-        depth=choice.depth,
-        heads=choice.heads,
+        **choice.model_dump() | {"tokens": choice.tokens or parts.tokens},
     )
     settings = Settings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
     with torch.random.fork_rng(devices=[]):
         # A fresh connector is the same in each process, and when a run begins again.
         torch.default_generator.manual_seed(recipe.seed)
-        return starting_point(parts, recipe.model.init, recipe.encoder, config, settings)
+        return starting_point(parts, recipe.model.init, recipe.encoder, config, settings, h)
 
 
 def _with_text(pairs: Pairs, examples: Sequence[int]) -> list[int]:

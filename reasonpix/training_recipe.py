@@ -13,9 +13,13 @@ from reasonpix import located, plugins
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.pairs import Data
 from reasonpix.slots import ModelOptions
-from reasonpix.uses import Use, check, read_use
+from reasonpix.uses import Use, check, read_use, slot_schemas
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+_ALIGNED = ("query_resampler", "clip_residual", "codebook")
+"""Connectors with as many tokens as CLIP."""
 
 
 class _Block(BaseModel):
@@ -26,16 +30,21 @@ class ConnectorChoice(_Block):
     """How h enters the UNet, where the paper is silent."""
 
     kind: Literal[
-        "text_tokens", "query_resampler", "full_sequence", "clip_residual", "identity"
+        "text_tokens", "query_resampler", "full_sequence", "clip_residual", "codebook", "identity"
     ] = "text_tokens"
     tokens: int | None = Field(
         None, ge=1, description="Tokens for the UNet; by default as many as CLIP's: 77"
     )
     inner: int | None = Field(
-        None, ge=1, description="Width inside a resampler; by default the UNet's"
+        None, ge=1, description="Width inside a resampler or codebook; by default the UNet's"
     )
     depth: int = Field(2, ge=1, description="Layers of a resampler")
     heads: int = Field(8, ge=1, description="Attention heads of a resampler")
+    groups: int = Field(
+        8, ge=1, description="Choices that a codebook makes, one code of each group"
+    )
+    codes: int = Field(32, ge=2, description="Codes in each group of a codebook")
+    dropout: Share = Field(0.5, description="Of what a codebook reads, while it learns")
 
 
 class Start(ModelOptions):
@@ -65,6 +74,7 @@ class Align(_Block):
     steps: int = Field(ge=1, description="Optimizer steps")
     batch_size: int = Field(64, ge=1, description="Examples of a step")
     learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW")
 
 
 class Validation(_Block):
@@ -130,9 +140,10 @@ class TrainingRecipe(_Block):
                 f"batch_size {self.batch_size} is no multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
-        if self.align and self.model.connector.kind not in ("query_resampler", "clip_residual"):
+        if self.align and self.model.connector.kind not in _ALIGNED:
             raise ValueError(
-                "align needs a connector whose tokens stand for CLIP's, one by one: query_resampler"
+                "align needs a connector whose tokens stand for CLIP's, one by one: "
+                f"{', '.join(_ALIGNED)}"
             )
         if self.align and self.data.align is None:
             raise ValueError("align needs the column to align to: name it by data.align")
@@ -148,16 +159,25 @@ class TrainingRecipe(_Block):
         )
 
 
+def is_training_recipe(path: Path) -> bool:
+    """Whether a recipe is one for `reasonpix train`, by its blocks. Raises `RecipeError`."""
+    return {"data", "model"} <= set(_parsed(path)[0])
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], located.Marks]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"{path}: cannot read the recipe: {error}"]) from error
+    return located.parse(text, str(path))
+
+
 def load_training_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
     """Read and check a training recipe; `overrides` are `a.b=value` and win over the file.
 
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot read the recipe: {error}"]) from error
-    data, marks = located.parse(text, str(path))
+    data, marks = _parsed(path)
     problems: list[str] = []
     for override in overrides:
         located.override_value(data, marks, override, problems)
@@ -180,3 +200,21 @@ def load_training_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainingR
         raise RecipeError(problems)
     checked: TrainingRecipe = recipe
     return checked
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a training recipe, with the options of all encoders."""
+    document = TrainingRecipe.model_json_schema()
+    definitions = document["$defs"]
+    for name in ("Use", "Options"):
+        definitions.pop(name, None)
+    document["properties"]["encoder"] = {"$ref": "#/$defs/encoder"}
+    connector = definitions["Start"]["properties"]["connector"]
+    kinds = definitions["ConnectorChoice"]["properties"]["kind"]["enum"]
+    connector["anyOf"] = [{"enum": kinds}, {"$ref": connector.pop("$ref")}]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **document,
+        "title": "reasonpix training recipe",
+        "$defs": definitions | slot_schemas("encoder"),
+    }

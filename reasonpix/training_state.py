@@ -155,7 +155,12 @@ def read_state(folder: Path, state: State) -> None:
             "as the recipe's model"
         )
     state.done = done
-    state.average = {name: value.to(state.named[name].device) for name, value in average.items()}
+    # In the order of the weights, which is not that of the file: they are averaged pair by pair.
+    state.average = {
+        name: average[name].to(parameter.device)
+        for name, parameter in state.named.items()
+        if name in average
+    }
     for key, value in moments.items():
         name, _, moment = key.rpartition(":")
         parameter = state.named[name]

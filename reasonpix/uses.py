@@ -65,7 +65,7 @@ def check(model: type[Any], data: Any, at: located.Path, complain: Complain) -> 
             else:
                 # What a validator of ours raised is told in its own words.
                 what = str(detail.get("ctx", {}).get("error", _lowered(detail["msg"])))
-                complain(where, f"{what}{got}")
+                complain(where, f"{what}{got}" if where else what)  # not with all of a file
     return None
 
 

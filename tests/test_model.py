@@ -93,12 +93,12 @@ def test_every_kind_has_its_connector() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes(kind: Kind) -> None:
-    model = tiny_model(kind).model
+    model = tiny_model(kind).model.eval()
     short, long = 3, TOKENS + 5
     found = model.condition(states(kind, short, long), WORDS)
     tokens = long if kind in ("full_sequence", "identity") else TOKENS
     assert found.states.shape == (2, tokens, WIDTH)
-    if kind in ("query_resampler", "clip_residual"):
+    if kind in ("query_resampler", "clip_residual", "codebook"):
         assert found.mask is None
     else:
         assert found.mask is not None
@@ -108,7 +108,7 @@ def test_shapes(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_neighbour_and_its_padding_have_no_influence(kind: Kind) -> None:
-    model = tiny_model(kind).model
+    model = tiny_model(kind).model.eval()
     h = states(kind, 4, 9)
     noisy, image, timesteps = latents(1), latents(1), torch.tensor([500])
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_what_is_too_long_is_cut() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_every_weight(kind: Kind) -> None:
-    model = tiny_model(kind).model
+    model = tiny_model(kind).model.eval()
     given = model.condition(states(kind, 4, 9), WORDS, [False, False])
     model(latents(), latents(), torch.tensor([5, 900]), given).square().mean().backward()
     for name, parameter in model.named_parameters():
@@ -178,7 +178,7 @@ def test_clip_residual_needs_a_text_encoder() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("longest", [3, TOKENS, TOKENS + 4])
 def test_dropped_rows_are_the_null_states(kind: Kind, longest: int) -> None:
-    model = tiny_model(kind).model
+    model = tiny_model(kind).model.eval()
     h = states(kind, 2, longest)
     given = model.condition(h, WORDS, [True, False])
     kept = model.condition(h, WORDS)
@@ -194,7 +194,7 @@ def test_dropped_rows_are_the_null_states(kind: Kind, longest: int) -> None:
 @pytest.mark.parametrize("kind", ["text_tokens", "full_sequence", "clip_residual"])
 def test_without_instruction_nothing_of_h_is_left(kind: Kind) -> None:
     """h has seen the image: all of it has to go."""
-    model = tiny_model(kind).model
+    model = tiny_model(kind).model.eval()
     noisy, image, timesteps = latents(1), latents(1), torch.tensor([500])
     with torch.no_grad():
         found = [
@@ -265,12 +265,21 @@ def test_the_loss_is_the_equation(kind: str) -> None:
 
 
 def test_the_loss_of_alignment_is_the_distance_to_clip() -> None:
+    """All the padding of a text counts as one token."""
     made = tiny_model("query_resampler")
     it = batch()
-    loss = Objective(made.model, made.scheduler)(it, aligning=True)
-    assert made.model.text is not None
-    found = made.model.condition(it.h, it.instructions).states
-    assert torch.allclose(loss, (found - made.model.text(it.plain)).square().mean())
+    objective = Objective(made.model, made.scheduler)
+    loss = objective(it, aligning=True)
+    text = made.model.text
+    assert text is not None
+    expected = torch.zeros(())
+    for i, words in enumerate(it.plain):
+        (found,) = made.model.condition([it.h[i]], [it.instructions[i]]).states
+        error = (found - text([words])[0]).square().mean(1)
+        count = len(words) + 2  # its letters, the start and the end
+        own = [*error[:count], *([error[count:].mean()] if count < TOKENS else [])]
+        expected += torch.stack(own).mean() / 3
+    assert torch.allclose(loss, expected, rtol=1e-5)
     loss.backward()
     assert all(weight.grad is None for weight in made.model.unet.parameters())
     assert all(weight.grad is not None for weight in made.model.connector.parameters())

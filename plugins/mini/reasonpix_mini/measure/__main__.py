@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from reasonpix_mini.measure import captions, editing, grounding
+from reasonpix_mini.measure import captions, editing, grounding, llava
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
         ("mini/blip2", captions.measure),
         ("mini/grounding-dino", grounding.measure),
         ("mini/gligen", editing.measure),
+        ("mini/llava", llava.measure),
     ):
         print(f"\n{title}, {scenes} test scenes")
         for name, value in measure(scenes).items():
