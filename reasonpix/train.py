@@ -19,46 +19,42 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from numpy.typing import NDArray
-from PIL.Image import Image
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    gather_object,
+)
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reasonpix.checkpoint import (
     Checkpoint,
     Parts,
-    Settings,
     cell,
     read_parts,
     save_checkpoint,
-    starting_point,
 )
 from reasonpix.draws import Draws, reseed
-from reasonpix.errors import RecipeError, RunError, SourceError, WeightsError
+from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.features import Cached, Online
-from reasonpix.inference import ReasonPix2Pix
-from reasonpix.model import CONNECTORS, ConnectorConfig, EditingModel
+from reasonpix.model import CONNECTORS, EditingModel
 from reasonpix.objective import Batch, Objective
-from reasonpix.pairs import Pairs, read_pairs
-from reasonpix.records import Problem
-from reasonpix.sheets import grid
-from reasonpix.slots import MLLMEncoder, Options
+from reasonpix.pairs import read_pairs
 from reasonpix.storage import LocalStorage
 from reasonpix.training_log import Log
+from reasonpix.training_pictures import sheet
 from reasonpix.training_recipe import TrainingRecipe
+from reasonpix.training_start import digest, see_fit, split, start, with_text
 from reasonpix.training_state import (
     State,
     checkpoints,
@@ -113,8 +109,8 @@ def train(
     """
     accelerator = Accelerator(
         mixed_precision=_precision(recipe),
-        log_with="tensorboard",
-        project_dir=out,
+        log_with=list(recipe.trackers),
+        project_dir=out / "tensorboard",
         kwargs_handlers=[
             # While the connector learns alone, the UNet has no gradients to wait for.
             DistributedDataParallelKwargs(find_unused_parameters=recipe.align is not None),
@@ -127,7 +123,21 @@ def train(
             claim(recipe, out)
         accelerator.wait_for_everyone()
         run = _Run(recipe, out, accelerator, report, stopped)
-        return Trained(run.finish(), run.pairs.skipped)
+        # Each process has looked at the images of its share.
+        skipped = dict(gather_object(run.pairs.skipped))
+        return Trained(run.finish(), list(skipped.items()))
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Wait for all processes; what goes wrong in the share of one is raised in each."""
+    wrong: list[tuple[type[ReasonpixError], str]] = []
+    try:
+        yield
+    except ReasonpixError as error:
+        wrong = [(type(error), str(error))]
+    if wrong := gather_object(wrong):
+        raise wrong[0][0]("\n".join(dict.fromkeys(text for _, text in wrong)))
 
 
 def _precision(recipe: TrainingRecipe) -> str:
@@ -148,20 +158,18 @@ class _Run:
         self.recipe, self.out, self.accelerator, self.report = recipe, out, accelerator, report
         self.stopped = stopped
         parts = read_parts(recipe.model)
-        _see_resolution(recipe, parts)
-        _see_batches(recipe, accelerator)
-        _see_alignment(recipe, parts)
+        see_fit(recipe, parts, accelerator.num_processes)
         self.pairs = read_pairs(
             recipe.data, report=lambda done, total: report(Progress("rows", done, total))
         )
         self.features = self._features(parts)
-        examples, self.shown = _split(recipe, self.pairs, self.features.usable())
-        self.digest = _digest(self.pairs, examples)
+        examples, self.shown = split(recipe, self.pairs, self.features.usable())
+        self.digest = digest(self.pairs, examples)
         seen = examples[
             :: max(1, len(examples) // CONNECTORS[recipe.model.connector.kind].looks_at)
         ]
         h = [feature.h for feature in self.features.get([(number, 0) for number in seen])]
-        self.checkpoint = _start(recipe, parts, h)
+        self.checkpoint = start(recipe, parts, h)
         objective = Objective(self.checkpoint.model, self.checkpoint.scheduler)
         if recipe.gradient_checkpointing:
             self.checkpoint.model.unet.enable_gradient_checkpointing()
@@ -173,7 +181,7 @@ class _Run:
         self.draws = {
             aligning: Draws(
                 recipe.seed,
-                _with_text(self.pairs, examples) if aligning and recipe.align else examples,
+                with_text(self.pairs, examples) if aligning and recipe.align else examples,
                 self.pairs.views,
                 recipe.align.batch_size if aligning and recipe.align else recipe.batch_size,
                 shape=shape,
@@ -204,8 +212,8 @@ class _Run:
             return online
         folder = self.out / "features" if recipe.cache is True else recipe.cache
         cached = Cached(folder, self.pairs, encoder, vae, batch=128)
-        cached.compute(report, accelerator.process_index, accelerator.num_processes)
-        accelerator.wait_for_everyone()
+        with _together():
+            cached.compute(report, accelerator.process_index, accelerator.num_processes)
         return cached
 
     def _state(self) -> State:
@@ -242,8 +250,9 @@ class _Run:
                 aligning = state.done < self.aligning
                 if state.done == self.aligning:
                     self._begin_editing()
+                    began, seen = time.monotonic(), 0
                 step = state.done if aligning else state.done - self.aligning
-                rate = _learning_rate(recipe, step, aligning)
+                rate = recipe.learning_rate_at(step, aligning)
                 for group in state.optimizer.param_groups:
                     group["lr"] = rate
                 loss, stopped = self._step(next(prefetched), aligning)
@@ -284,6 +293,8 @@ class _Run:
         The mean loss over all devices, and whether any of them was told to stop.
         """
         accelerator, optimizer = self.accelerator, self.state.optimizer
+        # A connector that was aligned drops nothing any more: the UNet is to trust what it says.
+        self._model.train().connector.train(aligning or not self.aligning)
         optimizer.zero_grad(set_to_none=True)
         count = sum(len(batch.h) for batch in batches)
         total = torch.zeros((), device=accelerator.device)
@@ -388,7 +399,7 @@ class _Run:
             yield self.checkpoint
         finally:
             swap()
-            model.train().requires_grad_(True)
+            model.requires_grad_(True)
 
     def _save_model(self) -> Path:
         folder = self.out / "model"
@@ -403,140 +414,6 @@ class _Run:
         settings = self.recipe.validation
         if settings is None or step % settings.every or not self.accelerator.is_main_process:
             return
-        shown = [self.pairs.examples[number] for number in self.shown]
-        views = [self.pairs.view(number, 0) for number in self.shown]
-        states = self.features.get([(number, 0) for number in self.shown])
-        known = Remembered(
-            {
-                (view.tobytes(), example.instruction): feature.h.float().numpy()
-                for (view, _), example, feature in zip(views, shown, states, strict=True)
-            }
-        )
         with self._averaged() as checkpoint:
-            model = ReasonPix2Pix(
-                checkpoint, known, device=self.accelerator.device, dtype=torch.float32
-            )
-            edited = model([view for view, _ in views], [one.instruction for one in shown])
-        rows = [
-            [before, after, truth] for (before, truth), after in zip(views, edited, strict=True)
-        ]
-        self.log.pictures(step, grid(rows), [one.instruction for one in shown])
-
-
-def _see_resolution(recipe: TrainingRecipe, parts: Parts) -> None:
-    stride = cell(parts.vae) * 2 ** (len(parts.unet.config.block_out_channels) - 1)
-    if recipe.data.resolution % stride:
-        raise RecipeError(
-            [
-                f"data.resolution: {recipe.data.resolution} is no multiple of {stride}, as the "
-                "UNet needs"
-            ]
-        )
-
-
-def _see_alignment(recipe: TrainingRecipe, parts: Parts) -> None:
-    if recipe.align is None:
-        return
-    if parts.text is None:
-        raise WeightsError(
-            f"model: {recipe.model.model!r} holds no text encoder, so there is nothing to align to"
-        )
-    if recipe.model.connector.tokens not in (None, parts.text.tokens):
-        raise RecipeError(
-            [
-                f"model.connector.tokens: {recipe.model.connector.tokens} cannot be aligned, one "
-                f"by one, to the {parts.text.tokens} of CLIP's text; leave it out"
-            ]
-        )
-
-
-def _see_batches(recipe: TrainingRecipe, accelerator: Accelerator) -> None:
-    sizes = {"batch_size": recipe.batch_size}
-    if recipe.align:
-        sizes["align.batch_size"] = recipe.align.batch_size
-    problems = [
-        f"{name}: {size} examples cannot be shared evenly by {accelerator.num_processes} processes"
-        for name, size in sizes.items()
-        if size % accelerator.num_processes
-    ]
-    if problems:
-        raise RecipeError(problems)
-
-
-def _start(recipe: TrainingRecipe, parts: Parts, h: Sequence[Tensor]) -> Checkpoint:
-    choice = recipe.model.connector
-    config = ConnectorConfig(
-        h_width=h[0].shape[-1],
-        width=parts.unet.config.cross_attention_dim,
-        **choice.model_dump() | {"tokens": choice.tokens or parts.tokens},
-    )
-    settings = Settings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
-    with torch.random.fork_rng(devices=[]):
-        # A fresh connector is the same in each process, and when a run begins again.
-        torch.default_generator.manual_seed(recipe.seed)
-        return starting_point(parts, recipe.model.init, recipe.encoder, config, settings, h)
-
-
-def _with_text(pairs: Pairs, examples: Sequence[int]) -> list[int]:
-    """Those that have a text to align to."""
-    found = [number for number in examples if pairs.examples[number].plain]
-    if not found:
-        raise SourceError(f"data.align: no row has text in {pairs.data.align!r}")
-    return found
-
-
-def _digest(pairs: Pairs, examples: Sequence[int]) -> str:
-    """SHA-256 over all that is trained on, in order."""
-    total = sha256()
-    for one in (pairs.examples[number] for number in examples):
-        words = (one.input_image, one.edited_image, one.instruction, one.plain)
-        total.update(f"{words}".encode())
-    return total.hexdigest()
-
-
-def _split(recipe: TrainingRecipe, pairs: Pairs, usable: list[int]) -> tuple[list[int], list[int]]:
-    """The examples to train on, and those kept out to look at, by their input image."""
-    if recipe.validation is None:
-        return usable, []
-    first: dict[str, int] = {}
-    for number in usable:
-        first.setdefault(pairs.examples[number].input_image, number)
-    images = sorted(first, key=lambda image: sha256(f"{recipe.seed} {image}".encode()).digest())
-    kept_out = dict.fromkeys(images[: recipe.validation.examples])
-    if len(kept_out) == len(images):
-        raise SourceError(
-            f"data: {len(images)} input images are too few to keep "
-            f"{recipe.validation.examples} of them for validation; lower validation.examples"
-        )
-    training = [n for n in usable if pairs.examples[n].input_image not in kept_out]
-    return training, [first[image] for image in kept_out]
-
-
-def _learning_rate(recipe: TrainingRecipe, step: int, aligning: bool) -> float:
-    """Of a step of its stage, counted from 0. Alignment always warms up and cools down."""
-    if aligning and recipe.align:
-        peak, steps, warmup, cosine = recipe.align.learning_rate, recipe.align.steps, 100, True
-    else:
-        peak, steps, warmup = recipe.learning_rate, recipe.steps, recipe.warmup
-        cosine = recipe.schedule == "cosine"
-    rate = peak * min(1.0, (step + 1) / warmup) if warmup else peak
-    return rate * (0.5 + 0.5 * math.cos(math.pi * step / steps)) if cosine else rate
-
-
-class Remembered(MLLMEncoder[Options]):
-    """States that are known already, by the bytes of the image and the instruction."""
-
-    name = "remembered"
-
-    def __init__(self, states: Mapping[tuple[bytes, str], NDArray[np.float32]]) -> None:
-        super().__init__(Options())
-        self.states = states
-
-    def encode(
-        self, images: Sequence[Image], instructions: Sequence[str]
-    ) -> list[NDArray[np.float32] | Problem]:
-        """Those of each pair."""
-        return [
-            self.states[image.tobytes(), instruction]
-            for image, instruction in zip(images, instructions, strict=True)
-        ]
+            device = self.accelerator.device
+            self.log.pictures(step, *sheet(checkpoint, self.features, self.shown, device))

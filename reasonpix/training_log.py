@@ -25,7 +25,7 @@ class Log:
             self._file = (out / "log.jsonl").open("a+", encoding="utf-8")
             self._forget(done)
             (out / "validation").mkdir(exist_ok=True)
-        accelerator.init_trackers("tensorboard")
+        accelerator.init_trackers("reasonpix")
 
     def _forget(self, done: int) -> None:
         self._file.seek(0)
@@ -56,7 +56,8 @@ class Log:
         sheet.save(name.with_suffix(".png"))
         name.with_suffix(".txt").write_text("".join(f"{line}\n" for line in instructions))
         for tracker in self._accelerator.trackers:
-            tracker.log_images({"validation": np.asarray(sheet)[None]}, step, dataformats="NHWC")
+            told = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": np.asarray(sheet)[None]}, step, **told)
 
     def close(self) -> None:
         """No more steps follow."""

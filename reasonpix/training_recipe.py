@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -129,6 +130,9 @@ class TrainingRecipe(_Block):
     gradient_checkpointing: bool = Field(False, description="Less memory for more time")
     save_every: int = Field(1000, ge=1, description="Optimizer steps between checkpoints")
     validation: Validation | None = None
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        ("tensorboard",), description="Where curves and pictures go; wandb sends them away"
+    )
     sampling: Sampling = Sampling()
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -148,6 +152,16 @@ class TrainingRecipe(_Block):
         if self.align and self.data.align is None:
             raise ValueError("align needs the column to align to: name it by data.align")
         return self
+
+    def learning_rate_at(self, step: int, aligning: bool) -> float:
+        """Of a step of its stage, counted from 0. Alignment always warms up and cools down."""
+        if aligning and self.align:
+            peak, steps, warmup, cosine = self.align.learning_rate, self.align.steps, 100, True
+        else:
+            peak, steps, warmup = self.learning_rate, self.steps, self.warmup
+            cosine = self.schedule == "cosine"
+        rate = peak * min(1.0, (step + 1) / warmup) if warmup else peak
+        return rate * (0.5 + 0.5 * math.cos(math.pi * step / steps)) if cosine else rate
 
     def as_yaml(self) -> str:
         """The resolved recipe: every option spelled out, and the package of the encoder."""

@@ -32,6 +32,7 @@ _FREE = {
     "gradient_checkpointing",
     "cache",
     "sampling",
+    "trackers",
 }
 """What may change when a run goes on: nothing of what it has learnt so far depends on it."""
 

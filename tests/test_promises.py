@@ -18,7 +18,18 @@ from reasonpix.slots import SLOTS
 from reasonpix.training_recipe import TrainingRecipe, is_training_recipe, load_training_recipe
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = {"records", "slots", "hookspecs", "testing", "errors", "weights", "planning", "llm"}
+PUBLIC = {
+    "records",
+    "slots",
+    "hookspecs",
+    "testing",
+    "errors",
+    "weights",
+    "planning",
+    "llm",
+    "inference",
+    "checkpoint",
+}
 
 HOOKS = [
     name

@@ -91,7 +91,7 @@ def test_a_run_gives_a_model_with_averaged_weights(whole: Path) -> None:
     moved = [name for name in average if not torch.equal(average[name], weights[name])]
     assert len(moved) == len(average)
     assert yaml.safe_load((out / "recipe.yaml").read_text())["ema_decay"] == 0.9999
-    assert list((out / "tensorboard").glob("events.*"))
+    assert list((out / "tensorboard").rglob("events.*"))
 
 
 def test_alignment_comes_first_and_is_no_part_of_the_average(whole: Path) -> None:

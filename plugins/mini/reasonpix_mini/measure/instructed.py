@@ -10,13 +10,15 @@ which tells reasoning from memory.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reasonpix import plugins
 from reasonpix.records import RewriteRequest, Rewriting
 from reasonpix_mini import stickers, world
 from reasonpix_mini.lexicon import Lexicon, LexiconOptions
@@ -36,6 +38,11 @@ class Case:
     position: int
     instructions: dict[str, str]
     """By kind: plain, direct, train, held_out."""
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Of the object that goes, XYXY in pixels."""
+        return self.scene.placements[self.position].box
 
     @property
     def source(self) -> str:
@@ -82,35 +89,36 @@ def measure(
     """
     from reasonpix.inference import ReasonPix2Pix
 
-    folder = plugins.checkpoint("mini/judge")
-    assert folder is not None
-    judge = Judge(folder)
     tests = cases(scenes, split)
     editor = ReasonPix2Pix.from_pretrained(model, device="cpu")
     inputs = [Image.fromarray(case.scene.render()) for case in tests]
-    figures = _figures("no_edit", tests, [np.asarray(image) for image in inputs], judge)
+    figures = _figures("no_edit", tests, [np.asarray(image) for image in inputs])
     for kind in ("direct", *HINTS):
         texts = [case.instructions[kind] for case in tests]
         edited = editor(inputs, texts, seed=list(range(scenes)), **sampling)
-        figures |= _figures(kind, tests, [np.asarray(image) for image in edited], judge)
+        figures |= _figures(kind, tests, [np.asarray(image) for image in edited])
     return figures
 
 
+def judged(tests: Sequence[Case], pictures: Sequence[NDArray[np.uint8]]) -> list[bool]:
+    """Whether a classifier trained on renders alone sees each target in the old object's box."""
+    folder = Path(str(resources.files("reasonpix_mini"))) / "checkpoints" / "judge"
+    seen = Judge(folder).names_in(pictures, [case.box for case in tests])
+    return [name == case.target for name, case in zip(seen, tests, strict=True)]
+
+
 def _figures(
-    kind: str, tests: list[Case], pictures: list[NDArray[np.uint8]], judge: Judge
+    kind: str, tests: Sequence[Case], pictures: Sequence[NDArray[np.uint8]]
 ) -> dict[str, float]:
-    boxes = [case.scene.placements[case.position].box for case in tests]
-    seen = judge.names_in(pictures, boxes)
     inside, outside = [], []
-    for case, picture, (x0, y0, x1, y1) in zip(tests, pictures, boxes, strict=True):
-        truth = case.after.render()
+    for case, picture in zip(tests, pictures, strict=True):
+        truth, (x0, y0, x1, y1) = case.after.render(), case.box
         inside.append(psnr(truth[y0:y1, x0:x1], picture[y0:y1, x0:x1]))
         rest = np.ones(truth.shape[:2], bool)
         rest[y0:y1, x0:x1] = False
         outside.append(psnr(truth[rest], picture[rest]))
-    right = [name == case.target for name, case in zip(seen, tests, strict=True)]
     return {
-        f"{kind}_judged": float(np.mean(right)),
+        f"{kind}_judged": float(np.mean(judged(tests, pictures))),
         f"{kind}_psnr_in_box": float(np.mean(inside)),
         f"{kind}_psnr_outside": float(np.mean(outside)),
     }
