@@ -150,7 +150,7 @@ def load_checkpoint(options: ModelOptions) -> Checkpoint:
     """
     parts = read_parts(options)
     facts = _json(parts.options, _FACTS)
-    _see_channels(parts, "ip2p")
+    see_channels(parts, "ip2p")
     if facts is None:
         connector, null = _plain(parts)
         facts = {"encoder": {"use": "clip-text", "model": HERE}}
@@ -180,7 +180,7 @@ def starting_point(
     the connector is fresh, and sees `h` of some examples. Raises `WeightsError` for weights of the
     other kind and for a connector that does not fit.
     """
-    _see_channels(parts, init)
+    see_channels(parts, init)
     unet = widened(parts.unet) if init == "sd15" else parts.unet
     known = _json(parts.options, "connector/config.json") and _read_connector(parts.options)
     try:
@@ -203,7 +203,8 @@ def starting_point(
     return Checkpoint(model, parts.vae, parts.scheduler, encoder, own_text, settings)
 
 
-def _see_channels(parts: Parts, init: str) -> None:
+def see_channels(parts: Parts, init: str) -> None:
+    """See that the UNet is what `init` says. Raises `WeightsError`."""
     unet = parts.unet.config
     if unet.in_channels == (2 if init == "ip2p" else 1) * unet.out_channels:
         return

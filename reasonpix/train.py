@@ -47,6 +47,7 @@ from reasonpix.checkpoint import (
 from reasonpix.draws import Draws, reseed
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.features import Cached, Online
+from reasonpix.memory import is_out_of_memory
 from reasonpix.model import CONNECTORS, EditingModel
 from reasonpix.objective import Batch, Objective
 from reasonpix.pairs import read_pairs
@@ -54,7 +55,7 @@ from reasonpix.storage import LocalStorage
 from reasonpix.training_log import Log
 from reasonpix.training_pictures import sheet
 from reasonpix.training_recipe import TrainingRecipe
-from reasonpix.training_start import digest, see_fit, split, start, with_text
+from reasonpix.training_start import digest, see_fit, see_trackers, split, start, with_text
 from reasonpix.training_state import (
     State,
     checkpoints,
@@ -105,8 +106,10 @@ def train(
     Called again it goes on from the last checkpoint. Once `stopped` says so in any of the
     processes, all save a checkpoint after the step they are at, and raise `KeyboardInterrupt`.
     Raises `SourceError` for data that cannot be used, before any step; `WeightsError` for models;
-    `RunError` when `out` was made by another recipe, or the loss is no number any more.
+    `RunError` when `out` was made by another recipe, memory ran out, or the loss is no number any
+    more.
     """
+    see_trackers(recipe)
     accelerator = Accelerator(
         mixed_precision=_precision(recipe),
         log_with=list(recipe.trackers),
@@ -140,9 +143,22 @@ def _together() -> Iterator[None]:
         raise wrong[0][0]("\n".join(dict.fromkeys(text for _, text in wrong)))
 
 
+@contextmanager
+def _memory(advice: str) -> Iterator[None]:
+    """Raise `RunError` with `advice` when memory runs out."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"memory ran out; {advice}, and run the same command again") from error
+
+
 def _precision(recipe: TrainingRecipe) -> str:
     if recipe.precision == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+        # Older ones emulate it, slowly.
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if fast else "no"
     return recipe.precision
 
 
@@ -212,7 +228,7 @@ class _Run:
             return online
         folder = self.out / "features" if recipe.cache is True else recipe.cache
         cached = Cached(folder, self.pairs, encoder, vae, batch=128)
-        with _together():
+        with _together(), _memory("set a lower batch_size of the encoder"):
             cached.compute(report, accelerator.process_index, accelerator.num_processes)
         return cached
 
@@ -255,7 +271,8 @@ class _Run:
                 rate = recipe.learning_rate_at(step, aligning)
                 for group in state.optimizer.param_groups:
                     group["lr"] = rate
-                loss, stopped = self._step(next(prefetched), aligning)
+                with _memory("lower micro_batch_size, or set gradient_checkpointing: true"):
+                    loss, stopped = self._step(next(prefetched), aligning)
                 state.done += 1
                 if not math.isfinite(loss):
                     raise RunError(

@@ -25,7 +25,9 @@ class Log:
             self._file = (out / "log.jsonl").open("a+", encoding="utf-8")
             self._forget(done)
             (out / "validation").mkdir(exist_ok=True)
-        accelerator.init_trackers("reasonpix")
+        accelerator.init_trackers(
+            "reasonpix", init_kwargs={"tensorboard": {"purge_step": done + 1}}
+        )
 
     def _forget(self, done: int) -> None:
         self._file.seek(0)

@@ -4,25 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from reasonpix.checkpoint import Checkpoint, Parts, Settings, cell, starting_point
+from reasonpix.checkpoint import (
+    Checkpoint,
+    Parts,
+    Settings,
+    cell,
+    see_channels,
+    starting_point,
+)
 from reasonpix.errors import RecipeError, SourceError, WeightsError
-from reasonpix.model import ConnectorConfig
+from reasonpix.model import ConnectorConfig, EditingModel, build_connector
 from reasonpix.pairs import Pairs
 from reasonpix.training_recipe import TrainingRecipe
 
 
-def see_fit(recipe: TrainingRecipe, parts: Parts, processes: int) -> None:
-    """See that resolution, alignment and batches suit the model and the number of processes.
+def see_trackers(recipe: TrainingRecipe) -> None:
+    """Raise `RecipeError` for trackers that are not installed."""
+    if absent := [name for name in recipe.trackers if find_spec(name) is None]:
+        raise RecipeError([f"trackers: {name} is not installed" for name in absent])
 
-    Raises `RecipeError`, and `WeightsError` for a model that lacks what alignment needs.
+
+def see_fit(recipe: TrainingRecipe, parts: Parts, processes: int) -> None:
+    """See that the recipe suits the model and the number of processes, before hours of features.
+
+    Raises `RecipeError`, and `WeightsError` for a model that cannot be trained as it says.
     """
+    see_channels(parts, recipe.model.init)
+    _see_scheduler(recipe, parts)
+    _see_connector(recipe, parts)
     _see_resolution(recipe, parts)
     _see_alignment(recipe, parts)
     _see_batches(recipe, processes)
+
+
+def _see_scheduler(recipe: TrainingRecipe, parts: Parts) -> None:
+    given: Any = parts.scheduler.config
+    if (predicted := given.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
+        raise WeightsError(
+            f"model: its scheduler predicts {predicted!r}; epsilon or v_prediction can be trained"
+        )
+    steps, trained = recipe.sampling.num_inference_steps, given["num_train_timesteps"]
+    if steps > trained:
+        raise RecipeError(
+            [f"sampling.num_inference_steps: {steps} are more than the model's {trained} steps"]
+        )
+
+
+def _see_connector(recipe: TrainingRecipe, parts: Parts) -> None:
+    """All but whether the width of h suits it, which is known once h is."""
+    config = _connector(recipe, parts, parts.unet.config.cross_attention_dim)
+    try:
+        EditingModel(parts.unet, build_connector(config), torch.zeros(0), parts.text)
+    except ValueError as error:
+        raise WeightsError(f"model: {error}") from error
+
+
+def _connector(recipe: TrainingRecipe, parts: Parts, h_width: int) -> ConnectorConfig:
+    choice = recipe.model.connector
+    return ConnectorConfig(
+        h_width=h_width,
+        width=parts.unet.config.cross_attention_dim,
+        **choice.model_dump() | {"tokens": choice.tokens or parts.tokens},
+    )
 
 
 def _see_resolution(recipe: TrainingRecipe, parts: Parts) -> None:
@@ -67,12 +116,7 @@ def _see_batches(recipe: TrainingRecipe, processes: int) -> None:
 
 def start(recipe: TrainingRecipe, parts: Parts, h: Sequence[Tensor]) -> Checkpoint:
     """The model at step 0. `h` are states of examples, as many as the connector looks at."""
-    choice = recipe.model.connector
-    config = ConnectorConfig(
-        h_width=h[0].shape[-1],
-        width=parts.unet.config.cross_attention_dim,
-        **choice.model_dump() | {"tokens": choice.tokens or parts.tokens},
-    )
+    config = _connector(recipe, parts, h[0].shape[-1])
     settings = Settings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
     with torch.random.fork_rng(devices=[]):
         # A fresh connector is the same in each process, and when a run begins again.

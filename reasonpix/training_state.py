@@ -63,7 +63,10 @@ def claim(recipe: TrainingRecipe, out: Path) -> None:
         if known is None:
             raise RunError(f"{out} is not empty, and no folder of a training run; name another")
         # What failed before its first checkpoint has learnt nothing that a change could spoil.
-        different = sorted(_differences(known, yaml.safe_load(text))) if checkpoints(out) else []
+        given = _differences(known, yaml.safe_load(text)) if checkpoints(out) else ()
+        neutral = {f"encoder.{name}" for name in recipe.encoder.options.neutral}
+        neutral |= {f"model.{name}" for name in recipe.model.neutral}
+        different = sorted(set(given) - neutral)
         if different:
             raise RunError(
                 f"{out} was trained by a recipe that differs in {', '.join(different)}; name a new "

@@ -22,6 +22,7 @@ from reasonpix.model import (
     EditingModel,
     Kind,
     build_connector,
+    pad,
     widened,
 )
 from reasonpix.objective import Batch, Objective
@@ -51,6 +52,21 @@ def latents(count: int = 2) -> Tensor:
 
 def same(one: Tensor, other: Tensor) -> bool:
     return bool(torch.allclose(one, other, atol=2e-6))
+
+
+def test_a_codebook_reads_every_dimension_alike_and_pads_nothing_in() -> None:
+    h = [torch.randn(length, H_WIDTH) * torch.logspace(-1, 2, H_WIDTH) for length in (3, 5, 4, 9)]
+    config = ConnectorConfig(kind="codebook", h_width=H_WIDTH, width=WIDTH, tokens=TOKENS)
+    codebook = build_connector(config).eval()
+    codebook.see(*pad(h))
+    read = torch.stack([torch.cat([one[-1], one.mean(0)]) for one in h])
+    assert torch.allclose(codebook.location, read.mean(0), atol=1e-4)
+    scaled = (read - codebook.location) / codebook.scale
+    assert torch.allclose(scaled.std(0, correction=0), torch.ones(2 * H_WIDTH), atol=0.1)
+    chosen = codebook.choose(scaled).unflatten(1, (8, 32)).softmax(2)
+    said = sum(chosen[:, group] @ codebook.words[group] for group in range(8))
+    wanted = codebook.out(said).unflatten(1, (TOKENS, WIDTH))
+    assert same(codebook(*pad(h), None).states, wanted)
 
 
 # -- the 8-channel UNet --------------------------------------------------------------------------

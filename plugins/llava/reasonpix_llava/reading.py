@@ -56,7 +56,7 @@ class Reader:
         if (
             options.dtype == "auto"
             and self.device.type == "cuda"
-            and torch.cuda.is_bf16_supported()
+            and torch.cuda.is_bf16_supported(including_emulation=False)
         ):
             self.dtype = torch.bfloat16
         # Pillow resizes alike everywhere; the default depends on whether torchvision is installed.
