@@ -28,7 +28,10 @@ demo: setup
 	rm -rf runs/demo runs/demo-dataset
 	$(BIN)/reasonpix generate mini/part3 --out runs/demo
 	$(BIN)/reasonpix publish runs/demo --out runs/demo-dataset
-	@echo "Open this page in a browser:"
+	$(BIN)/python -m reasonpix_mini.draw test/3 runs/demo-scene.png
+	$(BIN)/reasonpix edit runs/demo-scene.png --model mini/reasonpix2pix --out runs/demo-edit.png \
+		--force --side-by-side --instruction "How would the picture look if the grey one with wings gave way to an agricultural workhorse without hooves?"
+	@echo "Open this page in a browser, and look at the edit, runs/demo-edit.png:"
 	@$(BIN)/reasonpix gallery runs/demo
 
 lint: setup

@@ -117,15 +117,13 @@ def read_parts(options: ModelOptions) -> Parts:
 
     Raises `WeightsError` for what is absent or damaged.
     """
+    named = options.model
     if carried := plugins.checkpoint(options.model):
         options = options.model_copy(update={"model": str(carried)})
     check_weights(options)
     index = _json(options, "model_index.json")
     if index is None:
-        raise WeightsError(
-            f"model: {options.model!r} is no editing model: it holds no model_index.json; name "
-            "what `reasonpix train` wrote, or an InstructPix2Pix pipeline"
-        )
+        raise WeightsError(f"model: {_why_none(named, options)}")
     text = None
     if (index.get("text_encoder") or [None])[0]:
         text = TextStates(
@@ -139,6 +137,24 @@ def read_parts(options: ModelOptions) -> Parts:
         pretrained(AutoencoderKL, options, subfolder="vae", use_safetensors=True).float(),
         pretrained(_scheduler_class(index, options), options, subfolder="scheduler"),
         text,
+    )
+
+
+def _why_none(named: str, options: ModelOptions) -> str:
+    folder = Path(options.model)
+    if not folder.is_dir():
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            return (
+                f"{named!r} is no folder here and not in the cache, and HF_HUB_OFFLINE is set; "
+                "download it once without HF_HUB_OFFLINE, or name a local folder"
+            )
+    elif (folder / "model" / "model_index.json").is_file():
+        return f"{named!r} is the folder of a run; its model is {str(folder / 'model')!r}"
+    elif (folder / "state").is_dir() and (folder / "recipe.yaml").is_file():
+        return f"{named!r} is a run that has not finished; its model/ comes at the end of training"
+    return (
+        f"{named!r} is no editing model: it holds no model_index.json; name what `reasonpix train` "
+        "wrote, or an InstructPix2Pix pipeline"
     )
 
 

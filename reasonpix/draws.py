@@ -1,6 +1,7 @@
 """All that is random in training, from the seed, the step and the place in the batch alone.
 
-So a run that was killed goes on as if it had not been, and the number of devices changes nothing.
+So a run that was killed goes on as if it had not been, and the number of devices changes nothing
+but a connector's dropout, which is drawn by micro-batch.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def _order(seed: int, epoch: int, count: int) -> list[int]:
     return order
 
 
-def reseed(seed: int, step: int, place: int) -> None:
-    """Before the part of a batch that begins at `place`: for what draws by itself, as dropout."""
-    torch.manual_seed(_state(seed, 2, step, place))
+def reseed(seed: int, step: int, part: int) -> None:
+    """Before micro-batch number `part` of a step: for what draws by itself, as dropout."""
+    torch.manual_seed(_state(seed, 2, step, part))
 
 
 def _generator(*numbers: int) -> torch.Generator:

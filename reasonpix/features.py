@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,6 +72,12 @@ class Online:
         self.vae = vae
         self.batch = batch
         self._encoder: MLLMEncoder[Any] | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of encoder and VAE: all that changes a feature of the same view and instruction."""
+        identity = plugins.identity("encoder", self.use.name, self.use.options)
+        return _hash(VERSION, identity, digest_of(self.vae))
 
     def compute(self, report: Report = quiet) -> None:
         """See that every image can be decoded: see `Pairs.check`."""
@@ -224,6 +231,11 @@ class Cached:
         self._fingerprints = (_hash(VERSION, self._identity), _hash(VERSION, digest_of(vae)))
         self._h = Shards(folder / f"h-{self._fingerprints[0][:12]}", size)
         self._latents = Shards(folder / f"latents-{self._fingerprints[1][:12]}", size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of encoder and VAE, as that of `Online`."""
+        return self._online.fingerprint
 
     def _keys(self, example: int, view: int) -> tuple[str, str]:
         """The keys of h and of the latents of a view of an example."""

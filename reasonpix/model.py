@@ -208,7 +208,8 @@ class Codebook(Connector):
 
     @staticmethod
     def _read(h: Tensor, mask: Tensor) -> Tensor:
-        """The last state, and the mean: (b, 2 · h_width)."""
+        """The last state, and the mean: (b, 2 · h_width), float32: a sum of many passes float16."""
+        h = h.float()
         weight = mask[..., None].to(h.dtype)
         last = h[torch.arange(len(h), device=h.device), mask.sum(1) - 1]
         return torch.cat([last, (h * weight).sum(1) / weight.sum(1)], 1)
@@ -216,7 +217,7 @@ class Codebook(Connector):
     def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
         """`tokens` tokens, none of them padding."""
         read = self.dropout((self._read(h, mask) - self.location) / self.scale)
-        chosen = self.choose(read).unflatten(1, self.words.shape[:2]).softmax(2)
+        chosen = self.choose(read.to(h.dtype)).unflatten(1, self.words.shape[:2]).softmax(2)
         said = torch.einsum("bgc,gci->bi", chosen, self.words)
         return States(self.out(said).unflatten(1, (self.config.tokens, -1)), None)
 

@@ -52,12 +52,18 @@ def open_rows(path: str, base: Path, split: str, revision: str | None) -> Rows:
     if any((place / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         return DatasetRows(path, str(place), split, None)
     for suffix, rows in ((".parquet", ParquetRows), (".tar", TarRows)):
-        if files := sorted(file for file in place.rglob(f"*{suffix}") if file.is_file()):
+        if files := sorted(file for file in place.rglob(f"*{suffix}") if _is_data(file, place)):
             return rows(path, _of_split(path, files, place, split), place)
     raise SourceError(
         f"{path}: holds no dataset of pairs; expected .parquet files, .tar files (WebDataset), "
         "seeds.json (InstructPix2Pix), or what save_to_disk of `datasets` writes"
     )
+
+
+def _is_data(file: Path, root: Path) -> bool:
+    """Hidden files are no data: file managers and version control put them there."""
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    return file.is_file() and not hidden
 
 
 def _of_split(path: str, files: list[Path], root: Path, split: str) -> list[Path]:

@@ -28,7 +28,7 @@ SMALLEST_CROP = 0.8
 """The side of the smallest crop, as a share of the centre crop's: most of the edit stays in it."""
 
 _SHOWN = 10
-THREADS = max(2, min(16, len(os.sched_getaffinity(0))))
+THREADS = max(2, min(16, os.cpu_count() or 2))
 
 
 def quiet(done: int, total: int) -> None:

@@ -128,6 +128,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError([f"{path}: cannot read the recipe: {error}"]) from error
     data, marks = located.parse(text, str(path))
+    if {"data", "encoder", "model"} <= set(data):
+        raise RecipeError([f"{path} is a recipe for `reasonpix train`, not for `generate`"])
     problems: list[str] = []
     for override in overrides:
         located.override_value(data, marks, override, problems)

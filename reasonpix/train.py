@@ -173,14 +173,14 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.accelerator, self.report = recipe, out, accelerator, report
         self.stopped = stopped
-        parts = read_parts(recipe.model)
+        parts = read_parts(recipe.model.weights)
         see_fit(recipe, parts, accelerator.num_processes)
         self.pairs = read_pairs(
             recipe.data, report=lambda done, total: report(Progress("rows", done, total))
         )
         self.features = self._features(parts)
         examples, self.shown = split(recipe, self.pairs, self.features.usable())
-        self.digest = digest(self.pairs, examples)
+        self.digest = digest(self.pairs, examples, self.features.fingerprint)
         seen = examples[
             :: max(1, len(examples) // CONNECTORS[recipe.model.connector.kind].looks_at)
         ]
@@ -317,8 +317,8 @@ class _Run:
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
-            place = accelerator.process_index * len(batches) + number
-            reseed(self.recipe.seed, self.state.done, place)
+            part = accelerator.process_index * len(batches) + number
+            reseed(self.recipe.seed, self.state.done, part)
             with nullcontext() if last else accelerator.no_sync(self.objective), self._kernels():
                 loss = self.objective(batch, aligning) * (len(batch.h) / count)
                 accelerator.backward(loss)

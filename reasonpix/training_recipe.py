@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -48,10 +48,12 @@ class ConnectorChoice(_Block):
     dropout: Share = Field(0.5, description="Of what a codebook reads, while it learns")
 
 
-class Start(ModelOptions):
+class Start(_Block):
     """What training starts from."""
 
     model: str = Field(description="Hub id, local folder, or checkpoint name")
+    revision: str | None = Field(None, description="Commit or tag of the hub repository")
+    cache_dir: Path | None = Field(None, description="Where hub downloads are kept")
     init: Literal["sd15", "ip2p"] = Field(
         "ip2p",
         description="What `model` is: a text-to-image pipeline, whose UNet is widened, or an "
@@ -63,6 +65,11 @@ class Start(ModelOptions):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @property
+    def weights(self) -> ModelOptions:
+        """The weights, as they are read."""
+        return ModelOptions(model=self.model, revision=self.revision, cache_dir=self.cache_dir)
 
 
 class Align(_Block):
@@ -96,7 +103,7 @@ class Sampling(_Block):
 class TrainingRecipe(_Block):
     """All that `reasonpix train` does. Defaults are InstructPix2Pix's, with the paper's 256 px."""
 
-    seed: int = Field(0, ge=0, description="Every random choice follows from it")
+    seed: int = Field(0, ge=0, lt=2**63, description="Every random choice follows from it")
     data: Data
     encoder: Use
     model: Start
@@ -175,7 +182,12 @@ class TrainingRecipe(_Block):
 
 def is_training_recipe(path: Path) -> bool:
     """Whether a recipe is one for `reasonpix train`, by its blocks. Raises `RecipeError`."""
-    return {"data", "model"} <= set(_parsed(path)[0])
+    return _is_for_training(_parsed(path)[0])
+
+
+def _is_for_training(recipe: Mapping[str, Any]) -> bool:
+    """Even where a block is missing yet."""
+    return not {"source", "pipeline"} & set(recipe) and bool({"data", "encoder"} & set(recipe))
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], located.Marks]:
@@ -192,6 +204,8 @@ def load_training_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainingR
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
     data, marks = _parsed(path)
+    if {"source", "pipeline"} <= set(data):
+        raise RecipeError([f"{path} is a recipe for `reasonpix generate`, not for `train`"])
     problems: list[str] = []
     for override in overrides:
         located.override_value(data, marks, override, problems)

@@ -132,9 +132,9 @@ def with_text(pairs: Pairs, examples: Sequence[int]) -> list[int]:
     return found
 
 
-def digest(pairs: Pairs, examples: Sequence[int]) -> str:
-    """SHA-256 over all that is trained on, in order."""
-    total = sha256()
+def digest(pairs: Pairs, examples: Sequence[int], features: str) -> str:
+    """SHA-256 over all that is trained on, in order, and what its features are made by."""
+    total = sha256(features.encode())
     for one in (pairs.examples[number] for number in examples):
         words = (one.input_image, one.edited_image, one.instruction, one.plain)
         total.update(f"{words}".encode())

@@ -65,7 +65,7 @@ def claim(recipe: TrainingRecipe, out: Path) -> None:
         # What failed before its first checkpoint has learnt nothing that a change could spoil.
         given = _differences(known, yaml.safe_load(text)) if checkpoints(out) else ()
         neutral = {f"encoder.{name}" for name in recipe.encoder.options.neutral}
-        neutral |= {f"model.{name}" for name in recipe.model.neutral}
+        neutral |= {"model.cache_dir"}
         different = sorted(set(given) - neutral)
         if different:
             raise RunError(
@@ -154,9 +154,9 @@ def read_state(folder: Path, state: State) -> None:
         ) from error
     if data != state.data:
         raise RunError(
-            f"{folder.parent.parent} was trained on other data than there is now; name a new "
-            "folder, or give the old data. To train what was learnt on new data, name its model/ "
-            "as the recipe's model"
+            f"{folder.parent.parent} was trained on other data, or with another encoder or "
+            "VAE, than there is now; name a new folder, or give the old ones. To train what was "
+            "learnt on new data, name its model/ as the recipe's model"
         )
     state.done = done
     # In the order of the weights, which is not that of the file: they are averaged pair by pair.

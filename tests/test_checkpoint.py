@@ -89,9 +89,8 @@ def options(folder: Path | str) -> ModelOptions:
 def start(folder: Path, init: Any, kind: Kind, encoder: Use = FAKE, **config: Any) -> Checkpoint:
     width = WIDTH if kind == "identity" else H_WIDTH
     given = {"h_width": width, "width": WIDTH, "tokens": TOKENS, "heads": 2} | config
-    return starting_point(
-        read_parts(options(folder)), init, encoder, ConnectorConfig(kind=kind, **given), SETTINGS
-    )
+    chosen, h = ConnectorConfig(kind=kind, **given), [torch.zeros(3, width)]
+    return starting_point(read_parts(options(folder)), init, encoder, chosen, SETTINGS, h)
 
 
 def inputs() -> dict[str, Any]:
@@ -320,6 +319,23 @@ def test_what_is_damaged_is_explained(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=f"(?s){message}") as caught:
         load_checkpoint(options(folder))
     assert str(folder) in str(caught.value)
+
+
+def test_the_folder_of_a_run_is_no_model(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "state").mkdir(parents=True)
+    (run / "recipe.yaml").touch()
+    with pytest.raises(WeightsError, match="a run that has not finished"):
+        load_checkpoint(options(run))
+    write_tiny(run / "model")
+    with pytest.raises(WeightsError, match=r"folder of a run; its model is '.*run/model'"):
+        load_checkpoint(options(run))
+
+
+def test_what_the_hub_cannot_give_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="'owner/gone' is no folder here and not in the cache"):
+        load_checkpoint(options(Path("owner/gone")))
 
 
 def test_a_connector_of_another_model_is_explained(tmp_path: Path) -> None:

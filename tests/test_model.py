@@ -54,6 +54,13 @@ def same(one: Tensor, other: Tensor) -> bool:
     return bool(torch.allclose(one, other, atol=2e-6))
 
 
+def test_a_codebook_takes_the_mean_of_many_large_states_in_half_precision() -> None:
+    config = ConnectorConfig(kind="codebook", h_width=H_WIDTH, width=WIDTH, tokens=TOKENS)
+    h, mask = torch.full((1, 640, H_WIDTH), 150.0).half(), torch.ones(1, 640, dtype=torch.bool)
+    given = build_connector(config).half().eval()(h, mask, None)
+    assert given.states.isfinite().all() and given.states.dtype == torch.float16
+
+
 def test_a_codebook_reads_every_dimension_alike_and_pads_nothing_in() -> None:
     h = [torch.randn(length, H_WIDTH) * torch.logspace(-1, 2, H_WIDTH) for length in (3, 5, 4, 9)]
     config = ConnectorConfig(kind="codebook", h_width=H_WIDTH, width=WIDTH, tokens=TOKENS)

@@ -574,3 +574,17 @@ def test_tiny_images_have_views(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", rows(1, size=(1, 1)))
     before, after = read(path, crops=2, flip=True, resolution=8).view(0, 3)
     assert before.size == after.size == (8, 8)
+
+
+def test_it_loads_where_a_process_has_no_affinity() -> None:
+    """As on macOS."""
+    code = "import os; vars(os).pop('sched_getaffinity', None); import reasonpix.pairs"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_hidden_files_are_no_data(tmp_path: Path) -> None:
+    parquet(tmp_path / "pairs.parquet", rows(2))
+    (tmp_path / "._pairs.parquet").write_bytes(b"of a file manager")
+    (tmp_path / ".trash").mkdir()
+    parquet(tmp_path / ".trash" / "old.parquet", rows(3))
+    assert len(read_pairs(Data(path=str(tmp_path))).examples) == 2

@@ -31,6 +31,7 @@ from tiny_training import LONG, TESTS, files, log, losses, recipe, run, start, w
 from reasonpix.checkpoint import load_checkpoint
 from reasonpix.draws import Draws
 from reasonpix.errors import RecipeError, RunError, SourceError, WeightsError
+from reasonpix.fakes import FakeEncoder
 from reasonpix.inference import ReasonPix2Pix
 from reasonpix.objective import Objective
 from reasonpix.slots import ModelOptions
@@ -408,10 +409,19 @@ def test_a_recipe_that_never_took_a_step_may_be_mended(tmp_path: Path) -> None:
     assert len(trained.skipped) == 1
 
 
+def test_another_encoder_of_the_same_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, steps=2)
+    monkeypatch.setattr(FakeEncoder, "version", "2")
+    with pytest.raises(RunError, match="with another encoder or VAE"):
+        run(tmp_path, steps=3)
+
+
 def test_other_data_is_refused(tmp_path: Path) -> None:
     run(tmp_path, steps=2)
     parquet(tmp_path / "pairs.parquet", rows(7))
-    with pytest.raises(RunError, match="trained on other data than there is now"):
+    with pytest.raises(RunError, match="trained on other data, or with another encoder or VAE"):
         run(tmp_path, steps=3)
 
 
@@ -575,9 +585,9 @@ def test_curves_forget_what_is_trained_again(tmp_path: Path) -> None:
     assert found == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 34.0), (5, 35.0)]
 
 
-def test_another_device_is_no_other_recipe(tmp_path: Path) -> None:
+def test_another_cache_of_downloads_is_no_other_recipe(tmp_path: Path) -> None:
     run(tmp_path, steps=1)
-    run(tmp_path, steps=2, model__device="cuda:7", model__cache_dir=str(tmp_path))
+    run(tmp_path, steps=2, model__cache_dir=str(tmp_path))
     assert len(log(tmp_path / "out")) == 2
 
 

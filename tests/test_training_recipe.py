@@ -154,6 +154,17 @@ def test_recipes_check_knows_both_kinds(path: Path) -> None:
     assert wrong.exit_code == 2 and "did you mean 'steps'" in wrong.stderr
 
 
+def test_a_recipe_of_the_other_kind_is_told_in_a_line(path: Path, tmp_path: Path) -> None:
+    for command, recipe in (("train", "mini/part1"), ("generate", "mini/train")):
+        result = call(command, recipe, "--out", tmp_path / "out")
+        assert result.exit_code == 2 and f"not for `{command}`" in result.stderr
+        assert result.stderr.count("\n") == 1
+    half = write(tmp_path / "half.yaml")
+    half.write_text("data: {path: pairs}\nencoder: fake-encoder\n")
+    result = call("recipes", "check", half)
+    assert result.stderr.splitlines() == [f"{half}:1:1: 'model' is missing"]
+
+
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_the_schema_tells_recipes_apart(name: str) -> None:
     document = yaml.safe_load(shipped()[name].read_text(encoding="utf-8"))

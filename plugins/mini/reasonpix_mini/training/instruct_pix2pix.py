@@ -1,6 +1,7 @@
 """Train the mini InstructPix2Pix from scratch: UNet and CLIP text encoder together.
 
-    python -m reasonpix_mini.training.instruct_pix2pix --vae runs/vae --out runs/ip2p --minutes 80
+    python -m reasonpix_mini.training.instruct_pix2pix --vae VAE --judge JUDGE --out runs/ip2p
+    python -m reasonpix_mini.training.instruct_pix2pix --out runs/ip2p --export runs/pipeline
 
 It is to the mini world what `timbrooks/instruct-pix2pix` is to photographs: a UNet that edits by
 instruction, from which `reasonpix train` goes on. Instructions are direct and, in equal share,
@@ -417,6 +418,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.export:
         return export(args.out, args.export)
+    if not (args.vae and args.judge):
+        parser.error("--vae and --judge are needed to train")
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL.from_pretrained(args.vae)
