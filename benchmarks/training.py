@@ -69,7 +69,7 @@ def of_ours(data: Path, out: Path, model: str, steps: int, encoder: str, cache: 
         f"steps={steps}",
         f"batch_size={BATCH}",
         f"micro_batch_size={BATCH}",
-        "precision=no",
+        "precision=fp32",
         f"save_every={steps}",
         "validation=null",
     ]

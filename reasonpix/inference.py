@@ -163,6 +163,8 @@ class ReasonPix2Pix:
         settings say. Raises `ReasonpixError` for settings that make no sense and for a pair that
         cannot be edited.
         """
+        if isinstance(images, Image.Image):
+            raise ReasonpixError("images: give a list, such as [image]")
         if isinstance(instructions, str):
             instructions = [instructions] * len(images)
         if isinstance(seed, int):

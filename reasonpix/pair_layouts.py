@@ -51,6 +51,10 @@ def open_rows(path: str, base: Path, split: str, revision: str | None) -> Rows:
         return FolderRows(path, place)
     if any((place / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         return DatasetRows(path, str(place), split, None)
+    if (place / "stages").is_dir():
+        raise SourceError(
+            f"{path}: a run, not a dataset; publish it: reasonpix publish {path} --out DIR"
+        )
     for suffix, rows in ((".parquet", ParquetRows), (".tar", TarRows)):
         if files := sorted(file for file in place.rglob(f"*{suffix}") if _is_data(file, place)):
             return rows(path, _of_split(path, files, place, split), place)

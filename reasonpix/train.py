@@ -159,7 +159,7 @@ def _precision(recipe: TrainingRecipe) -> str:
         # Older ones emulate it, slowly.
         fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if fast else "no"
-    return recipe.precision
+    return "no" if recipe.precision == "fp32" else recipe.precision
 
 
 class _Run:
@@ -252,7 +252,7 @@ class _Run:
         recipe, model = self.recipe, self._model
         trained = model.connector.parameters() if aligning else model.parameters()
         decay = recipe.align.weight_decay if aligning and recipe.align else recipe.weight_decay
-        return torch.optim.AdamW(list(trained), betas=recipe.betas, weight_decay=decay)
+        return torch.optim.AdamW(list(trained), betas=recipe.betas, weight_decay=decay, fused=True)
 
     # -- The loop ----------------------------------------------------------------------------------
 

@@ -131,8 +131,8 @@ class TrainingRecipe(_Block):
         description="p: no instruction for p of the examples, no image for p, neither for p",
     )
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Of the averaged weights, at most")
-    precision: Literal["auto", "no", "bf16"] = Field(
-        "auto", description="Mixed precision; auto is bf16 on a GPU that has it, else none"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Mixed precision; auto is bf16 on a GPU that has it, else fp32"
     )
     gradient_checkpointing: bool = Field(False, description="Less memory for more time")
     save_every: int = Field(1000, ge=1, description="Optimizer steps between checkpoints")

@@ -27,6 +27,8 @@ KEPT = 2
 _FREE = {
     "steps",
     "save_every",
+    "data.path",
+    "data.revision",
     "validation.every",
     "micro_batch_size",
     "gradient_checkpointing",
@@ -168,9 +170,7 @@ def read_state(folder: Path, state: State) -> None:
     for key, value in moments.items():
         name, _, moment = key.rpartition(":")
         parameter = state.named[name]
-        # AdamW counts its steps on the CPU.
-        where = "cpu" if moment == "step" else parameter.device
-        state.optimizer.state[parameter][moment] = value.to(where)
+        state.optimizer.state[parameter][moment] = value.to(parameter.device)
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def test_overrides_win(path: Path) -> None:
         ({"dropout": 0.4}, "dropout: input should be less than or equal to 0.33"),
         ({"betas": [0.9, 1.0]}, "betas.1: input should be less than 1, got 1.0"),
         ({"learning_rate": 0}, "learning_rate: input should be greater than 0, got 0"),
-        ({"precision": "fp16"}, "precision: input should be 'auto', 'no' or 'bf16'"),
+        ({"precision": "fp16"}, "precision: input should be 'auto', 'fp32' or 'bf16'"),
         ({"align": {"steps": 3}}, "align needs a connector whose tokens stand for CLIP's"),
         (
             {"align": {"steps": 3}, "model": {"model": "a/b", "connector": "clip_residual"}},

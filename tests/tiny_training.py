@@ -58,7 +58,7 @@ def write_training(folder: Path, **changes: Any) -> Path:
         "micro_batch_size": 2,
         "learning_rate": 1e-3,
         "save_every": 2,
-        "precision": "no",
+        "precision": "fp32",
         "sampling": {"num_inference_steps": 2},
     }
     for name, value in changes.items():
