@@ -10,7 +10,6 @@ independently of the phrase.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import shutil
@@ -19,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from reasonpix_mini import world
 from reasonpix_mini.training import text
+from reasonpix_mini.training.diffusion import Training
 from reasonpix_mini.training.pairs import Pair, Pool, pair, pool
 from reasonpix_mini.training.vae import psnr, to_pixels
 
@@ -35,7 +34,6 @@ GROUNDING_TOKENS = 30
 """As in GLIGEN; tokens without a box carry the learned null features."""
 OUTSIDE_WEIGHT = 0.1
 """Of the loss where the latents are known, relative to inside the boxes."""
-WARMUP = 150
 
 
 class Network(nn.Module):
@@ -60,20 +58,6 @@ class Network(nn.Module):
         for name, parameter in self.unet.named_parameters():
             if name.endswith(("alpha_attn", "alpha_dense")):
                 nn.init.constant_(parameter, 0.5)  # tanh(0) would keep the gates shut for long
-
-
-def scheduler() -> DDIMScheduler:
-    """v-prediction with zero terminal SNR and trailing steps (Lin et al. 2024)."""
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=True,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-    )
 
 
 def holes(boxes: torch.Tensor, side: int) -> torch.Tensor:
@@ -175,47 +159,19 @@ def _timesteps(count: int) -> torch.Tensor:
     return torch.where(r < 0.5, 999, torch.where(r < 0.9, middle, low))
 
 
-class Trainer:
-    """The state of a training run and one step of it."""
+class Trainer(Training):
+    """UNet and text encoder of a GLIGEN."""
+
+    seed, warmup, decay = 13, 150, 0.998
 
     def __init__(self, pairs: Pool, learning_rate: float) -> None:
-        self.words = text.tokenizer(text.names())
-        self.network = Network(self.words)
-        self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.texts = Texts(self.words)
+        words = text.tokenizer(text.names())
+        super().__init__(words, Network(words), learning_rate)
+        self.texts = Texts(words)
         self.pairs = pairs
-        self.learning_rate = learning_rate
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
-        self.cumulated = scheduler().alphas_cumprod
-        self.usual_norm = 1.0
-        self.done = 0
-        self.seconds = 0.0
 
-    def step(self, progress: float) -> float:
-        """One optimizer step; `progress` in [0, 1] sets the learning rate. Returns the loss."""
-        rng = np.random.default_rng([13, self.done])
-        torch.manual_seed(self.done)
-        rate = min(1.0, (self.done + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * max(rate, 0.01)
-        loss = self._loss(rng)
-        self.optimizer.zero_grad()
-        loss.backward()
-        # Relative to the usual norm: one bad batch at a high rate costs minutes of recovery.
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 2 * self.usual_norm).item()
-        self.usual_norm += 0.02 * (min(norm, 2 * self.usual_norm) - self.usual_norm)
-        self.optimizer.step()
-        self.done += 1
-        keep = min(0.998, self.done / (self.done + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.ema.parameters()), list(self.network.parameters()), 1 - keep
-            )
-        return loss.item()
-
-    def _loss(self, rng: np.random.Generator) -> torch.Tensor:
+    def loss(self, rng: np.random.Generator) -> torch.Tensor:
+        """Of v, mostly inside the box."""
         rows = torch.from_numpy(rng.integers(len(self.pairs.captions), size=BATCH))
         boxes, categories = self.pairs.boxes[rows], self.pairs.categories[rows]
         present = categories >= 0
@@ -263,38 +219,6 @@ class Trainer:
         weight = hole + OUTSIDE_WEIGHT * (1 - hole)
         error = (predicted.float() - velocity).square().mean(1, keepdim=True)
         return (weight * error).sum() / weight.sum()
-
-    def save(self, folder: Path) -> None:
-        """The averaged weights as a diffusers folder, and the state to resume from."""
-        self.ema.unet.save_pretrained(folder / "unet")
-        self.ema.text_encoder.save_pretrained(folder / "text_encoder")
-        self.words.save_pretrained(folder / "tokenizer")
-        scheduler().save_pretrained(folder / "scheduler")
-        state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{k}": v for k, v in moments.items()}
-        state |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        state["progress"] = torch.tensor([self.done, self.seconds], dtype=torch.float64)
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / "state.tmp")
-        (folder / "state.tmp").replace(folder / "state.safetensors")
-
-    def resume(self, folder: Path) -> None:
-        """Go on from what `save` wrote."""
-        state = load_file(folder / "state.safetensors")
-
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-        self.network.load_state_dict(part("network."))
-        self.ema.load_state_dict(part("ema."))
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in part("optimizer.").items():
-            number, name = key.split(".")
-            moments.setdefault(int(number), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        done, self.seconds = state["progress"].tolist()
-        self.done = int(done)
 
 
 @torch.no_grad()

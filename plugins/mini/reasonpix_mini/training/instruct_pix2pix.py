@@ -15,7 +15,6 @@ comes there.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time
@@ -30,7 +29,6 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -39,6 +37,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from reasonpix.records import RewriteRequest, Rewriting
 from reasonpix_mini import lexicon, world
 from reasonpix_mini.training import text
+from reasonpix_mini.training.diffusion import Training
 from reasonpix_mini.training.judge import Judge
 from reasonpix_mini.training.vae import psnr, to_pixels, to_tensor
 
@@ -49,7 +48,6 @@ OUTSIDE_WEIGHT = 0.25
 """Of the loss where nothing changes, relative to the box of the edit."""
 DROPOUT = 0.05
 """InstructPix2Pix's p: 5 % without text, 5 % without image, 5 % without both."""
-WARMUP = 200
 CELLS = 8
 """Side of the grid on which the heads answer."""
 
@@ -67,20 +65,6 @@ def unet() -> UNet2DConditionModel:
         layers_per_block=1,
         attention_head_dim=4,
         norm_num_groups=16,
-    )
-
-
-def scheduler() -> DDIMScheduler:
-    """v-prediction with zero terminal SNR and trailing steps (Lin et al. 2024)."""
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=True,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
     )
 
 
@@ -225,12 +209,14 @@ class Network(nn.Module):
         return self.unet(torch.cat([noisy, source], 1), steps, states).sample
 
 
-class Trainer:
-    """The state of a training run and one step of it."""
+class Trainer(Training):
+    """UNet and text encoder of an InstructPix2Pix."""
+
+    seed, warmup, decay = 29, 200, 0.999
 
     def __init__(self, edits: Pool, learning_rate: float) -> None:
-        self.words = text.tokenizer(text.names() | text.instructions(), LENGTH)
-        self.network = Network(self.words)
+        words = text.tokenizer(text.names() | text.instructions(), LENGTH)
+        super().__init__(words, Network(words), learning_rate)
         self.features: dict[str, torch.Tensor] = {}
         # 8×8 before its downsampler, and the first 8×8 on the way up, which knows the words.
         self.network.unet.down_blocks[1].attentions[-1].register_forward_hook(
@@ -239,44 +225,16 @@ class Trainer:
         self.network.unet.up_blocks[0].register_forward_hook(
             lambda module, given, out: self.features.update(edits=out)
         )
-        self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.texts = Instructions(self.words)
+        self.texts = Instructions(words)
         self.edits = edits
-        self.learning_rate = learning_rate
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
-        self.cumulated = scheduler().alphas_cumprod
-        self.usual_norm = 1.0
-        self.done = 0
-        self.seconds = 0.0
         self.shown: dict[str, float] = {}
 
-    def step(self, progress: float) -> None:
-        """One optimizer step; `progress` in [0, 1] sets the learning rate."""
-        rng = np.random.default_rng([29, self.done])
-        torch.manual_seed(self.done)
-        rate = min(1.0, (self.done + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * max(rate, 0.01)
+    def loss(self, rng: np.random.Generator) -> torch.Tensor:
+        """Of v, mostly inside the box, and a tenth of what the heads get wrong."""
         losses = self._losses(rng)
-        self.optimizer.zero_grad()
-        (
-            losses["v"] + 0.1 * losses["sees"] + 0.1 * losses["where"] + 0.1 * losses["what"]
-        ).backward()
-        # Relative to the usual norm: one bad batch at a high rate costs minutes of recovery.
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 2 * self.usual_norm).item()
-        self.usual_norm += 0.02 * (min(norm, 2 * self.usual_norm) - self.usual_norm)
-        self.optimizer.step()
-        self.done += 1
-        keep = min(0.999, self.done / (self.done + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.ema.parameters()), list(self.network.parameters()), 1 - keep
-            )
         for name, value in losses.items():
-            value = value.item()
-            self.shown[name] = 0.98 * self.shown.get(name, value) + 0.02 * value
+            self.shown[name] = 0.98 * self.shown.get(name, value.item()) + 0.02 * value.item()
+        return losses["v"] + 0.1 * (losses["sees"] + losses["where"] + losses["what"])
 
     def _losses(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         rows = torch.from_numpy(rng.integers(len(self.edits.edits), size=BATCH))
@@ -317,38 +275,6 @@ class Trainer:
             "where": F.binary_cross_entropy_with_logits(edits[whole, 0], hole[whole]),
             "what": F.cross_entropy(edits[:, 1:].permute(0, 2, 3, 1)[inside], comes[inside]),
         }
-
-    def save(self, folder: Path) -> None:
-        """The averaged weights as a diffusers folder, and the state to resume from."""
-        self.ema.unet.save_pretrained(folder / "unet")
-        self.ema.text_encoder.save_pretrained(folder / "text_encoder")
-        self.words.save_pretrained(folder / "tokenizer")
-        scheduler().save_pretrained(folder / "scheduler")
-        state = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{k}": v for k, v in moments.items()}
-        state |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        state["progress"] = torch.tensor([self.done, self.seconds], dtype=torch.float64)
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / "state.tmp")
-        (folder / "state.tmp").replace(folder / "state.safetensors")
-
-    def resume(self, folder: Path) -> None:
-        """Go on from what `save` wrote."""
-        state = load_file(folder / "state.safetensors")
-
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-        self.network.load_state_dict(part("network."))
-        self.ema.load_state_dict(part("ema."))
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in part("optimizer.").items():
-            number, name = key.split(".")
-            moments.setdefault(int(number), {})[name] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        done, self.seconds = state["progress"].tolist()
-        self.done = int(done)
 
 
 @torch.no_grad()
