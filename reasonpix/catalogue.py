@@ -11,7 +11,7 @@ overriding = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a value of the recipe, such as pipeline.planner=lexicon.",
+    help="Override a value of the recipe, such as seed=1 or pipeline.planner=lexicon.",
 )
 
 

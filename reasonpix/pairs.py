@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonpix.errors import SourceError
 from reasonpix.images import UndecodableImage, decode
@@ -67,6 +67,13 @@ class Data(BaseModel):
     crops: int = Field(
         1, ge=1, description="Crops of each pair: the centre, and others that are drawn once"
     )
+
+    @field_validator("instructions")
+    @classmethod
+    def _each_once(cls, columns: list[str] | None) -> list[str] | None:
+        if columns and len(set(columns)) < len(columns):
+            raise ValueError("a column stands here twice; each row would count twice")
+        return columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,10 @@ def test_overrides_win(path: Path) -> None:
         ({"dropout": 0.4}, "dropout: input should be less than or equal to 0.33"),
         ({"betas": [0.9, 1.0]}, "betas.1: input should be less than 1, got 1.0"),
         ({"learning_rate": 0}, "learning_rate: input should be greater than 0, got 0"),
+        (
+            {"data": {"path": "x", "instructions": ["edit_prompt", "edit_prompt"]}},
+            "data.instructions: a column stands here twice",
+        ),
         ({"precision": "fp16"}, "precision: input should be 'auto', 'fp32' or 'bf16'"),
         ({"align": {"steps": 3}}, "align needs a connector whose tokens stand for CLIP's"),
         (

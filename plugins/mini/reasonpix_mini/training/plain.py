@@ -31,8 +31,13 @@ def main() -> None:
     parser.add_argument("dataset", type=Path, help="what `reasonpix publish` wrote")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    files = sorted(args.dataset.glob("data/*.parquet"))
+    if not files:
+        parser.error(f"{args.dataset} holds no data/*.parquet; publish a run of mini/part1")
+    if args.out.exists():
+        parser.error(f"{args.out} exists; name a new folder")
     (args.out / "data").mkdir(parents=True)
-    for file in sorted(args.dataset.glob("data/*.parquet")):
+    for file in files:
         table = pq.read_table(file)
         captions = zip(
             *(table[name].to_pylist() for name in ("caption", "edited_caption")), strict=True
