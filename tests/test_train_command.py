@@ -159,7 +159,9 @@ def test_mistakes_are_told_without_a_traceback(here: Path) -> None:
     assert "no text in 'edit_prompt'" in told(call(*arguments, "out"))
     assert "no such option" in told(call(*arguments, "out", "--set", "stpes=1"), 2)
     assert "did you mean 'mini/train'" in told(call("train", "mini/trian", "--out", "out"), 2)
-    assert "'data' is missing" in told(call("train", "mini/part3", "--out", "out"), 2)
+    assert "a recipe for `reasonpix generate`" in told(
+        call("train", "mini/part3", "--out", "out"), 2
+    )
     (here / "thesis").mkdir()
     (here / "thesis" / "text").write_text("all of it")
     assert "thesis is not empty" in told(call(*arguments, "thesis"))
