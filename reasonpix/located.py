@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -20,6 +22,24 @@ class Marks(dict[Path, str]):
         while path and path not in self:
             path = path[:-1]
         return self[path]
+
+    def into(self, problems: list[str]) -> Callable[[Path, str], None]:
+        """What adds a mistake to `problems`: its place, its path, and what it is."""
+
+        def complain(path: Path, what: str) -> None:
+            dotted = ".".join(map(str, path))
+            problems.append(f"{self.nearest(path)}: {f'{dotted}: ' if dotted else ''}{what}")
+
+        return complain
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], Marks]:
+    """The YAML of a file, as `parse` gives it. Raises `RecipeError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError([f"{path}: cannot read the recipe: {error}"]) from error
+    return parse(text, str(path))
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], Marks]:

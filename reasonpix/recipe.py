@@ -123,21 +123,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot read the recipe: {error}"]) from error
-    data, marks = located.parse(text, str(path))
+    data, marks = located.read(path)
     if {"data", "encoder", "model"} <= set(data):
         raise RecipeError([f"{path} is a recipe for `reasonpix train`, not for `generate`"])
     problems: list[str] = []
     for override in overrides:
         located.override_value(data, marks, override, problems)
 
-    def complain(where: located.Path, what: str) -> None:
-        dotted = ".".join(map(str, where))
-        problems.append(f"{marks.nearest(where)}: {f'{dotted}: ' if dotted else ''}{what}")
-
+    complain = marks.into(problems)
     document = check(_Document, data, (), complain)
     uses: dict[str, Use | None] = dict.fromkeys(PIPELINE)
     if "source" in data:

@@ -182,7 +182,7 @@ class TrainingRecipe(_Block):
 
 def is_training_recipe(path: Path) -> bool:
     """Whether a recipe is one for `reasonpix train`, by its blocks. Raises `RecipeError`."""
-    return _is_for_training(_parsed(path)[0])
+    return _is_for_training(located.read(path)[0])
 
 
 def _is_for_training(recipe: Mapping[str, Any]) -> bool:
@@ -190,30 +190,19 @@ def _is_for_training(recipe: Mapping[str, Any]) -> bool:
     return not {"source", "pipeline"} & set(recipe) and bool({"data", "encoder"} & set(recipe))
 
 
-def _parsed(path: Path) -> tuple[dict[str, Any], located.Marks]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: cannot read the recipe: {error}"]) from error
-    return located.parse(text, str(path))
-
-
 def load_training_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
     """Read and check a training recipe; `overrides` are `a.b=value` and win over the file.
 
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
-    data, marks = _parsed(path)
+    data, marks = located.read(path)
     if {"source", "pipeline"} <= set(data):
         raise RecipeError([f"{path} is a recipe for `reasonpix generate`, not for `train`"])
     problems: list[str] = []
     for override in overrides:
         located.override_value(data, marks, override, problems)
 
-    def complain(where: located.Path, what: str) -> None:
-        dotted = ".".join(map(str, where))
-        problems.append(f"{marks.nearest(where)}: {f'{dotted}: ' if dotted else ''}{what}")
-
+    complain = marks.into(problems)
     if "encoder" in data:
         # Named in place of the block, which the model cannot check, so that all else is told too.
         encoder = read_use("encoder", data["encoder"], ("encoder",), complain)
