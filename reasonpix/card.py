@@ -44,6 +44,7 @@ class Form:
     """The files that `datasets` reads, a pattern; None when it cannot read this form."""
     features: Mapping[str, Feature] | None = None
     """Those of the columns; None when they are told by the files."""
+    split: str = "train"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _head(title: str, form: Form, rows: int, licences: Mapping[str, str | None])
         features = [{"name": n, **_for_yaml(f)} for n, f in form.features.items()]
         # Without splits: `datasets` wants the bytes of each in memory as well, or it warns.
         head["dataset_info"] = {"features": features}
-    files = [{"split": "train", "path": form.data}]
+    files = [{"split": form.split, "path": form.data}]
     return head | {"configs": [{"config_name": "default", "data_files": files}]}
 
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from reasonpix.evaluation_recipe import EvaluationRecipe
+    from reasonpix.recipe import Recipe
+    from reasonpix.recipes import Command
+    from reasonpix.training_recipe import TrainingRecipe
+
+    AnyRecipe = Recipe | TrainingRecipe | EvaluationRecipe
 
 overriding = click.option(
     "--set",
@@ -58,24 +68,43 @@ def recipes_copy(recipe: str, to: Path) -> None:
 @overriding
 def recipes_check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check RECIPE and print it with every option spelled out."""
-    from reasonpix.recipe import load_recipe
     from reasonpix.recipes import locate
-    from reasonpix.training_recipe import is_training_recipe, load_training_recipe
 
-    path = locate(recipe)
-    load = load_training_recipe if is_training_recipe(path) else load_recipe
-    click.echo(load(path, overrides).as_yaml(), nl=False)
+    click.echo(load_any(locate(recipe), overrides).as_yaml(), nl=False)
+
+
+def load_any(path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Read and check a recipe of any kind. Raises `RecipeError`."""
+    from reasonpix.evaluation_recipe import load_evaluation_recipe
+    from reasonpix.recipe import load_recipe
+    from reasonpix.recipes import command_of
+    from reasonpix.training_recipe import load_training_recipe
+
+    loaders: Mapping[Command, Callable[[Path, Sequence[str]], AnyRecipe]] = {
+        "generate": load_recipe,
+        "train": load_training_recipe,
+        "evaluate": load_evaluation_recipe,
+    }
+    return loaders[command_of(path)](path, overrides)
 
 
 @recipes.command("schema")
-@click.option("--training", is_flag=True, help="Of recipes for `train`, not for `generate`.")
-def recipes_schema(training: bool) -> None:
+@click.option(
+    "--for",
+    "command",
+    type=click.Choice(["generate", "train", "evaluate"]),
+    default="generate",
+    show_default=True,
+    help="The command that the recipes are for.",
+)
+def recipes_schema(command: Command) -> None:
     """Print the JSON schema of recipes, for completion in editors."""
     import json
 
-    from reasonpix import recipe, training_recipe
+    from reasonpix import evaluation_recipe, recipe, training_recipe
 
-    click.echo(json.dumps((training_recipe if training else recipe).schema(), indent=2))
+    modules = {"generate": recipe, "train": training_recipe, "evaluate": evaluation_recipe}
+    click.echo(json.dumps(modules[command].schema(), indent=2))
 
 
 @click.group()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reasonpix import afterwards, catalogue, console, modelling
+from reasonpix import afterwards, catalogue, console, evaluating, modelling, study_commands
 from reasonpix.catalogue import overriding
 
 if TYPE_CHECKING:
@@ -55,7 +55,14 @@ def main(debug: bool) -> None:
     """Make datasets for image editing by instructions that need reasoning."""
 
 
-for command in (*afterwards.COMMANDS, *modelling.COMMANDS, catalogue.recipes, catalogue.plugins):
+for command in (
+    *afterwards.COMMANDS,
+    *modelling.COMMANDS,
+    *evaluating.COMMANDS,
+    catalogue.recipes,
+    catalogue.plugins,
+    study_commands.study,
+):
     main.add_command(command)
 
 _run = click.argument("run")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reasonpix.errors import ReasonpixError
+
 if TYPE_CHECKING:
     from reasonpix.engine import Progress
     from reasonpix.recipe import Recipe
@@ -44,6 +46,17 @@ def stoppable(deferred: Callable[[int], bool] = lambda number: False) -> Iterato
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Imports of packages that only `reasonpix[extra]` brings."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ReasonpixError(
+            f"this needs the package {error.name}: pip install 'reasonpix[{extra}]'"
+        ) from error
 
 
 def tell_of_waits(debug: bool) -> None:

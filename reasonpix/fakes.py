@@ -39,6 +39,8 @@ from reasonpix.slots import (
     EditRequest,
     EntityExtractor,
     Grounder,
+    Method,
+    MethodRequest,
     MLLMEncoder,
     Options,
     Planner,
@@ -271,6 +273,38 @@ class FakeScorer(Scorer[Options]):
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
         """None of them."""
         return [None for _ in scores]
+
+
+class FakeMethodOptions(Options):
+    """Options of `fake-method`."""
+
+    tint: int = Field(100, ge=0, le=255, description="Red of what it draws over half the image")
+
+
+class FakeMethod(Method[FakeMethodOptions]):
+    """Draws a shade that follows from instruction and seed; an instruction "fail" fails."""
+
+    name: ClassVar[str] = "fake-method"
+    Options: ClassVar[type[Options]] = FakeMethodOptions
+
+    def apply(self, requests: Sequence[MethodRequest]) -> list[Image.Image | Problem]:
+        """The left half of each image drawn over."""
+        return [self._drawn(request) for request in requests]
+
+    def _drawn(self, request: MethodRequest) -> Image.Image | Problem:
+        if request.instruction == "fail":
+            return Problem(status="failed", reason="told to fail")
+        shade = hashlib.sha256(f"{request.instruction} {request.seed}".encode()).digest()
+        edited = request.image.copy()
+        half = (0, 0, edited.width // 2, edited.height)
+        edited.paste((self.options.tint, shade[0], shade[1]), half)
+        return edited
+
+
+@hookimpl
+def methods() -> list[type[Method[Any]]]:
+    """The fake method."""
+    return [FakeMethod]
 
 
 @hookimpl

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Problem
+from reasonpix.records import Box, Problem
 from reasonpix.slots import Component, Edit, Grounder, Options, Scorer
 
 Scores = list[dict[str, float] | Problem]
@@ -35,9 +35,8 @@ def _known(value: T | None) -> T:
     return value
 
 
-def _inside(edit: Edit) -> NDArray[np.bool_]:
+def inside(box: Box) -> NDArray[np.bool_]:
     """(height, width): which pixels the box touches."""
-    box = _known(edit.box)
     x0, y0, x1, y1 = box.pixels()
     mask = np.zeros((box.height, box.width), dtype=bool)
     mask[y0:y1, x0:x1] = True
@@ -118,9 +117,9 @@ class RegionDistance(Scorer[RegionDistanceOptions]):
         """`inside` and `outside`: mean squared differences in [0, 1]."""
         scores: Scores = []
         for edit in edits:
-            difference, inside = _squared_difference(edit), _inside(edit)
-            outside = 0.0 if inside.all() else float(difference[~inside].mean())
-            scores.append({"inside": float(difference[inside].mean()), "outside": outside})
+            difference, within = _squared_difference(edit), inside(_known(edit.box))
+            outside = 0.0 if within.all() else float(difference[~within].mean())
+            scores.append({"inside": float(difference[within].mean()), "outside": outside})
         return scores
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
@@ -165,7 +164,7 @@ class NoOp(Scorer[NoOpOptions]):
             before = np.asarray(edit.input_image, dtype=np.int16)
             after = np.asarray(edit.edited_image, dtype=np.int16)
             changed = np.abs(before - after).max(axis=2) > self.options.tolerance
-            scores.append({"changed": float(changed[_inside(edit)].mean())})
+            scores.append({"changed": float(changed[inside(_known(edit.box))].mean())})
         return scores
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
@@ -175,6 +174,25 @@ class NoOp(Scorer[NoOpOptions]):
             f"{score['changed']:.1%} of the box changed" if score["changed"] < limit else None
             for score in scores
         ]
+
+
+def overlaps(
+    grounder: Grounder[Any],
+    images: Sequence[Image.Image],
+    categories: Sequence[Sequence[str]],
+    boxes: Sequence[Box],
+) -> list[tuple[float, ...] | Problem]:
+    """How far the best box of each of an image's categories overlaps the box given for the image.
+
+    The overlap is the intersection as a share of the smaller box, 0 when nothing is found.
+    """
+    found = grounder.ground(images, categories)
+    return [
+        answer
+        if isinstance(answer, Problem)
+        else tuple(it.box.overlap(box) if it.box else 0.0 for it in answer)
+        for answer, box in zip(found, boxes, strict=True)
+    ]
 
 
 class RegroundedOptions(Options):
@@ -200,22 +218,19 @@ class Regrounded(Scorer[RegroundedOptions]):
     ) -> list[dict[str, float] | Problem]:
         """`target` and `source`: how far the category's best box overlaps the edited box.
 
-        The overlap is the intersection as a share of the smaller box, 0 when nothing is found.
+        See `overlaps`.
         """
         grounder = pipeline["grounder"]
         assert isinstance(grounder, Grounder)
-        found = grounder.ground(
+        found = overlaps(
+            grounder,
             [edit.edited_image for edit in edits],
             [(_known(edit.target), _known(edit.selected)) for edit in edits],
+            [_known(edit.box) for edit in edits],
         )
-        scores: Scores = []
-        for edit, answer in zip(edits, found, strict=True):
-            if isinstance(answer, Problem):
-                scores.append(answer)
-                continue
-            target, source = (g.box.overlap(_known(edit.box)) if g.box else 0.0 for g in answer)
-            scores.append({"target": target, "source": source})
-        return scores
+        return [
+            it if isinstance(it, Problem) else {"target": it[0], "source": it[1]} for it in found
+        ]
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
         """Target not found where it should be, or the source category still there."""

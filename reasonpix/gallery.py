@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,16 +13,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL.Image import Image
 
-from reasonpix.images import UndecodableImage, encode_png
+from reasonpix.images import UndecodableImage, data_url
 from reasonpix.outcomes import Ending, StageEntry, endings_of, read_stages, source_of, verdicts
 from reasonpix.run import RunFolder, Status
 from reasonpix.samples import Sample
 from reasonpix.summary import position_bias, spending
 from reasonpix.traces import Trace, traces
 
-_LOSSLESS = 256
-"""Pixels up to which an image is shown as it is; larger ones as a JPEG of `_SHOWN` pixels."""
-_SHOWN = 480
 _KINDS = 200
 """Reasons of one stage that are told apart, and as many of them as a page lists."""
 _LISTED = 12
@@ -229,7 +224,7 @@ def _seen(sample: Sample) -> dict[str, Any]:
     edited: str | None = None
     with suppress(UndecodableImage, OSError):
         image = sample.image()
-        edited = _data_url(sample.edited_image()) if sample.has_edit else None
+        edited = data_url(sample.edited_image()) if sample.has_edit else None
     groundings = [
         {
             "category": g.category,
@@ -243,7 +238,7 @@ def _seen(sample: Sample) -> dict[str, Any]:
         if g.box
     ]
     return {
-        "input": _data_url(image) if image else None,
+        "input": data_url(image) if image else None,
         "edited": edited,
         "small": bool(image and max(image.size) <= 128),
         "boxes": groundings,
@@ -271,16 +266,6 @@ def _candidates(sample: Sample) -> list[dict[str, Any]]:
         }
         for index, candidate in enumerate(given.candidates if given else ())
     ]
-
-
-def _data_url(image: Image) -> str:
-    """An RGB image in a page: hundreds of photographs as PNG would be too much for it."""
-    if max(image.size) <= _LOSSLESS:
-        return f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"
-    image.thumbnail((_SHOWN, _SHOWN))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _seconds(run: RunFolder, entries: Sequence[StageEntry]) -> dict[str, float]:

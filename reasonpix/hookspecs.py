@@ -22,6 +22,7 @@ from reasonpix.slots import (
     Editor,
     EntityExtractor,
     Grounder,
+    Method,
     MLLMEncoder,
     Planner,
     Scorer,
@@ -70,6 +71,11 @@ def sources() -> list[type[Source[Any]]]:  # type: ignore[empty-body]
 @hookspec
 def scorers() -> list[type[Scorer[Any]]]:  # type: ignore[empty-body]
     """Return the scorers, usable as filters, this plugin offers."""
+
+
+@hookspec
+def methods() -> list[type[Method[Any]]]:  # type: ignore[empty-body]
+    """Return the editing methods, to be compared in an evaluation, this plugin offers."""
 
 
 @hookspec

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import warnings
+from collections.abc import Callable
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+T = TypeVar("T")
 
 MAX_PIXELS = 100_000_000
 """Images beyond this are taken for decompression bombs."""
@@ -69,6 +75,32 @@ def decode(data: bytes) -> Image.Image:
     sRGB. Raises `UndecodableImage`, also for greys of 32 bits and of floats: nothing says which of
     their values is white.
     """
+    return _decoded(data, rgb)
+
+
+def decode_mask(data: bytes) -> NDArray[np.bool_]:
+    """What an encoded mask marks, (height, width): where it is transparent, or else where white.
+
+    Raises `UndecodableImage` also for a picture that is neither transparent anywhere nor black and
+    white, and for a mask that marks nothing.
+    """
+    return _decoded(data, _marked)
+
+
+def _marked(image: Image.Image) -> NDArray[np.bool_]:
+    marked: NDArray[np.bool_] = np.asarray(image.convert("RGBA").getchannel("A")) < 128
+    if not marked.any():
+        grey = np.asarray(rgb(image).convert("L"))
+        # The edges in a JPEG are soft.
+        if np.mean((grey > 63) & (grey < 192)) > 0.1:
+            raise UndecodableImage("nothing in it is transparent, and it is not black and white")
+        marked = grey > 127
+    if not marked.any():
+        raise UndecodableImage("it marks nothing")
+    return marked
+
+
+def _decoded(data: bytes, convert: Callable[[Image.Image], T]) -> T:
     if not data:
         raise UndecodableImage("the file is empty")
     try:
@@ -80,7 +112,7 @@ def decode(data: bytes) -> Image.Image:
                 )
             _match_depth(image)
             image.load()
-            return rgb(_upright(image))
+            return convert(_upright(image))
     except UndecodableImage:
         raise
     except UnidentifiedImageError as error:
@@ -144,3 +176,17 @@ def encode_png(image: Image.Image) -> bytes:
     # Metadata is left behind: it would make equal pixels differ.
     Image.frombytes(image.mode, image.size, image.tobytes()).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
+
+
+def data_url(image: Image.Image, lossless: int = 256, shown: int = 480) -> str:
+    """An RGB image to stand in a page: as it is when it has at most `lossless` pixels a side.
+
+    Larger ones are JPEGs of at most `shown` pixels: as PNG, many photographs are too much.
+    """
+    if max(image.size) <= lossless:
+        return f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"
+    image = image.copy()
+    image.thumbnail((shown, shown))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

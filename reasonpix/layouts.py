@@ -121,21 +121,24 @@ FEATURES: Mapping[str, Feature] = {
 
 def write_parquet(accepted: Iterator[Outcome], folder: Path, size: Size = FILE) -> Written:
     """`data/train-00000.parquet` …: images as lossless PNG, `scores` as JSON."""
+    rows = ahead(parquet_row, accepted)
+    return Written(write_rows(rows, schema_of(FEATURES), folder, size, GROUP, image_bytes))
 
-    def row(outcome: Outcome) -> Row:
-        before, after = _images(outcome.sample)
-        facts = facts_of(outcome)
-        return facts | {
-            "input_image": {"bytes": encode_png(before), "path": None},
-            "edited_image": {"bytes": after, "path": None},
-            "scores": json.dumps(facts["scores"], sort_keys=True),
-        }
 
-    def weigh(row: Row) -> int:
-        return len(row["input_image"]["bytes"]) + len(row["edited_image"]["bytes"])
+def parquet_row(outcome: Outcome) -> Row:
+    """A row of the columns `FEATURES`."""
+    before, after = _images(outcome.sample)
+    facts = facts_of(outcome)
+    return facts | {
+        "input_image": {"bytes": encode_png(before), "path": None},
+        "edited_image": {"bytes": after, "path": None},
+        "scores": json.dumps(facts["scores"], sort_keys=True),
+    }
 
-    rows = ahead(row, accepted)
-    return Written(write_rows(rows, schema_of(FEATURES), folder, size, GROUP, weigh))
+
+def image_bytes(row: Row) -> int:
+    """How much the two images of a row weigh."""
+    return len(row["input_image"]["bytes"]) + len(row["edited_image"]["bytes"])
 
 
 def write_rows(
@@ -145,14 +148,15 @@ def write_rows(
     size: Size,
     group: Size,
     weigh: Callable[[Row], int],
+    split: str = "train",
 ) -> int:
-    """Write rows to `data/train-00000.parquet` …, in row groups; returns their number."""
+    """Write rows to `data/<split>-00000.parquet` …, in row groups; returns their number."""
     (folder / "data").mkdir()
     total = files = 0
     batches = _batches(rows, group, weigh)
     batch = next(batches, None)
     while batch is not None:
-        path = folder / "data" / f"train-{files:05d}.parquet"
+        path = folder / "data" / f"{split}-{files:05d}.parquet"
         with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             held = weight = 0
             while batch is not None and held < size.rows and weight < size.bytes:
@@ -367,12 +371,12 @@ def derived_caption(sample: Sample) -> str:
     for words in (*written, plan.selected):
         found = re.search(rf"(?:\b(an?)\s+)?(?<!\w){re.escape(words)}(?!\w)", caption, re.I)
         if found:
-            return caption[: found.start()] + _named(found[1], plan.target) + caption[found.end() :]
-    return f"{caption}, with {_named('a', plan.target)} in the place of the {plan.selected}"
+            return caption[: found.start()] + named(found[1], plan.target) + caption[found.end() :]
+    return f"{caption}, with {named('a', plan.target)} in the place of the {plan.selected}"
 
 
-def _named(article: str | None, name: str) -> str:
-    """A name behind the article that its first letter asks for, where there was one."""
+def named(article: str | None, name: str) -> str:
+    """A name behind the indefinite article that it asks for, where there is one: "an owl"."""
     if not article:
         return name
     right = "an" if name[:1].lower() in "aeiou" else "a"

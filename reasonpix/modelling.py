@@ -135,7 +135,7 @@ def edit(
     files = sheets.files(out, images, len(instructions), seeds, grid)
     sheets.check_writable(files, images, force)
 
-    with _needing("edit"):
+    with console.needing("edit"):
         from reasonpix.inference import ReasonPix2Pix
     from reasonpix.records import Problem
 
@@ -257,7 +257,7 @@ def train(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
                 return bars.steps_taken and (launched or len(told) == 1)
 
             with console.stoppable(deferred):
-                with _needing("train"):
+                with console.needing("train"):
                     from reasonpix.train import train as learn
 
                 trained = learn(checked, out, bars.show, lambda: bool(told))
@@ -278,17 +278,6 @@ def train(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
     folder = shlex.quote(str(trained.model))
     click.echo(f"the model is in {folder}; edit with it:")
     click.echo(f"reasonpix edit IMAGE --instruction TEXT --model {folder}")
-
-
-@contextmanager
-def _needing(extra: str) -> Iterator[None]:
-    """Imports of packages that only `reasonpix[extra]` brings."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ReasonpixError(
-            f"this needs the package {error.name}: pip install 'reasonpix[{extra}]'"
-        ) from error
 
 
 class _Training:

@@ -105,6 +105,11 @@ class _JsonRows(Rows):
 
     _known: frozenset[str] = frozenset()
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Those that are ours; any row may have more."""
+        return self._known
+
     @abstractmethod
     def _facts(self, row: int) -> dict[str, object]:
         """All that is known of a row. Raises `OSError`, and `ValueError` for what is no JSON."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from reasonpix.errors import SourceError
@@ -18,6 +18,8 @@ class Columns(NamedTuple):
     input: str
     instruction: str
     edited: str
+    mask: str | None = None
+    """Of what the edit may change, where there is one."""
 
 
 PUBLISHED = Columns("input_image", "edit_prompt", "edited_image")
@@ -25,7 +27,7 @@ PUBLISHED = Columns("input_image", "edit_prompt", "edited_image")
 COLUMNS: Mapping[str, Columns] = {
     "reasonpix and diffusers": PUBLISHED,
     "InstructPix2Pix": Columns("original_image", "edit_prompt", "edited_image"),
-    "MagicBrush": Columns("source_img", "instruction", "target_img"),
+    "MagicBrush": Columns("source_img", "instruction", "target_img", "mask_img"),
 }
 """The columns that are known, by whose they are."""
 
@@ -42,6 +44,11 @@ class Rows(ABC):
     def __len__(self) -> int:
         """The number of rows."""
 
+    @property
+    @abstractmethod
+    def columns(self) -> Collection[str]:
+        """The names of the columns, as far as they are known without reading all rows."""
+
     @abstractmethod
     def name(self, row: int) -> str:
         """The file and the row in it, for messages. Rows are counted from 0."""
@@ -57,6 +64,15 @@ class Rows(ABC):
     @abstractmethod
     def images(self, row: int) -> tuple[bytes, bytes]:
         """The encoded input image and the edited one. Raises `OSError`."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is a column of masks."""
+        return False
+
+    def mask(self, row: int) -> bytes:
+        """The encoded mask, where there is one. Raises `OSError`."""
+        raise NotImplementedError
 
     def lacks(self, column: str, known: Iterable[str], where: str | None = None) -> SourceError:
         """The error that says which columns there are instead."""

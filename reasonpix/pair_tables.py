@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import accumulate
 from pathlib import Path
@@ -65,7 +65,7 @@ class ParquetRows(Rows):
                 self._file_starts.append(self._file_starts[-1] + metadata.num_rows)
         self._starts = [0, *accumulate(counts)]
         self.instruction = self._columns.instruction
-        self._held: dict[int, Future[pa.Table]] = {}
+        self._held: dict[tuple[int, tuple[str, ...]], Future[pa.Table]] = {}
         self._lock = threading.Lock()
 
     def _shown(self, file: Path) -> str:
@@ -83,6 +83,12 @@ class ParquetRows(Rows):
     def __len__(self) -> int:
         """Of all files."""
         return self._starts[-1]
+
+    @property
+    def columns(self) -> Collection[str]:
+        """Those of the first file."""
+        names: list[str] = self._schema.names
+        return names
 
     def name(self, row: int) -> str:
         """The row's number is that in its file."""
@@ -119,24 +125,34 @@ class ParquetRows(Rows):
 
     def images(self, row: int) -> tuple[bytes, bytes]:
         """From the row group, which stays in memory for those that come next."""
-        place = bisect_right(self._starts, row) - 1
-        group, within = self._group(place), row - self._starts[place]
-        before, after = (
-            _cell_bytes(group.column(name)[within].as_py(), name)
-            for name in (self._columns.input, self._columns.edited)
-        )
+        before, after = self._cells(row, self._columns.input, self._columns.edited)
         return before, after
 
-    def _group(self, place: int) -> pa.Table:
-        """A row group, read once by whoever comes first."""
+    @property
+    def has_masks(self) -> bool:
+        """By the first file."""
+        return self._columns.mask in self.columns
+
+    def mask(self, row: int) -> bytes:
+        """From the row group, as `images`."""
+        assert self._columns.mask is not None
+        return self._cells(row, self._columns.mask)[0]
+
+    def _cells(self, row: int, *names: str) -> list[bytes]:
+        place = bisect_right(self._starts, row) - 1
+        group, within = self._group(place, names), row - self._starts[place]
+        return [_cell_bytes(group.column(name)[within].as_py(), name) for name in names]
+
+    def _group(self, place: int, names: tuple[str, ...]) -> pa.Table:
+        """Columns of a row group, read once by whoever comes first."""
+        key = (place, names)
         with self._lock:
-            known = self._held.pop(place, None)
-            future = self._held[place] = known or Future()
+            known = self._held.pop(key, None)
+            future = self._held[key] = known or Future()
             while len(self._held) > _HELD:
                 self._held.pop(next(iter(self._held)))  # that was not asked for the longest
         if known is None:
             try:
-                names = (self._columns.input, self._columns.edited)
                 future.set_result(self._read(self._groups[place], names))
             except BaseException as error:
                 future.set_exception(error)
@@ -188,18 +204,27 @@ class DatasetRows(Rows):
 
         self._columns = image_columns(where, data.column_names)
         self.instruction = self._columns.instruction
-        images = [self._columns.input, self._columns.edited]
+        pair = [self._columns.input, self._columns.edited]
+        masks = [name for name in data.column_names if name == self._columns.mask]
+        images = pair + masks
         for name in images:
             if not isinstance(data.features[name], datasets.Image):
                 kind = getattr(data.features[name], "dtype", "no images")
                 raise SourceError(f"{where}: column {name!r} holds {kind}, no images")
             data = data.cast_column(name, datasets.Image(decode=False))
         self._data = data
-        self._images = data.select_columns(images)
+        self._images = data.select_columns(pair)
+        self._masks = data.select_columns(masks)
 
     def __len__(self) -> int:
         """Of the split."""
         return len(self._data)
+
+    @property
+    def columns(self) -> Collection[str]:
+        """As the library knows them."""
+        names: list[str] = self._data.column_names
+        return names
 
     def name(self, row: int) -> str:
         """The row's number in the split."""
@@ -223,3 +248,13 @@ class DatasetRows(Rows):
         found = self._images[row]
         before, after = (_cell_bytes(found[name], name) for name in found)
         return before, after
+
+    @property
+    def has_masks(self) -> bool:
+        """As the library knows its columns."""
+        return self._columns.mask in self.columns
+
+    def mask(self, row: int) -> bytes:
+        """By the library's own index."""
+        assert self._columns.mask is not None
+        return _cell_bytes(self._masks[row][self._columns.mask], self._columns.mask)

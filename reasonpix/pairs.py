@@ -152,7 +152,7 @@ class Pairs:
             raise refusal(broken)
         self._skipped.update(broken)
         if not self.usable():
-            raise SourceError(f"data: no row can be used\n{_shown(self._skipped)}")
+            raise SourceError(f"data: no row can be used\n{shown_rows(self._skipped)}")
 
     def images(self, example: int) -> tuple[Image.Image, Image.Image]:
         """The whole input and edited image, RGB, of the input's size.
@@ -340,12 +340,13 @@ def refusal(broken: Mapping[str, str], total: int | None = None) -> SourceError:
     """The error that tells of broken rows: the first ten, and how many there are."""
     count = f"{len(broken)} broken row{'s' * (len(broken) != 1)}"
     return SourceError(
-        f"data: {count}{f' of {total}' if total else ''}\n{_shown(broken)}\n"
+        f"data: {count}{f' of {total}' if total else ''}\n{shown_rows(broken)}\n"
         "mend or remove them, or set `broken: skip` to train on the others"
     )
 
 
-def _shown(broken: Mapping[str, str]) -> str:
+def shown_rows(broken: Mapping[str, str]) -> str:
+    """The first of the broken rows, a line each, and how many more there are."""
     lines = [f"  {row}: {why}" for row, why in islice(broken.items(), _SHOWN)]
     if len(broken) > _SHOWN:
         lines.append(f"  … and {len(broken) - _SHOWN} more")

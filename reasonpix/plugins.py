@@ -28,6 +28,7 @@ _HOOKS = {
     "planner": "planners",
     "editor": "editors",
     "encoder": "encoders",
+    "method": "methods",
     "filter": "scorers",
 }
 

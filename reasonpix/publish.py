@@ -90,7 +90,7 @@ def publish(
         raise RunError(
             f"publish writes to a folder of this machine, not to {out}; name one, and copy it there"
         )
-    with _appearing(out) as draft:
+    with appearing(out) as draft:
         written = form.write(run, _accepted(run, report), draft)
         if written.rows == 0:
             raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")
@@ -111,7 +111,7 @@ def _accepted(run: RunFolder, report: Callable[[int], None]) -> Iterator[Outcome
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
+def appearing(out: Path) -> Iterator[Path]:
     """An empty folder beside `out`, which becomes `out` when all went well, and vanishes if not.
 
     What an earlier process left there when it was killed is removed.

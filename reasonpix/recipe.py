@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasonpix import located, plugins
+from reasonpix import located, plugins, recipes
 from reasonpix.errors import RecipeError
 from reasonpix.resources import Resources
 from reasonpix.slots import Planner, Scorer, Source, Verb
@@ -123,9 +123,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
-    data, marks = located.read(path)
-    if {"data", "encoder", "model"} <= set(data):
-        raise RecipeError([f"{path} is a recipe for `reasonpix train`, not for `generate`"])
+    data, marks = recipes.read(path, "generate")
     problems: list[str] = []
     for override in overrides:
         located.override_value(data, marks, override, problems)

@@ -1,5 +1,7 @@
 """The six slots of the pipeline, as abstract classes, and what all components share.
 
+Sources, filters and the methods that an evaluation compares are components too.
+
 A component is a class with an `Options` model. Its slot's method takes a batch and gives a batch
 of the same length in the same order; where one item cannot be done it gives a `Problem` in that
 place instead of raising. Heavy imports and weights belong into `load`. A result depends on the
@@ -317,6 +319,30 @@ class Scorer(Component[O_co]):
         """For each record of a run the reason to reject it, or None."""
 
 
+@dataclass(frozen=True)
+class MethodRequest:
+    """What a method of an evaluation is asked: to do to the RGB `image` what `instruction` says."""
+
+    image: Image
+    instruction: str
+    seed: int
+    caption: str = ""
+    """Of the input image, for methods that start from a description of it."""
+    edited_caption: str = ""
+    """What the edited image should show. Empty where knowing it would answer the instruction."""
+
+
+class Method(Component[O_co]):
+    """Edits images by instructions; a row of Table 3."""
+
+    sees: ClassVar[frozenset[str]] = frozenset()
+    """Which of the captions of `MethodRequest` it cannot do without, such as {"caption"}."""
+
+    @abstractmethod
+    def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
+        """One edited RGB image for each request, of the size of its input."""
+
+
 SLOTS: Mapping[str, type[Component[Any]]] = {
     "source": Source,
     "captioner": Captioner,
@@ -326,5 +352,6 @@ SLOTS: Mapping[str, type[Component[Any]]] = {
     "editor": Editor,
     "encoder": MLLMEncoder,
     "filter": Scorer,
+    "method": Method,
 }
 """The word a recipe uses for each slot."""

@@ -42,6 +42,8 @@ from reasonpix.slots import (
     Component,
     Edit,
     EditRequest,
+    Method,
+    MethodRequest,
     Scorer,
     SourceItem,
     Verb,
@@ -303,6 +305,50 @@ class EditorContract(_Contract):
         before = requests[0].image.tobytes()
         self.subject.edit(requests)
         assert requests[0].image.tobytes() == before
+
+
+class MethodContract(_Contract):
+    """What a method of an evaluation promises."""
+
+    component: ClassVar[type[Method[Any]]]
+
+    def requests(self) -> list[MethodRequest]:
+        """Two edits of each photograph, of which one does not tell what the edited image shows."""
+        return [
+            MethodRequest(image, instruction, seed, "a bee", edited_caption)
+            for seed, image in enumerate(photographs())
+            for instruction, edited_caption in [
+                ("turn the bee into a rabbit", "a rabbit"),
+                ("something with long ears", ""),
+            ]
+        ]
+
+    def test_edits_follow_requests(self) -> None:
+        """An RGB image of the same size each, the same whatever the batch."""
+        requests = self.requests()
+        results = self._same_alone_and_together(self.subject.apply, requests)
+        for request, result in zip(requests, results, strict=True):
+            if not isinstance(result, Problem):
+                assert result.size == request.image.size
+                assert result.mode == "RGB"
+
+    def test_input_is_left_alone(self) -> None:
+        """The request's image is not drawn on."""
+        requests = self.requests()[:1]
+        before = requests[0].image.tobytes()
+        self.subject.apply(requests)
+        assert requests[0].image.tobytes() == before
+
+    def test_empty_batch(self) -> None:
+        """No requests, no edits."""
+        assert self.subject.apply([]) == []
+
+    def test_it_sees_captions(self) -> None:
+        """`sees` names captions that not every benchmark has; without them there is no edit."""
+        assert self.component.sees <= {"caption", "edited_caption"}
+        for field in self.component.sees:
+            lacking = [dataclasses.replace(it, **{field: ""}) for it in self.requests()[:2]]
+            assert all(isinstance(it, Problem) for it in self.subject.apply(lacking)), field
 
 
 class EncoderContract(_Contract):

@@ -112,7 +112,7 @@ def train(
     see_trackers(recipe)
     accelerator = Accelerator(
         mixed_precision=_precision(recipe),
-        log_with=list(recipe.trackers),
+        log_with=list(recipe.trackers) or None,
         project_dir=out / "tensorboard",
         kwargs_handlers=[
             # While the connector learns alone, the UNet has no gradients to wait for.

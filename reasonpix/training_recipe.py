@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reasonpix import located, plugins
+from reasonpix import located, plugins, recipes
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.pairs import Data
 from reasonpix.slots import ModelOptions
@@ -180,24 +180,12 @@ class TrainingRecipe(_Block):
         )
 
 
-def is_training_recipe(path: Path) -> bool:
-    """Whether a recipe is one for `reasonpix train`, by its blocks. Raises `RecipeError`."""
-    return _is_for_training(located.read(path)[0])
-
-
-def _is_for_training(recipe: Mapping[str, Any]) -> bool:
-    """Even where a block is missing yet."""
-    return not {"source", "pipeline"} & set(recipe) and bool({"data", "encoder"} & set(recipe))
-
-
 def load_training_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
     """Read and check a training recipe; `overrides` are `a.b=value` and win over the file.
 
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
-    data, marks = located.read(path)
-    if {"source", "pipeline"} <= set(data):
-        raise RecipeError([f"{path} is a recipe for `reasonpix generate`, not for `train`"])
+    data, marks = recipes.read(path, "train")
     problems: list[str] = []
     for override in overrides:
         located.override_value(data, marks, override, problems)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pluggy
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
-from reasonpix import hookspecs, plugins
-from reasonpix.recipe import PIPELINE, load_recipe
-from reasonpix.recipes import shipped
+from reasonpix import evaluation_recipe, hookspecs, plugins, recipe, training_recipe
+from reasonpix.catalogue import load_any
+from reasonpix.recipe import PIPELINE
+from reasonpix.recipes import Command, command_of, shipped
 from reasonpix.slots import SLOTS
-from reasonpix.training_recipe import TrainingRecipe, is_training_recipe, load_training_recipe
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
@@ -29,6 +30,12 @@ PUBLIC = {
     "llm",
     "inference",
     "checkpoint",
+}
+
+SCHEMAS: dict[Command, Draft202012Validator] = {
+    "generate": Draft202012Validator(recipe.schema()),
+    "train": Draft202012Validator(training_recipe.schema()),
+    "evaluate": Draft202012Validator(evaluation_recipe.schema()),
 }
 
 HOOKS = [
@@ -85,11 +92,18 @@ def test_every_installed_plugin_works_and_describes_itself(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_recipe_checks(name: str, tmp_path: Path) -> None:
     path, resolved = shipped()[name], tmp_path / "resolved.yaml"
-    load = load_training_recipe if is_training_recipe(path) else load_recipe
-    recipe = load(path)
-    resolved.write_text(recipe.as_yaml(), encoding="utf-8")
-    assert load(resolved) == recipe
-    assert is_training_recipe(resolved) == isinstance(recipe, TrainingRecipe)
+    checked = load_any(path)
+    resolved.write_text(checked.as_yaml(), encoding="utf-8")
+    assert load_any(resolved) == checked
+    assert command_of(resolved) == command_of(path)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_the_schema_of_its_command_accepts_a_shipped_recipe(name: str, command: Command) -> None:
+    document = yaml.safe_load(shipped()[name].read_text(encoding="utf-8"))
+    errors = [error.message for error in SCHEMAS[command].iter_errors(document)]
+    assert (not errors) == (command == command_of(shipped()[name])), errors
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
@@ -97,10 +111,10 @@ def test_every_shipped_recipe_starts_with_its_command(name: str) -> None:
     text = shipped()[name].read_text(encoding="utf-8")
     comments = [line for line in text.splitlines()[:4] if line.startswith("# ")]
     assert comments and text.startswith("# ")
-    if is_training_recipe(shipped()[name]):
-        assert any(line.startswith(f"# reasonpix train {name} ") for line in comments)
+    command = command_of(shipped()[name])
+    assert any(line.startswith(f"# reasonpix {command} {name} ") for line in comments)
+    if command != "generate":
         return
-    assert any(line.startswith(f"# reasonpix generate {name} --out ") for line in comments)
     # In the order of the data.
     slots = [slot for slot in yaml.safe_load(text)["pipeline"] if slot in PIPELINE]
     assert slots == sorted(slots, key=PIPELINE.index)

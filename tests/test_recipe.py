@@ -12,9 +12,6 @@ from jsonschema import Draft202012Validator
 
 from reasonpix.errors import RecipeError
 from reasonpix.recipe import Recipe, load_recipe, schema
-from reasonpix.recipes import shipped
-from reasonpix.training_recipe import is_training_recipe
-from reasonpix.training_recipe import schema as training_schema
 
 BAD = Path(__file__).parent / "recipes" / "bad"
 BAD_RECIPES = sorted(path.stem for path in BAD.glob("*.yaml"))
@@ -303,14 +300,6 @@ def valid(document: object) -> bool:
 
 def test_the_schema_is_one() -> None:
     Draft202012Validator.check_schema(schema())
-
-
-@pytest.mark.parametrize("name", sorted(shipped()))
-def test_the_schema_accepts_the_shipped_recipes(name: str) -> None:
-    document = yaml.safe_load(shipped()[name].read_text(encoding="utf-8"))
-    own = training_schema() if is_training_recipe(shipped()[name]) else schema()
-    errors = Draft202012Validator(own).iter_errors(document)
-    assert [error.message for error in errors] == []
 
 
 def test_the_schema_accepts_resolved_recipes(write_recipe: WriteRecipe) -> None:

@@ -19,6 +19,7 @@ from reasonpix.fakes import (
     FakeEncoder,
     FakeExtractor,
     FakeGrounder,
+    FakeMethod,
     FakePlanner,
     FakeScorer,
     FakeSource,
@@ -253,6 +254,40 @@ class ForgetfulScorer(FakeScorer):
         return super().reject(scores)[:-1]
 
 
+class NoticingBatches(FakeMethod):
+    def apply(self, requests: Any) -> Any:
+        return [image.rotate(len(requests)) for image in super().apply(requests)]
+
+
+class Shrinking(FakeMethod):
+    def apply(self, requests: Any) -> Any:
+        return [image.resize((8, 8)) for image in super().apply(requests)]
+
+
+class Overdrawing(FakeMethod):
+    def apply(self, requests: Any) -> Any:
+        for request in requests:
+            request.image.paste((0, 0, 0), (0, 0, 8, 8))
+        return super().apply(requests)
+
+
+class Blind(FakeMethod):
+    """Says that it needs captions, and edits without."""
+
+    sees = frozenset({"caption"})
+
+
+class SeesTruth(FakeMethod):
+    """Wants to see what no request has."""
+
+    sees = frozenset({"truth"})
+
+
+class AlwaysOne(FakeMethod):
+    def apply(self, requests: Any) -> Any:
+        return super().apply(requests) or [Image.new("RGB", (8, 8))]
+
+
 class Undescribed(Options):
     word: str = "bee"
 
@@ -324,6 +359,12 @@ def named(component: Any, contract: Any) -> Any:
         (SeesMore, testing.ScorerContract, "test_it_sees_what_there_is"),
         (NaNScorer, testing.ScorerContract, "test_scores_follow_edits"),
         (ForgetfulScorer, testing.ScorerContract, "test_verdicts_follow_scores"),
+        (NoticingBatches, testing.MethodContract, "test_edits_follow_requests"),
+        (Shrinking, testing.MethodContract, "test_edits_follow_requests"),
+        (Overdrawing, testing.MethodContract, "test_input_is_left_alone"),
+        (Blind, testing.MethodContract, "test_it_sees_captions"),
+        (SeesTruth, testing.MethodContract, "test_it_sees_captions"),
+        (AlwaysOne, testing.MethodContract, "test_empty_batch"),
         (UndescribedOptions, testing.CaptionerContract, "test_options_describe_themselves"),
         (WrongNeutral, testing.CaptionerContract, "test_neutral_options_exist"),
         (ClosesOnce, testing.CaptionerContract, "test_it_closes_twice"),

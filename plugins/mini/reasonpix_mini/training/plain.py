@@ -1,4 +1,4 @@
-"""Add to a published Part I dataset of the mini world what each edit is in plain words.
+"""Add to a published dataset of the mini world what each edit is in plain words.
 
     python -m reasonpix_mini.training.plain runs/part1-dataset --out runs/part1-plain
 
@@ -22,6 +22,11 @@ def plain(caption: str, edited_caption: str) -> str:
     """The instruction that turns one captioned scene into the other. One object differs."""
     before, after = lexicon.mentioned(caption), lexicon.mentioned(edited_caption)
     (source,), (target,) = before - after, after - before
+    return replaced(source, target)
+
+
+def replaced(source: str, target: str) -> str:
+    """The plain words for an edit of two categories."""
     return f"Replace the {source} with {world.indefinite(target)}."
 
 
@@ -33,16 +38,20 @@ def main() -> None:
     args = parser.parse_args()
     files = sorted(args.dataset.glob("data/*.parquet"))
     if not files:
-        parser.error(f"{args.dataset} holds no data/*.parquet; publish a run of mini/part1")
+        parser.error(f"{args.dataset} holds no data/*.parquet; publish a run")
     if args.out.exists():
         parser.error(f"{args.out} exists; name a new folder")
     (args.out / "data").mkdir(parents=True)
     for file in files:
         table = pq.read_table(file)
-        captions = zip(
-            *(table[name].to_pylist() for name in ("caption", "edited_caption")), strict=True
-        )
-        texts = [plain(before, after) for before, after in captions]
+        # Parts II and III know the categories, Part I both captions.
+        rows = table.select(["selected", "target", "caption", "edited_caption"]).to_pylist()
+        texts = [
+            replaced(row["selected"], row["target"])
+            if row["selected"]
+            else plain(row["caption"], row["edited_caption"])
+            for row in rows
+        ]
         # Without the metadata that lists the columns there were.
         table = table.append_column("plain_instruction", pa.array(texts)).replace_schema_metadata()
         pq.write_table(table, args.out / "data" / file.name, row_group_size=100)

@@ -1,0 +1,127 @@
+"""The commands for evaluation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reasonpix import console
+from reasonpix.catalogue import overriding
+
+if TYPE_CHECKING:
+    from reasonpix.evaluation import Report
+
+
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The folder of the evaluation. The report will be in it.",
+)
+@overriding
+@click.option("--retry-failed", is_flag=True, help="Try the edits again that failed.")
+@click.option(
+    "--baseline",
+    metavar="METHOD",
+    help="The method that the others are compared with; by default the last one.",
+)
+def evaluate(
+    recipe: str, out: Path, overrides: tuple[str, ...], retry_failed: bool, baseline: str | None
+) -> None:
+    """Evaluate methods on a benchmark as RECIPE (a file, or the name of a shipped one) says.
+
+    Run the same command again to go on where it stopped.
+    """
+    from reasonpix.errors import ReasonpixError
+    from reasonpix.evaluation_recipe import load_evaluation_recipe
+    from reasonpix.recipes import locate
+
+    checked = load_evaluation_recipe(locate(recipe), overrides)
+    if baseline is not None and baseline not in checked.methods:
+        raise ReasonpixError(
+            f"--baseline: the recipe has no method {baseline!r}; "
+            f"there are {', '.join(checked.methods)}"
+        )
+    try:
+        with console.stoppable(), _bars() as report, console.needing("evaluate"):
+            import matplotlib  # noqa: F401  # the report needs it, hours later
+
+            from reasonpix.evaluation import evaluate as run
+            from reasonpix.report import write_report
+
+            folder = run(checked, out, report, retry_failed=retry_failed)
+            written = write_report(folder, baseline)
+    except KeyboardInterrupt as stopped:
+        click.echo(console.STOPPED, err=True)
+        sys.exit(128 + (stopped.args or (2,))[0])
+    written.print()
+    click.echo((out / "report.html").resolve())
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
+    """A progress bar for each method and for measuring, where there is somebody to see them."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn())
+    tasks = {}
+    with Progress(
+        *columns, TimeRemainingColumn(), console=terminal, disable=not terminal.is_terminal
+    ) as bars:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, completed=done)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+@click.command()
+@click.argument("run")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="Rows; by default all there are."
+)
+@click.option(
+    "--disjoint-from",
+    "others",
+    multiple=True,
+    metavar="DATASET",
+    help="A dataset that is trained on: no image and no instruction of it may be in the benchmark. "
+    "May be given several times.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the choice of rows and of the templates of direct instructions.",
+)
+def benchmark(run: str, out: Path, count: int | None, others: tuple[str, ...], seed: int) -> None:
+    """Make a benchmark of the accepted samples of RUN, a run over images to test on."""
+    from reasonpix.benchmark_build import build_benchmark
+    from reasonpix.run import RunFolder
+
+    built = build_benchmark(RunFolder(run), out, count=count, disjoint_from=others, seed=seed)
+    for reason, rows in built.left_out.items():
+        click.echo(f"{rows} left out: {reason}")
+    click.echo(f"{built.rows} rows in {out}")
+
+
+COMMANDS = (evaluate, benchmark)

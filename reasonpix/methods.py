@@ -1,0 +1,81 @@
+"""The method that any model of this kind is: ours, InstructPix2Pix, MagicBrush."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image
+from pydantic import Field
+
+from reasonpix.hookspecs import hookimpl
+from reasonpix.records import Problem
+from reasonpix.slots import Method, MethodRequest, ModelOptions
+
+if TYPE_CHECKING:
+    from reasonpix.inference import ReasonPix2Pix
+
+
+class EditingModelOptions(ModelOptions):
+    """Options of `editing-model`. What is left out is as the model's own settings say."""
+
+    num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps")
+    guidance_scale: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="s_T: how much the instruction counts"
+    )
+    image_guidance_scale: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="s_I: how much the image counts"
+    )
+    resolution: int | None = Field(
+        None, ge=8, description="Longer side that the model sees, in pixels"
+    )
+
+
+class EditingModelMethod(Method[EditingModelOptions]):
+    """Edits as `reasonpix edit` does, by the instruction alone.
+
+    `model` is what `reasonpix train` wrote, or an InstructPix2Pix pipeline: MagicBrush is one.
+    """
+
+    name = "editing-model"
+    Options = EditingModelOptions
+    _model: ReasonPix2Pix | None = None
+
+    def load(self) -> None:
+        """Read the weights, those of the encoder too."""
+        from reasonpix.inference import ReasonPix2Pix
+
+        options = self.options
+        self._model = ReasonPix2Pix.from_pretrained(
+            options.model,
+            revision=options.revision,
+            device=options.device,
+            dtype=options.dtype,
+            cache_dir=options.cache_dir,
+            batch_size=options.batch_size,
+        )
+        self._settings = self._model.resolve(
+            guidance_scale=options.guidance_scale,
+            image_guidance_scale=options.image_guidance_scale,
+            num_inference_steps=options.num_inference_steps,
+            resolution=options.resolution,
+        )
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._model = None
+
+    def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
+        """Captions are not looked at."""
+        from reasonpix.inference import Task
+
+        assert self._model is not None, "load() comes first"
+        tasks = (Task(it.image, it.instruction, it.seed) for it in requests)
+        edited = dict(self._model.edit(tasks, self._settings))
+        return [edited[number] for number in range(len(requests))]
+
+
+@hookimpl
+def methods() -> list[type[Method[Any]]]:
+    """The method of this module."""
+    return [EditingModelMethod]
