@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reasonpix.benchmark_layouts import (
     SESSIONS,
-    Draft,
     Found,
     Read,
     magicbrush,
@@ -88,10 +87,10 @@ def _drafts(options: BenchmarkOptions, base: Path) -> Iterator[Found]:
     """The rows, by whatever layout it is."""
     where, place = options.path, base / Path(options.path).expanduser()
     captions = base / options.captions.expanduser() if options.captions else None
-    for folder in (place, place / options.split):
+    for named, folder in ((where, place), (f"{where}/{options.split}", place / options.split)):
         if (folder / SESSIONS).is_file():
             _refuse(options, "instructions", "revision")
-            return magicbrush(where, folder, captions)
+            return magicbrush(named, folder, captions)
     if place.is_dir() and scenarios(place):
         _refuse(options, "instructions", "revision", "captions")
         return reason_edit(where, place)
@@ -162,10 +161,15 @@ def _checked(found: Found) -> tuple[str, Case | str]:
         if read
     }
     before = looked["input image"]
-    box = _box(found.box, before[1], wrong) if before and found.box is not None else None
+    mask = looked.get("mask")
+    box = None
+    if before and found.box is not None:
+        box = _box(found.box, before[1], wrong)
+    elif before and mask:
+        box = _around(mask[0], mask[1], before[1], wrong)
     if wrong or not before:
         return found.row, "; ".join(wrong)
-    truth, mask = looked.get("edited image"), looked.get("mask")
+    truth = looked.get("edited image")
     return found.row, Case(
         id=_safe(found.id),
         row=found.row,
@@ -208,6 +212,23 @@ def _box(corners: Any, size: tuple[int, int], wrong: list[str]) -> Box | None:
     except (TypeError, ValueError):
         wrong.append(f"box: no four numbers: {corners!r:.80}")
     return None
+
+
+def _around(
+    mask: _Picture, own: tuple[int, int], size: tuple[int, int], wrong: list[str]
+) -> Box | None:
+    """The box around what a mask marks in an image of `size`; None where it marks nothing."""
+    (w, h), (width, height) = own, size
+    # One scaled to the other's size may be a pixel off by rounding.
+    if abs(w * height - h * width) > max(w, h, width, height):
+        wrong.append(f"mask: {w}x{h} pixels, and the image has {width}x{height}: another aspect")
+        return None
+    marked = mask.mask(size)
+    if not marked.any():
+        return None
+    ys, xs = (np.flatnonzero(marked.any(axis=axis)) for axis in (1, 0))
+    corners = {"x0": xs[0], "y0": ys[0], "x1": xs[-1] + 1, "y1": ys[-1] + 1}
+    return Box(**corners, width=width, height=height)
 
 
 def _text(cell: object) -> str | None:

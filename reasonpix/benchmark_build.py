@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,11 @@ from reasonpix.layouts import (
     schema_of,
     write_rows,
 )
-from reasonpix.outcomes import Outcome, outcomes
+from reasonpix.outcomes import Outcome
 from reasonpix.pair_layouts import open_rows
 from reasonpix.pair_rows import Rows
 from reasonpix.pairs import THREADS
-from reasonpix.publish import appearing
+from reasonpix.publish import accepted, appearing
 from reasonpix.run import RunFolder, seed_of
 from reasonpix.sources import is_text
 from reasonpix.words import words_of
@@ -54,8 +54,8 @@ TEMPLATES = (
 """Direct instructions; the first is the paper's "Turn A to B"."""
 
 _FORM = Form(
-    lambda run, accepted, folder: Written(0),
     what="test cases",
+    title="A benchmark for reasoning edits, made with reasonpix",
     columns="`input_image` and `caption`; the ground truth `edited_image` and `edited_caption` "
     "(the caption before, with the target's name for the selected category's); "
     "`direct_instruction`, from a template drawn by the record; `edit_prompt` is the reasoning "
@@ -69,7 +69,7 @@ _FORM = Form(
 
 @dataclass(frozen=True)
 class Built:
-    """What a benchmark has become."""
+    """A benchmark that was written."""
 
     rows: int
     left_out: Mapping[str, int]
@@ -112,18 +112,19 @@ def build_benchmark(
         training = _Training(set(), set())
         for dataset in disjoint_from:
             _take(training, dataset)
-        reasons = dict(ahead(lambda it: _looked(training, it), _accepted(run), THREADS))
+        reasons = dict(ahead(lambda it: _looked(training, it), accepted(run), THREADS))
         clean = [record for record, why in reasons.items() if why is None]
         left_out = Counter(why for why in reasons.values() if why)
         wanted = len(clean) if count is None else count
         if not clean or wanted > len(clean):
             raise RunError(
-                f"{run} gives {len(clean)} rows, and {wanted or 'some'} are wanted; "
-                f"{left_out.total()} are in the training data; generate more: --limit N"
+                f"{run} gives {len(clean)} rows and --count asks for {max(wanted, 1)}; "
+                f"{left_out.total()} more are in the training data. Continue the run over more "
+                f"images (`reasonpix generate RECIPE --out {run} --limit N`), or ask for fewer"
             )
         clean.sort(key=lambda record: seed_of(seed, "benchmark", record))
         chosen = set(clean[:wanted])
-        picked = (it for it in _accepted(run) if it.sample.record_id in chosen)
+        picked = (it for it in accepted(run) if it.sample.record_id in chosen)
         rows = ahead(lambda outcome: _row(outcome, seed), picked, THREADS)
         written = write_rows(
             rows, schema_of(FEATURES), draft, FILE, GROUP, image_bytes, split=_FORM.split
@@ -132,10 +133,6 @@ def build_benchmark(
         text = card(run, _FORM, Written(written, notes))
         (draft / "README.md").write_text(text, encoding="utf-8")
     return Built(written, left_out)
-
-
-def _accepted(run: RunFolder) -> Iterator[Outcome]:
-    return (outcome for outcome in outcomes(run) if outcome.status == "ok")
 
 
 def _looked(training: _Training, outcome: Outcome) -> tuple[str, str | None]:

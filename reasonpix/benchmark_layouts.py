@@ -116,6 +116,8 @@ def _own(cells: Mapping[str, Any]) -> dict[str, Any]:
 
 def _turn(cells: Mapping[str, Any], captions: _Captions | None) -> dict[str, Any]:
     """Of MagicBrush's columns. Raises `OSError` and `ValueError`."""
+    if missing := [name for name in _TURN if cells[name] is None]:
+        raise OSError(f"has no {' and no '.join(missing)}")
     image, turn = str(cells["img_id"]), int(cells["turn_index"])
     facts: dict[str, Any] = {"id": f"{image}-{turn}", "groups": {"turn": str(turn)}}
     if captions:
@@ -147,7 +149,8 @@ def magicbrush(where: str, folder: Path, captions: Path | None) -> Iterator[Foun
     told = _Captions(captions) if captions else None
     for image, turns in _json(folder / SESSIONS, "{image: [turn, …]}").items():
         for number, turn in enumerate(turns if isinstance(turns, list) else [turns], 1):
-            name = f"{where}/{SESSIONS} {image} turn {number}"
+            shown = image.encode(errors="backslashreplace").decode()  # no half characters
+            name = f"{where}/{SESSIONS} {shown} turn {number}"
             try:
                 yield _session_turn(folder / "images" / image, name, image, number, turn, told)
             except OSError as error:
@@ -193,14 +196,38 @@ class _Captions:
 
 # -- Reason-Edit ----------------------------------------------------------------------------------
 
+_MASK = "_mask.jpg"
+"""The end of a mask's name; before it stands the name of its image."""
+
 _CLIP = "CLIP:"
 """Between the instruction and what CLIP should find in the mask."""
 
+_SCENARIOS = {
+    "1-Left-Right": "Left_Right_text.txt",
+    "2-Relative-Size": "Size_text.txt",
+    "3-Mirror": "Mirror_text.txt",
+    "4-Color": "Color_text.txt",
+    "5-Multiple-Objects": "MultipleObjects_text.txt",
+    "6-Reasoning": "Reason_test.txt",
+}
+"""The folders of Reason-Edit, and the texts in them."""
 
-def scenarios(folder: Path) -> list[Path]:
-    """The folders of Reason-Edit in `folder`: those that hold PNGs and one text file."""
-    inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return [it for it in inside if len(list(it.glob("*.txt"))) == 1 and any(it.glob("*.png"))]
+
+def scenarios(folder: Path) -> dict[str, Path]:
+    """The folders of Reason-Edit by their names: `folder`, those in it, and those one deeper.
+
+    SmartEdit's scripts search for the first five at any depth.
+    """
+    inside = _folders(folder)
+    places = [folder, *inside]
+    if any(place.name in _SCENARIOS for place in places):  # or it is none, and perhaps large
+        places += [deeper for place in inside for deeper in _folders(place)]
+    found = {place.name: place for place in reversed(places) if place.name in _SCENARIOS}
+    return dict(sorted(found.items()))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def reason_edit(where: str, folder: Path) -> Iterator[Found]:
@@ -213,31 +240,41 @@ def reason_edit(where: str, folder: Path) -> Iterator[Found]:
     2-Relative-Size … 6-Reasoning    the same, with a text file of another name
     ```
 
-    Images, masks and lines belong together by their order, that of the names, as in SmartEdit's
-    own scripts. There are no ground-truth images.
+    Lines belong to images by the order of the images' names, and masks too, as in SmartEdit's own
+    scripts; but 10_mask.jpg, which sorts before 1_mask.jpg, comes after it as 10.png does. There
+    are no ground-truth images.
     """
-    for scenario in scenarios(folder):
-        images = sorted(scenario.glob("*.png"))
-        masks = sorted(scenario.glob("*_mask.jpg"))
-        text = next(scenario.glob("*.txt"))
+    for scenario, place in scenarios(folder).items():
+        images = _visible(place, ".png")
+        masks = sorted(_visible(place, _MASK), key=_marked_image)
+        text = place / _SCENARIOS[scenario]
         lines = _lines(text)
         if len(lines) != len(images) or len(masks) not in (0, len(images)):
             raise SourceError(
-                f"{where}/{scenario.name}: {len(images)} images (*.png), {len(masks)} masks "
-                f"(*_mask.jpg) and {len(lines)} lines in {text.name}; they belong together by "
+                f"{where}/{scenario}: {len(images)} images (*.png), {len(masks)} masks "
+                f"(*{_MASK}) and {len(lines)} lines in {text.name}; they belong together by "
                 "their order, so there must be as many of each"
             )
         for number, (image, line) in enumerate(zip(images, lines, strict=True)):
             instruction, _, target = line.partition(_CLIP)
             yield Draft(
-                row=f"{where}/{scenario.name}/{text.name} line {number + 1}",
-                id=f"{scenario.name}-{image.stem}",
+                row=f"{where}/{scenario}/{text.name} line {number + 1}",
+                id=f"{scenario}-{image.stem}",
                 instructions={REASONING: instruction.strip()},
                 input=partial(_file, image),
                 mask=partial(_file, masks[number]) if masks else None,
                 target=target.strip() or None,
-                groups={"scenario": scenario.name},
+                groups={"scenario": scenario},
             )
+
+
+def _visible(folder: Path, ending: str) -> list[Path]:
+    """The files with this ending, by name; hidden ones are what file managers leave."""
+    return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+
+
+def _marked_image(mask: Path) -> str:
+    return f"{mask.name.removesuffix(_MASK)}.png"
 
 
 # -- Files ----------------------------------------------------------------------------------------
@@ -248,7 +285,7 @@ def _lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
-    return text.rstrip().splitlines()
+    return text.rstrip().split("\n")
 
 
 def _json(path: Path, wanted: str) -> dict[str, Any]:
@@ -266,3 +303,5 @@ def _file(path: Path) -> bytes:
         return file_bytes(path)
     except OSError as error:
         raise OSError(f"{path.name}: {error.strerror}") from error
+    except ValueError as error:  # a name that no file can have
+        raise OSError(f"{path.name!r}: {error}") from error

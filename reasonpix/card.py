@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import yaml
 from reasonpix import __version__, plugins
 from reasonpix.errors import PluginError, RunError
 from reasonpix.layouts import Feature, Written
-from reasonpix.outcomes import Endings, Outcome, StageEntry, endings, read_stages, scorer_of
+from reasonpix.outcomes import Endings, StageEntry, endings, read_stages, scorer_of
 from reasonpix.resolved import packages_of, recipe_text
 from reasonpix.run import RunFolder
 from reasonpix.slots import ModelOptions
@@ -31,9 +31,8 @@ _NO_TRACE = ("resources", "shard_size")
 
 @dataclass(frozen=True)
 class Form:
-    """A form of dataset: who writes it, and what its card says."""
+    """A form of dataset, as its card tells of it."""
 
-    write: Callable[[RunFolder, Iterator[Outcome], Path], Written]
     what: str
     """What a row is, in the plural."""
     columns: str
@@ -45,6 +44,8 @@ class Form:
     features: Mapping[str, Feature] | None = None
     """Those of the columns; None when they are told by the files."""
     split: str = "train"
+    """That the files are of."""
+    title: str = "Reasoning edits made with reasonpix"
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,8 @@ def card(run: RunFolder, form: Form, written: Written) -> str:
     entries, ended = read_stages(run), endings(run)
     parts = list(_parts(recipe, entries))
     licences = _licences(parts)
-    title = "Reasoning edits made with reasonpix"
     sections = [
-        f"# {title}",
+        f"# {form.title}",
         f"{_what(form, written.rows)}, made by the pipeline of ReasonPix2Pix (CVPRW 2024) as "
         f"implemented in reasonpix {__version__}.",
         *written.notes,
@@ -112,7 +112,7 @@ def card(run: RunFolder, form: Form, written: Written) -> str:
         _planned(run),
         f"```yaml\n{''.join(comments)}{_dump(_told_recipe(recipe, parts))}```",
     ]
-    head = _head(title, form, written.rows, licences)
+    head = _head(form, written.rows, licences)
     return f"---\n{_dump(head)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -137,9 +137,9 @@ def _cell(text: str) -> str:
 # -- The head -------------------------------------------------------------------------------------
 
 
-def _head(title: str, form: Form, rows: int, licences: Mapping[str, str | None]) -> dict[str, Any]:
+def _head(form: Form, rows: int, licences: Mapping[str, str | None]) -> dict[str, Any]:
     """What the hub reads. A licence is named when that of every part is known."""
-    head: dict[str, Any] = {"pretty_name": title}
+    head: dict[str, Any] = {"pretty_name": form.title}
     known = list(dict.fromkeys(name for name in licences.values() if name))
     if all(licences.values()):
         head["license"] = known if len(known) > 1 else known[0]

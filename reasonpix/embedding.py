@@ -43,7 +43,7 @@ class EmbeddingOptions(ModelOptions):
     """Options of a model that gives embeddings."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "float32", description="Computing precision; half precision moves the third decimal"
+        "float32", description="Computing precision; auto is float32 on a CPU, float16 on a GPU"
     )
     batch_size: int = Field(16, ge=1, description="Items computed together")
 

@@ -114,8 +114,8 @@ def _prepare(
     folder = EvaluationFolder(out)
     entries = {case.id: _entry(case) for case in benchmark.cases}
     known = folder.entries if (out / "cases.jsonl").is_file() else {}
-    differing = [case for case in known.keys() & entries if known[case] != entries[case]]
-    if differing or (known and not known.keys() & entries):
+    common = known.keys() & entries
+    if (known and not common) or any(_says(known[it]) != _says(entries[it]) for it in common):
         raise RunError(f"{out} holds the evaluation of another benchmark; name a new folder")
     for done, case in enumerate(benchmark.cases):
         report("read", done, len(benchmark.cases))
@@ -144,6 +144,11 @@ def _entry(case: Case) -> Entry:
         edited_caption=case.edited_caption,
         groups=dict(case.groups),
     )
+
+
+def _says(entry: Entry) -> dict[str, Any]:
+    """What it says, wherever the benchmark lies now."""
+    return entry.model_dump(exclude={"row"})
 
 
 def _keep(path: Path, image: Image.Image, case: Case) -> None:

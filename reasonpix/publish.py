@@ -13,6 +13,7 @@ from pathlib import Path
 from reasonpix import layouts, preference
 from reasonpix.card import Form, card
 from reasonpix.errors import RunError
+from reasonpix.layouts import Written
 from reasonpix.outcomes import Outcome, outcomes
 from reasonpix.run import RunFolder
 from reasonpix.storage import NO_ROOM
@@ -28,7 +29,6 @@ _TRIPLES = "triples of input image, reasoning instruction and edited image"
 
 FORMS: Mapping[str, Form] = {
     "hf": Form(
-        lambda run, accepted, folder: layouts.write_parquet(accepted, folder),
         what=_TRIPLES,
         columns="`input_image`, `edit_prompt`, `edited_image` are what diffusers' InstructPix2Pix "
         "trainer reads: `edit_prompt` is the reasoning instruction, images are lossless. "
@@ -37,7 +37,6 @@ FORMS: Mapping[str, Form] = {
         features=layouts.FEATURES,
     ),
     "instruct-pix2pix": Form(
-        lambda run, accepted, folder: layouts.write_instruct_pix2pix(accepted, folder),
         what=_TRIPLES,
         columns="A folder for each sample, listed in `seeds.json`: `0_0.jpg` before and `0_1.jpg` "
         "after (JPEG of quality 100, colours not subsampled); `prompt.json` with the caption "
@@ -47,7 +46,6 @@ FORMS: Mapping[str, Form] = {
         f"{_FACTS} `scores` is what the filters measured.",
     ),
     "webdataset": Form(
-        lambda run, accepted, folder: layouts.write_webdataset(accepted, folder),
         what=_TRIPLES,
         columns="Each sample is `<record_id>.input.png`, `.edited.png` (both lossless) and "
         "`.json`, where `edit_prompt` is the reasoning instruction and what is not known is left "
@@ -55,9 +53,6 @@ FORMS: Mapping[str, Form] = {
         data="data/train-*.tar",
     ),
     "preference": Form(
-        lambda run, accepted, folder: preference.write_preference(
-            accepted, folder, preference.prompt_of(run)
-        ),
         what="preference pairs of instructions",
         columns="`prompt` is what P_gen was asked, `chosen` and `rejected` are answers to it: the "
         "candidate that P_select chose, and one that it did not, in the form that the prompt asks "
@@ -70,6 +65,19 @@ FORMS: Mapping[str, Form] = {
     ),
 }
 """The forms by the name that `reasonpix publish --to` takes."""
+
+Writer = Callable[[RunFolder, Iterator[Outcome], Path], Written]
+
+_WRITERS: Mapping[str, Writer] = {
+    "hf": lambda run, accepted, folder: layouts.write_parquet(accepted, folder),
+    "instruct-pix2pix": lambda run, accepted, folder: layouts.write_instruct_pix2pix(
+        accepted, folder
+    ),
+    "webdataset": lambda run, accepted, folder: layouts.write_webdataset(accepted, folder),
+    "preference": lambda run, accepted, folder: preference.write_preference(
+        accepted, folder, preference.prompt_of(run)
+    ),
+}
 
 
 def publish(
@@ -86,19 +94,18 @@ def publish(
     written.
     """
     form = FORMS[to]
-    if re.match(r"[\w+.-]+:/", str(out)):  # as a path, the URL s3://bucket is s3:/bucket
-        raise RunError(
-            f"publish writes to a folder of this machine, not to {out}; name one, and copy it there"
-        )
     with appearing(out) as draft:
-        written = form.write(run, _accepted(run, report), draft)
+        written = _WRITERS[to](run, accepted(run, report), draft)
         if written.rows == 0:
             raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")
         (draft / "README.md").write_text(card(run, form, written), encoding="utf-8")
     return written.rows
 
 
-def _accepted(run: RunFolder, report: Callable[[int], None]) -> Iterator[Outcome]:
+def accepted(
+    run: RunFolder, report: Callable[[int], None] = lambda done: None
+) -> Iterator[Outcome]:
+    """The outcomes of a run that a dataset is made of. Raises `RunError`."""
     done = 0
     try:
         for outcome in outcomes(run):
@@ -114,8 +121,14 @@ def _accepted(run: RunFolder, report: Callable[[int], None]) -> Iterator[Outcome
 def appearing(out: Path) -> Iterator[Path]:
     """An empty folder beside `out`, which becomes `out` when all went well, and vanishes if not.
 
-    What an earlier process left there when it was killed is removed.
+    What an earlier process left there when it was killed is removed. Raises `RunError` for a URL,
+    and when `out` exists or cannot be written.
     """
+    if re.match(r"[\w+.-]+:/", str(out)):  # as a path, the URL s3://bucket is s3:/bucket
+        raise RunError(
+            f"datasets are written to a folder of this machine, not to {out}; name one, and "
+            "copy it there"
+        )
     out = Path(os.path.abspath(out))
     draft = out.with_name(f".{out.name}.tmp")
     try:

@@ -347,7 +347,8 @@ class MethodContract(_Contract):
         """`sees` names captions that not every benchmark has; without them there is no edit."""
         assert self.component.sees <= {"caption", "edited_caption"}
         for field in self.component.sees:
-            lacking = [dataclasses.replace(it, **{field: ""}) for it in self.requests()[:2]]
+            nothing: dict[str, Any] = {field: ""}
+            lacking = [dataclasses.replace(it, **nothing) for it in self.requests()[:2]]
             assert all(isinstance(it, Problem) for it in self.subject.apply(lacking)), field
 
 

@@ -40,9 +40,9 @@ def test_all_mistakes_are_told_at_once_and_where_they_are(tmp_path: Path) -> Non
     }
     found = problems(tmp_path, body)
     for expected in (
-        ":1:1: sede: no such option, did you mean 'seed'?",
+        ":1:1: sede: no such option; did you mean 'seed'?",
         "benchmark.splt: no such option",
-        "grounder.use: 'fake-editor'",
+        "grounder.use: plugin 'fake-editor' offers editor",
         "methods.Ours.use: ",
         "methods.ground truth: this name is taken",
         "methods.X: expected a plugin's name",
@@ -52,7 +52,7 @@ def test_all_mistakes_are_told_at_once_and_where_they_are(tmp_path: Path) -> Non
 
 def test_an_unknown_checkpoint_is_told(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, LEAST | {"metrics": {"clip": "mini/clap"}})
-    assert "metrics.clip: no checkpoint 'mini/clap', did you mean 'mini/clip'?" in line
+    assert "metrics.clip: no checkpoint 'mini/clap'; did you mean 'mini/clip'?" in line
 
 
 @pytest.mark.parametrize("missing", ["benchmark", "methods"])

@@ -30,6 +30,8 @@ PUBLIC = {
     "llm",
     "inference",
     "checkpoint",
+    "sampling",
+    "memory",
 }
 
 SCHEMAS: dict[Command, Draft202012Validator] = {

@@ -1,6 +1,6 @@
 """Train the mini DINO: a ViT that learns from pictures of the sticker world without any label.
 
-    python -m reasonpix_mini.training.dino --out runs/dino [--steps 2500] [--resume]
+    python -m reasonpix_mini.training.dino --out runs/dino [--steps 1500] [--resume]
 
 Self-distillation with no labels (Caron et al. 2021). A teacher sees two large crops of a scene; a
 student sees them and several small ones, in other colours, and must give the teacher's distribution
@@ -250,9 +250,9 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description="Train the mini DINO.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--steps", type=int, default=1_500)
     parser.add_argument("--batch", type=int, default=32, help="scenes a step")
-    parser.add_argument("--scenes", type=int, default=6_000, help="scenes of the train split")
+    parser.add_argument("--scenes", type=int, default=4_000, help="scenes of the train split")
     parser.add_argument("--resume", action="store_true", help="go on from what --out holds")
     args = parser.parse_args()
     torch.set_num_threads(1)
