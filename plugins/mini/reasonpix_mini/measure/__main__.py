@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from reasonpix_mini.measure import captions, editing, embeddings, grounding, llava
+from reasonpix_mini.measure import captions, editing, embeddings, grounding, llava, text_to_image
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
         ("mini/grounding-dino", grounding.measure),
         ("mini/gligen", editing.measure),
         ("mini/llava", llava.measure),
+        ("mini/stable-diffusion", text_to_image.measure),
         ("mini/clip and mini/dino", embeddings.measure),
     ):
         print(f"\n{title}, {scenes} test scenes")

@@ -1,0 +1,216 @@
+"""Published methods of editing, as rows of an evaluation: InstructDiffusion, EDICT, Null-text.
+
+Each computes what its authors' code computes, on models of diffusers, in batches, and with noise of
+each request's own seed.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from pydantic import Field, field_validator
+
+from reasonpix.hookspecs import hookimpl
+from reasonpix.records import Problem
+from reasonpix.slots import Method, MethodRequest, ModelOptions
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class BaselineOptions(ModelOptions):
+    """What a recipe may say about every method here."""
+
+    batch_size: int = Field(
+        4, ge=1, description="Edits computed together on a GPU; on a CPU the model alone decides"
+    )
+    num_inference_steps: int = Field(50, ge=1, description="Denoising steps")
+    resolution: int | None = Field(
+        None, ge=8, description="Longer side that the model sees, in pixels; None is the UNet's own"
+    )
+
+
+class InstructDiffusionOptions(BaselineOptions):
+    """What a recipe may say about `instruct-diffusion`."""
+
+    num_inference_steps: int = Field(100, ge=1, description="Denoising steps")
+    guidance_scale: float = Field(
+        5.0, ge=0, allow_inf_nan=False, description="How much the instruction counts"
+    )
+    image_guidance_scale: float = Field(
+        1.25, ge=0, allow_inf_nan=False, description="How much the image counts"
+    )
+
+
+class InversionOptions(BaselineOptions):
+    """What a recipe may say about methods that invert an image under its caption."""
+
+    model: str = Field(
+        "CompVis/stable-diffusion-v1-4",
+        description="Text-to-image pipeline: hub id, local folder, or mini/stable-diffusion",
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "float32", description="Precision of the networks; auto is float16 on a GPU: less exact"
+    )
+    prompt: str = Field(
+        "{caption}. {instruction}",
+        description="Prompt of the edited image, of {caption} and {instruction}, where a request "
+        "has no edited caption",
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _can_be_filled(cls, prompt: str) -> str:
+        try:
+            prompt.format(caption="", instruction="")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"prompt {prompt!r} may only use {{caption}} and {{instruction}}"
+            ) from error
+        return prompt
+
+    def target(self, request: MethodRequest) -> str:
+        """What the edited image shall show."""
+        return request.edited_caption or self.prompt.format(
+            caption=request.caption, instruction=request.instruction
+        )
+
+
+class EdictOptions(InversionOptions):
+    """What a recipe may say about `edict`."""
+
+    guidance_scale: float = Field(
+        3.0, ge=0, allow_inf_nan=False, description="Classifier-free guidance, both ways"
+    )
+    strength: float = Field(
+        0.8, gt=0, le=1, description="Share of the steps by which an image is inverted"
+    )
+    mixing_weight: float = Field(
+        0.93, gt=0, le=1, description="p: what each of the coupled latents keeps of itself"
+    )
+
+
+class NullTextOptions(InversionOptions):
+    """What a recipe may say about `null-text`."""
+
+    guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False, description="Guidance by text")
+    num_inner_steps: int = Field(
+        10, ge=0, description="Most optimizer steps for the null text of each timestep"
+    )
+    learning_rate: float = Field(
+        0.01, gt=0, description="Of Adam at the first timestep; it falls to half at the last"
+    )
+    early_stop: float = Field(
+        1e-5,
+        ge=0,
+        description="Error of the latents that is good enough at the first timestep; 0.001 more at "
+        "the last",
+    )
+    cross_replace_steps: float = Field(
+        0.8, ge=0, le=1, description="Share of the steps that keep the caption's cross-attention"
+    )
+    self_replace_steps: float = Field(
+        0.5, ge=0, le=1, description="Share of the steps that keep the image's self-attention"
+    )
+
+
+O_co = TypeVar("O_co", bound=BaselineOptions, covariant=True)
+
+
+class _Editor(Protocol):
+    def edit(self, requests: Sequence[MethodRequest]) -> list[Image]: ...
+
+
+class _Baseline(Method[O_co]):
+    """Sees what is missing; an editor, which holds the weights, does the rest."""
+
+    _editor: _Editor | None = None
+
+    @abstractmethod
+    def _loaded(self) -> _Editor:
+        """Import what is heavy and read the weights."""
+
+    def load(self) -> None:
+        """Read the weights. Raises `ReasonpixError` when they cannot be found, read, or used."""
+        self._editor = self._loaded()
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._editor = None
+
+    def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
+        """One edited RGB image for each request, of its input's size; see `Method.apply`.
+
+        Raises `ReasonpixError` when memory runs out.
+        """
+        assert self._editor is not None, "load() comes first"
+        results: list[Image | Problem | None] = [self._problem(request) for request in requests]
+        todo = [number for number, result in enumerate(results) if result is None]
+        edited = self._editor.edit([requests[number] for number in todo])
+        for number, image in zip(todo, edited, strict=True):
+            results[number] = image
+        return [result for result in results if result is not None]
+
+    def _problem(self, request: MethodRequest) -> Problem | None:
+        """Why the request cannot be carried out, if so."""
+        for field in sorted(self.sees):
+            if not getattr(request, field).strip():
+                return Problem(status="failed", reason=f"{self.name} needs the image's {field}")
+        if not (request.instruction.strip() or ("caption" in self.sees and request.edited_caption)):
+            return Problem(status="failed", reason="the instruction is empty")
+        return None
+
+
+class InstructDiffusion(_Baseline[InstructDiffusionOptions]):
+    """InstructDiffusion (Geng et al., CVPR 2024): by instruction, with a guidance of its own.
+
+    `model` is its checkpoint in diffusers' InstructPix2Pix layout, or any InstructPix2Pix.
+    """
+
+    name = "instruct-diffusion"
+    Options = InstructDiffusionOptions
+
+    def _loaded(self) -> _Editor:
+        from reasonpix_baselines.instruct_diffusion import InstructDiffusionEditor
+
+        return InstructDiffusionEditor(self.options)
+
+
+class Edict(_Baseline[EdictOptions]):
+    """EDICT (Wallace et al., CVPR 2023): inverted exactly under one prompt, drawn under another.
+
+    Caption and edited caption are the prompts; see `InversionOptions.prompt`.
+    """
+
+    name = "edict"
+    Options = EdictOptions
+    sees = frozenset({"caption"})
+
+    def _loaded(self) -> _Editor:
+        from reasonpix_baselines.edict import EdictEditor
+
+        return EdictEditor(self.options)
+
+
+class NullText(_Baseline[NullTextOptions]):
+    """Null-text inversion (Mokady et al., CVPR 2023), edited by prompt-to-prompt.
+
+    Caption and edited caption are the prompts; see `InversionOptions.prompt`.
+    """
+
+    name = "null-text"
+    Options = NullTextOptions
+    sees = frozenset({"caption"})
+
+    def _loaded(self) -> _Editor:
+        from reasonpix_baselines.null_text import NullTextEditor
+
+        return NullTextEditor(self.options)
+
+
+@hookimpl
+def methods() -> list[type[Method[Any]]]:
+    """The three methods."""
+    return [InstructDiffusion, Edict, NullText]

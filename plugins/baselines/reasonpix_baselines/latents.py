@@ -1,0 +1,98 @@
+"""Images to latents and back, whatever their sizes, and work in batches of a fixed size."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+
+from reasonpix.checkpoint import cell
+from reasonpix.errors import ReasonpixError
+from reasonpix.inference import CPU_ROWS, SMALL_UNET, working_size
+from reasonpix.memory import is_out_of_memory
+from reasonpix_baselines import BaselineOptions
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Latents:
+    """The VAE of a pipeline, and the size in which its UNet sees images."""
+
+    def __init__(
+        self,
+        options: BaselineOptions,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        # Not by its own `to`, which warns of parts that a VAE has none of.
+        self._vae = nn.Module.to(vae, device, dtype).eval().requires_grad_(False)
+        self._device, self._dtype = device, dtype
+        self._resolution = options.resolution or int(unet.config.sample_size * cell(vae))
+        self._stride = cell(vae) * int(2 ** (len(unet.config.block_out_channels) - 1))
+        self.scale = float(vae.config.scaling_factor)
+
+    def posterior(self, image: Image.Image) -> Any:
+        """The distribution (1, c, h, w) of the latents of an RGB image, not scaled."""
+        size = working_size(image.size, self._resolution, self._stride)
+        pixels = torch.from_numpy(np.array(_resized(image, size))).permute(2, 0, 1)[None]
+        return self._vae.encode(pixels.to(self._device, self._dtype) / 127.5 - 1).latent_dist
+
+    def image(self, latents: Tensor, size: tuple[int, int]) -> Image.Image:
+        """What scaled latents (c, h, w) show, RGB, in a `size`."""
+        decoded = self._vae.decode(latents[None].to(self._dtype) / self.scale).sample[0]
+        pixels = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return _resized(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()), size)
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def rows_of(unet: UNet2DConditionModel, device: torch.device, batch_size: int) -> int:
+    """How many edits a network sees at once, always: for other numbers kernels round differently.
+
+    On a CPU that is fixed, so that a result depends neither on its neighbours nor on how many they
+    are; on a GPU it is an option, and may move the last bits.
+    """
+    if device.type != "cpu":
+        return batch_size
+    return CPU_ROWS if sum(it.numel() for it in unet.parameters()) <= SMALL_UNET else 1
+
+
+def in_batches(
+    items: Sequence[T],
+    shape: Callable[[T], Any],
+    rows: int,
+    compute: Callable[[list[T]], Sequence[R]],
+) -> list[R]:
+    """Results in the order of `items`: `compute` sees `rows` of one shape, the last ones padded.
+
+    Raises `ReasonpixError` when memory runs out.
+    """
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for number, item in enumerate(items):
+        groups[shape(item)].append(number)
+    results: dict[int, R] = {}
+    for group in groups.values():
+        for start in range(0, len(group), rows):
+            numbers = group[start : start + rows]
+            padded = [*numbers, *numbers[:1] * (rows - len(numbers))]
+            try:
+                computed = compute([items[number] for number in padded])
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise ReasonpixError(
+                    f"memory ran out with {rows} images at once; lower batch_size or resolution"
+                ) from error
+            results |= dict(zip(numbers, computed, strict=False))
+    return [results[number] for number in range(len(items))]
