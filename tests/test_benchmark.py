@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmark_files import (
+    HOLE,
     SIZE,
     descriptions,
     magicbrush_folder,
@@ -18,6 +19,7 @@ from benchmark_files import (
 )
 from benchmark_rows import benchmark, row, scene
 from pair_files import instruct_pix2pix, parquet, picture, png, rows
+from PIL import Image
 from pydantic import ValidationError
 
 from reasonpix.benchmark import BenchmarkOptions, read_benchmark
@@ -223,6 +225,24 @@ def test_reason_edit(tmp_path: Path) -> None:
     assert mask.shape == SIZE[::-1]
     assert np.mean(mask == marked()) > 0.99  # JPEG
     assert case.row.endswith("6-Reasoning/Reason_test.txt line 1")
+
+
+def test_the_target_is_looked_for_around_the_mask(tmp_path: Path) -> None:
+    case = read(reason_edit(tmp_path)).cases[0]
+    assert case.box is not None
+    # A JPEG's edges are a pixel soft.
+    assert case.box.xyxy == pytest.approx(HOLE, abs=1)
+    assert (case.box.width, case.box.height) == SIZE
+
+
+def test_a_mask_of_another_aspect_is_refused(tmp_path: Path) -> None:
+    reason_edit(tmp_path)
+    wide = Image.new("L", (100, 20))
+    wide.paste(255, (0, 0, 50, 20))
+    wide.save(tmp_path / "1-Left-Right" / "002_mask.jpg")
+    said = trouble(tmp_path)
+    assert "line 2: mask: 100x20 pixels, and the image has 32x24: another aspect" in said
+    assert "1 broken row" in said
 
 
 def test_scenarios_that_do_not_add_up_are_told(tmp_path: Path) -> None:

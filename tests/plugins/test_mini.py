@@ -37,6 +37,7 @@ from reasonpix.slots import SourceItem
 from reasonpix.testing import PlannerContract, SourceContract
 
 LEXICON = Path(reasonpix_mini.__file__).with_name("lexicon.yaml")
+CHECKPOINTS = LEXICON.with_name("checkpoints")
 ROWS: dict[str, dict[str, Any]] = {}
 GIVE_AWAYS: dict[str, list[str]] = {}
 FRAMES: list[dict[str, str]] = []
@@ -655,3 +656,17 @@ def test_hooks_fit_the_specs() -> None:
     assert manager.hook.sources() == [[Stickers]]
     assert manager.hook.planners() == [[Lexicon]]
     assert manager.hook.checkpoints() == [reasonpix_mini.checkpoints()]
+
+
+def test_the_checkpoints_stay_small() -> None:
+    """What is a link costs nothing in git."""
+    files = [path for path in CHECKPOINTS.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) <= 40_000_000
+
+
+def test_links_stay_inside_the_checkpoints() -> None:
+    links = [path for path in CHECKPOINTS.rglob("*") if path.is_symlink()]
+    assert links
+    for link in links:
+        assert not link.readlink().is_absolute()
+        assert link.resolve(strict=True).is_relative_to(CHECKPOINTS)
