@@ -195,12 +195,20 @@ def _edit(
         method.load()
         for first in range(0, len(jobs), at_once):
             some = jobs[first : first + at_once]
-            edits = method.apply([_request(folder, job, seed) for job in some])
+            requests = [_request(folder, job, seed) for job in some]
+            sizes = [request.image.size for request in requests]
+            edits = method.apply(requests)
             if len(edits) != len(some):
                 raise PluginError(
                     f"method {method.name!r} gave {len(edits)} results for {len(some)} requests"
                 )
-            for job, edited in zip(some, edits, strict=True):
+            for job, size, edited in zip(some, sizes, edits, strict=True):
+                if not isinstance(edited, Problem) and (edited.mode, edited.size) != ("RGB", size):
+                    raise PluginError(
+                        f"method {method.name!r}: {job.case.row}: the edit is {edited.mode} of "
+                        f"{edited.width}x{edited.height} pixels; RGB of {size[0]}x{size[1]}, the "
+                        "input's size, is wanted"
+                    )
                 folder.keep(name, job.kind, job.case.id, edited)
             done += len(some)
             report(name, done, len(every))

@@ -195,6 +195,22 @@ def test_methods_are_told_what_comes_for_direct_instructions_only(
     assert len(set(seeds.values())) == 4
 
 
+def test_an_edit_of_another_size_is_not_kept(
+    recipe: Recipe, tmp_path: Path, distribution: Distribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = RECORDING.replace("SEES", "[]").replace(
+        "[it.image for", "[it.image.resize((9, 9)) for"
+    )
+    distribution("rec", {"recording": "recording"}, recording=source)
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    result = call("evaluate", recipe(methods={"One": "recording"}), "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "the edit is RGB of 9x9 pixels; RGB of 64x64, the input's size, is wanted" in (
+        result.stderr
+    )
+    assert not list((tmp_path / "out").glob("edits/*/*/*"))
+
+
 def test_captions_that_are_missing_are_told_before_anything_is_done(
     recipe: Recipe, tmp_path: Path, distribution: Distribution, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,7 +108,9 @@ class StableDiffusion:
 
     def tokens(self, text: str) -> list[int]:
         """Token ids without start, end and padding, however many they are."""
-        ids: list[int] = self._text.tokenizer(text, add_special_tokens=False).input_ids
+        # Too many are cut where they are used; no warning is needed.
+        tokenized = self._text.tokenizer(text, add_special_tokens=False, verbose=False)
+        ids: list[int] = tokenized.input_ids
         return ids
 
     def noise(self, latents: Tensor, number: int, states: Tensor) -> Tensor:
