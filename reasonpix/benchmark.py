@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,10 @@ from reasonpix.records import Box
 from reasonpix.sources import is_text
 
 
+Kind = Annotated[str, Field(pattern=r"^\w[\w -]*$", max_length=50)]
+"""Of instructions: a folder of edits has its name."""
+
+
 class BenchmarkOptions(BaseModel):
     """Which cases to evaluate on."""
 
@@ -46,7 +50,7 @@ class BenchmarkOptions(BaseModel):
     )
     revision: str | None = Field(None, description="Commit or tag, for hub ids")
     split: str = Field("test", description="Split to read")
-    instructions: dict[str, str] | None = Field(
+    instructions: dict[Kind, str] | None = Field(
         None,
         min_length=1,
         description="Columns of instructions by kind; by default direct and reasoning of a "

@@ -54,6 +54,7 @@ def create_study(
             "samples of a kind, because nobody judges one twice"
         )
     cases = _drawn(evaluation, design)
+    out = Path(os.path.abspath(out))  # "." has no name of its own
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is not empty; name a new folder")
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")

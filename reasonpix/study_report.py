@@ -110,16 +110,18 @@ class StudyReport:
     """For an answer."""
 
     def print(self) -> None:
-        """As a table on the console."""
+        """As a table on the console. Names are no markup."""
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table("chosen as the best of all, %", title=f"User study · {self.benchmark}")
+        title = Text(f"User study · {self.benchmark}")
+        table = Table("chosen as the best of all, %", title=title)
         for kind in self.kinds:
-            table.add_column(kind, justify="right")
+            table.add_column(Text(kind), justify="right")
         found = list(self.kinds.values())
         for method in found[0].best:
-            table.add_row(method, *(_percent(it.best[method]) for it in found))
+            table.add_row(Text(method), *(_percent(it.best[method]) for it in found))
         table.add_section()
         table.add_row("samples judged", *(f"{it.samples} of {self.samples}" for it in found))
         table.add_row("answers", *(str(it.answers) for it in found))

@@ -323,6 +323,9 @@ def test_options_are_checked() -> None:
         BenchmarkOptions.model_validate({"path": "x", "columns": "y"})
     with pytest.raises(ValidationError):
         BenchmarkOptions(path="x", instructions={})
+    for kind in ("", "..", "../../edits", "a/b", "a\0", "x" * 51):  # a folder is named by it
+        with pytest.raises(ValidationError, match="instructions"):
+            BenchmarkOptions(path="x", instructions={kind: "edit_prompt"})
     for field in BenchmarkOptions.model_fields.values():
         assert field.description
 

@@ -172,6 +172,17 @@ def test_folders_that_are_in_the_way_or_no_study(tmp_path: Path) -> None:
         Study(tmp_path / "study")
 
 
+def test_the_folder_where_one_is_can_become_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits = evaluation(tmp_path / "evaluation")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    create_study(edits, Path(), samples=6, per_worker=4).close()
+    with Study(tmp_path / "here") as study:
+        assert len(study.invitations()) == 3
+
+
 def test_a_worker_goes_through_a_sheet_once(tmp_path: Path) -> None:
     with small_study(tmp_path) as study:
         code = study.invitations()[1].code
@@ -306,6 +317,15 @@ def test_report(tmp_path: Path) -> None:
     assert {row["worker"] for row in rows} == {"1", "2", "3", "4", "5", "6"}
     exported = (tmp_path / "study" / "answers.csv").read_text() + json.dumps(stored)
     assert not any(code in exported for code in codes)
+
+
+def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("Ours [v2]", "[/x]")
+    edits = evaluation(tmp_path / "[red]", methods=names)
+    create_study(edits, tmp_path / "study", samples=6, per_worker=4, methods=names).close()
+    study_report(tmp_path / "study").print()
+    told = capsys.readouterr().out
+    assert all(name in told for name in names)
 
 
 def test_commands(tmp_path: Path) -> None:
