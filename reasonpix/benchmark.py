@@ -34,7 +34,6 @@ from reasonpix.pairs import THREADS, shown_rows
 from reasonpix.records import Box
 from reasonpix.sources import is_text
 
-
 Kind = Annotated[str, Field(pattern=r"^\w[\w -]*$", max_length=50)]
 """Of instructions: a folder of edits has its name."""
 

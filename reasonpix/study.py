@@ -6,8 +6,8 @@ images/<hash>.png   inputs and edits, named by what they hold: nothing in a page
 answers.csv report.json     written by `reasonpix study report`
 ```
 
-The file is safe under any number of servers and threads: an answer is one transaction, and the
-first one given to a sample stays.
+The file is safe under any number of servers of one machine and threads: an answer is one
+transaction, and the first one given to a sample stays.
 """
 
 from __future__ import annotations
