@@ -117,13 +117,7 @@ def read_parts(options: ModelOptions) -> Parts:
 
     Raises `WeightsError` for what is absent or damaged.
     """
-    named = options.model
-    if carried := plugins.checkpoint(options.model):
-        options = options.model_copy(update={"model": str(carried)})
-    check_weights(options)
-    index = _json(options, "model_index.json")
-    if index is None:
-        raise WeightsError(f"model: {_why_none(named, options)}")
+    options, index = _opened(options)
     text = None
     if (index.get("text_encoder") or [None])[0]:
         text = TextStates(
@@ -138,6 +132,33 @@ def read_parts(options: ModelOptions) -> Parts:
         pretrained(_scheduler_class(index, options), options, subfolder="scheduler"),
         text,
     )
+
+
+def check_pipeline(options: ModelOptions) -> None:
+    """Raise `WeightsError` where `options.model` is no pipeline. No weights are read."""
+    _opened(options)
+
+
+def encoder_of(options: ModelOptions) -> Use | None:
+    """The encoder that an editing model names; None where it is the pipeline's own CLIP text.
+
+    Raises `WeightsError`.
+    """
+    options, _ = _opened(options)
+    facts = _json(options, _FACTS)
+    return None if facts is None else _encoder(facts, options)[1]
+
+
+def _opened(options: ModelOptions) -> tuple[ModelOptions, dict[str, Any]]:
+    """The options with a carried checkpoint's path, and the pipeline's index."""
+    named = options.model
+    if carried := plugins.checkpoint(options.model):
+        options = options.model_copy(update={"model": str(carried)})
+    check_weights(options)
+    index = _json(options, "model_index.json")
+    if index is None:
+        raise WeightsError(f"model: {_why_none(named, options)}")
+    return options, index
 
 
 def _why_none(named: str, options: ModelOptions) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -40,22 +40,23 @@ def evaluate(
     Run the same command again to go on where it stopped.
     """
     from reasonpix.errors import ReasonpixError
+    from reasonpix.evaluation_folder import COPY
     from reasonpix.evaluation_recipe import load_evaluation_recipe
     from reasonpix.recipes import locate
 
     checked = load_evaluation_recipe(locate(recipe), overrides)
-    if baseline is not None and baseline not in checked.methods:
+    if baseline not in (None, COPY, *checked.methods):
         raise ReasonpixError(
             f"--baseline: the recipe has no method {baseline!r}; "
             f"there are {', '.join(checked.methods)}"
         )
+    with console.needing("evaluate"):
+        import matplotlib  # noqa: F401  # the report needs it, hours later
+
+        from reasonpix.evaluation import evaluate as run
+        from reasonpix.report import write_report
     try:
-        with console.stoppable(), _bars() as report, console.needing("evaluate"):
-            import matplotlib  # noqa: F401  # the report needs it, hours later
-
-            from reasonpix.evaluation import evaluate as run
-            from reasonpix.report import write_report
-
+        with console.stoppable(), _bars() as report:
             folder = run(checked, out, report, retry_failed=retry_failed)
             written = write_report(folder, baseline)
     except KeyboardInterrupt as stopped:
@@ -67,7 +68,7 @@ def evaluate(
 
 @contextmanager
 def _bars() -> Iterator[Report]:
-    """A progress bar for each method and for measuring, where there is somebody to see them."""
+    """A progress bar for each method and for measuring; without a terminal, a line each tenth."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -79,12 +80,19 @@ def _bars() -> Iterator[Report]:
 
     terminal = Console(stderr=True)
     columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn())
-    tasks = {}
+    tasks: dict[str, Any] = {}
+    tenths: dict[str, int] = {}
     with Progress(
         *columns, TimeRemainingColumn(), console=terminal, disable=not terminal.is_terminal
     ) as bars:
 
         def report(what: str, done: int, total: int) -> None:
+            if not terminal.is_terminal:
+                tenth = 10 * done // max(1, total)
+                if tenths.get(what) != tenth:
+                    tenths[what] = tenth
+                    click.echo(f"{what}: {done} of {total}", err=True)
+                return
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total, completed=done)
             bars.update(tasks[what], completed=done, total=total)

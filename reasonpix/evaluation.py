@@ -7,12 +7,13 @@ and a method that is added later costs only its own edits.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from PIL import Image
 from reasonpix import plugins
 from reasonpix.benchmark import read_benchmark
 from reasonpix.cases import DIRECT, Benchmark, Case
-from reasonpix.errors import PluginError, RecipeError, RunError
+from reasonpix.errors import PluginError, ReasonpixError, RecipeError, RunError
 from reasonpix.evaluation_folder import COPY, TRUTH, Entry, EvaluationFolder, lines
 from reasonpix.evaluation_recipe import EvaluationRecipe
-from reasonpix.images import encode_png
+from reasonpix.images import UndecodableImage, decode, encode_png
+from reasonpix.memory import is_out_of_memory
 from reasonpix.metrics import Metrics
 from reasonpix.records import Problem
 from reasonpix.run import fingerprint, seed_of
-from reasonpix.slots import Grounder, Method, MethodRequest, ModelOptions
+from reasonpix.slots import Component, Grounder, Method, MethodRequest, ModelOptions
 from reasonpix.storage import write_atomically
 from reasonpix.uses import Use
+from reasonpix.weights import check_weights
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -55,12 +58,12 @@ def evaluate(
     Everything that can be checked without a model is checked first. A case that a method cannot
     edit is kept with its reason; `retry_failed` tries those again. Raises `ReasonpixError`.
     """
-    methods = {name: _component(use) for name, use in recipe.methods.items()}
+    methods = {name: _method(use) for name, use in recipe.methods.items()}
     grounder = recipe.grounder.build() if recipe.grounder else None
     assert grounder is None or isinstance(grounder, Grounder)
     metrics = Metrics(recipe.metrics, grounder)
-    for method in methods.values():
-        method.check()
+    named: dict[str, Component[Any]] = {f"methods.{name}": it for name, it in methods.items()}
+    _check(named | ({"grounder": grounder} if grounder else {}))
     metrics.check()
     benchmark = read_benchmark(recipe.benchmark, Path())
     _check_captions(benchmark, methods)
@@ -68,14 +71,30 @@ def evaluate(
         folder = _prepare(recipe, benchmark, out, report)
         for name, method in methods.items():
             _edit(folder, benchmark, name, method, recipe.seed, report, retry_failed)
-        _measure(folder, benchmark, metrics, report)
+        _measure(folder, benchmark, metrics, report, retry_failed)
     return folder
 
 
-def _component(use: Use) -> Method[Any]:
+def _method(use: Use) -> Method[Any]:
     component = use.build()
     assert isinstance(component, Method)
     return component
+
+
+def _check(named: Mapping[str, Component[Any]]) -> None:
+    """Raise `RecipeError` for all that is cheap to see, such as folders that are not there."""
+    problems = []
+    for where, component in named.items():
+        options = component.options
+        try:
+            for field in options.weights if isinstance(options, ModelOptions) else ():
+                if weights := getattr(options, field):
+                    check_weights(options.model_copy(update={"model": weights}))
+            component.check()
+        except ReasonpixError as error:
+            problems.append(f"{where}: {error}")
+    if problems:
+        raise RecipeError(problems)
 
 
 def _check_captions(benchmark: Benchmark, methods: dict[str, Method[Any]]) -> None:
@@ -99,10 +118,11 @@ def _alone(out: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{out} cannot be written: {error.strerror}; name another folder") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another process is evaluating in {out}; wait for it") from error
         yield
-    except BlockingIOError as error:
-        raise RunError(f"another process is evaluating in {out}; wait for it") from error
     finally:
         os.close(lock)
 
@@ -110,27 +130,29 @@ def _alone(out: Path) -> Iterator[None]:
 def _prepare(
     recipe: EvaluationRecipe, benchmark: Benchmark, out: Path, report: Report
 ) -> EvaluationFolder:
-    """Write down what is evaluated. Raises `RunError` for the folder of another benchmark."""
+    """Write down what is evaluated. Raises `RunError` for the folder of something else."""
     folder = EvaluationFolder(out)
+    if any(out.iterdir()) and not (out / "evaluation.json").is_file():
+        raise RunError(f"{out} holds something else; name a new folder")
     entries = {case.id: _entry(case) for case in benchmark.cases}
     known = folder.entries if (out / "cases.jsonl").is_file() else {}
     common = known.keys() & entries
     if (known and not common) or any(_says(known[it]) != _says(entries[it]) for it in common):
         raise RunError(f"{out} holds the evaluation of another benchmark; name a new folder")
-    for done, case in enumerate(benchmark.cases):
-        report("read", done, len(benchmark.cases))
-        _keep(folder.input(case.id), case.read_input(), case)
-        if case.read_truth:
-            _keep(folder.root / "truth" / f"{case.id}.png", case.read_truth(), case)
-    report("read", len(benchmark.cases), len(benchmark.cases))
     index = {
         "benchmark": benchmark.name,
         "kinds": benchmark.kinds,
         "folders": {TRUTH: TRUTH, COPY: COPY}
         | {name: _folder(use, recipe.seed) for name, use in recipe.methods.items()},
     }
-    write_atomically(out / "recipe.yaml", recipe.as_yaml().encode())
     write_atomically(out / "evaluation.json", json.dumps(index, indent=1).encode())
+    write_atomically(out / "recipe.yaml", recipe.as_yaml().encode())
+    for done, case in enumerate(benchmark.cases):
+        report("read", done, len(benchmark.cases))
+        _keep(folder.input(case.id), case.read_input(), case)
+        if case.read_truth:
+            _keep(folder.root / "truth" / f"{case.id}.png", case.read_truth(), case)
+    report("read", len(benchmark.cases), len(benchmark.cases))
     write_atomically(out / "cases.jsonl", lines(entry.model_dump() for entry in entries.values()))
     return EvaluationFolder(out)
 
@@ -143,6 +165,9 @@ def _entry(case: Case) -> Entry:
         caption=case.caption,
         edited_caption=case.edited_caption,
         groups=dict(case.groups),
+        target=case.target,
+        box=case.box.xyxy if case.box else None,
+        mask=hashlib.sha256(case.read_mask().tobytes()).hexdigest() if case.read_mask else None,
     )
 
 
@@ -153,10 +178,12 @@ def _says(entry: Entry) -> dict[str, Any]:
 
 def _keep(path: Path, image: Image.Image, case: Case) -> None:
     """Edits of another image under the same name would be taken for those of this one."""
-    data = encode_png(image)
-    if not path.is_file():
-        write_atomically(path, data)
-    elif path.read_bytes() != data:
+    try:
+        kept = decode(path.read_bytes())
+    except (FileNotFoundError, UndecodableImage):  # or one that was damaged
+        write_atomically(path, encode_png(image))
+        return
+    if (kept.size, kept.tobytes()) != (image.size, image.tobytes()):
         raise RunError(
             f"{case.row}: its image is not the one that {path} was made from; name a new folder"
         )
@@ -179,11 +206,13 @@ def _edit(
 ) -> None:
     """Make a method's edits that are missing. Those of one case are asked for together."""
     every = [_Job(case, kind) for case in benchmark.cases for kind in case.instructions]
-    jobs = []
-    for job in every:
-        found = folder.edit(name, job.kind, job.case.id)
-        if found is None or (retry_failed and isinstance(found, Problem)):
-            jobs.append(job)
+    failed = {kind: folder.failures(name, kind) for kind in benchmark.kinds if retry_failed}
+    jobs = [
+        job
+        for job in every
+        if folder.edit(name, job.kind, job.case.id) is None
+        or job.case.id in failed.get(job.kind, ())
+    ]
     if not jobs:
         return
     done = len(every) - len(jobs)
@@ -197,11 +226,7 @@ def _edit(
             some = jobs[first : first + at_once]
             requests = [_request(folder, job, seed) for job in some]
             sizes = [request.image.size for request in requests]
-            edits = method.apply(requests)
-            if len(edits) != len(some):
-                raise PluginError(
-                    f"method {method.name!r} gave {len(edits)} results for {len(some)} requests"
-                )
+            edits = _applied(method, requests)
             for job, size, edited in zip(some, sizes, edits, strict=True):
                 if not isinstance(edited, Problem) and (edited.mode, edited.size) != ("RGB", size):
                     raise PluginError(
@@ -212,6 +237,24 @@ def _edit(
                 folder.keep(name, job.kind, job.case.id, edited)
             done += len(some)
             report(name, done, len(every))
+
+
+def _applied(method: Method[Any], requests: Sequence[MethodRequest]) -> list[Image.Image | Problem]:
+    """The edits; where a batch breaks each is tried alone, so that a bad one costs one."""
+    try:
+        edits = method.apply([replace(it, image=it.image.copy()) for it in requests])
+    except Exception as error:
+        # Our own errors are of the method as a whole, and so is memory that runs out.
+        if isinstance(error, ReasonpixError) or is_out_of_memory(error):
+            raise
+        if len(requests) > 1:
+            return [edit for request in requests for edit in _applied(method, [request])]
+        return [Problem(status="failed", reason=f"{type(error).__name__}: {error}")]
+    if len(edits) != len(requests):
+        raise PluginError(
+            f"method {method.name!r} gave {len(edits)} results for {len(requests)} requests"
+        )
+    return edits
 
 
 def _request(folder: EvaluationFolder, job: _Job, seed: int) -> MethodRequest:
@@ -231,16 +274,24 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _measure(
-    folder: EvaluationFolder, benchmark: Benchmark, metrics: Metrics, report: Report
+    folder: EvaluationFolder,
+    benchmark: Benchmark,
+    metrics: Metrics,
+    report: Report,
+    retry_failed: bool,
 ) -> None:
     """Score what is not scored yet, or was by other metrics or on other edits."""
     identity = metrics.identity()
+
+    def is_stale(method: str, kind: str, cases: Sequence[Case]) -> bool:
+        again = retry_failed and bool(folder.failures(method, kind))
+        return again or folder.measured(method, kind) != (identity, {it.id for it in cases})
+
     stale = [
         (method, kind, cases)
         for method in folder.methods
         for kind in folder.kinds
-        if (cases := _measurable(folder, benchmark, method, kind))
-        and folder.measured(method, kind) != (identity, {case.id for case in cases})
+        if (cases := _measurable(folder, benchmark, method, kind)) and is_stale(method, kind, cases)
     ]
     if not stale:
         return

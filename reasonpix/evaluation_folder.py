@@ -46,6 +46,10 @@ class Entry(BaseModel):
     caption: str
     edited_caption: str
     groups: dict[str, str]
+    target: str | None = None
+    box: tuple[float, ...] | None = None
+    mask: str | None = None
+    """SHA-256 of what the mask marks, in hex."""
 
 
 class EvaluationFolder:
@@ -102,7 +106,7 @@ class EvaluationFolder:
         if method == TRUTH:
             return self.truth(case)
         path = self._edit(method, kind, case)
-        if path.is_file():
+        if path.is_file() and _is_whole(path):
             return path
         try:
             return Problem.model_validate_json(path.with_suffix(".json").read_bytes())
@@ -112,7 +116,11 @@ class EvaluationFolder:
     def scores(self, method: str, kind: str) -> dict[str, dict[str, float]]:
         """What was measured, by case; failed edits are not in it. Empty before it is measured."""
         _, rows = self._measured(method, kind)
-        return {case: row for case, row in rows.items() if "problem" not in row}
+        return {
+            case: row
+            for case, row in rows.items()
+            if "problem" not in row and case in self.entries  # there may have been more
+        }
 
     def failures(self, method: str, kind: str) -> dict[str, str]:
         """Why cases are not in `scores`: they could not be edited, or the edit not be measured."""
@@ -169,14 +177,27 @@ class EvaluationFolder:
             text = self._scores(method, kind).read_text(encoding="utf-8")
         except FileNotFoundError:
             return {}, {}
-        identity, *rows = map(json.loads, text.splitlines())
-        return identity, {row.pop("id"): row for row in rows}
+        try:
+            identity, *rows = map(json.loads, text.splitlines())
+            return identity, {row.pop("id"): row for row in rows}
+        except (ValueError, KeyError, AttributeError):  # damaged: as if it were not there
+            return {}, {}
 
     def _edit(self, method: str, kind: str, case: str) -> Path:
         return self.root / "edits" / str(self._index["folders"][method]) / kind / f"{case}.png"
 
     def _scores(self, method: str, kind: str) -> Path:
         return self.root / "scores" / str(self._index["folders"][method]) / f"{kind}.jsonl"
+
+
+def _is_whole(png: Path) -> bool:
+    """Whether a PNG's end is there; one that was cut by others is as good as none."""
+    with png.open("rb") as file:
+        file.seek(max(0, png.stat().st_size - len(_END)))
+        return file.read() == _END
+
+
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

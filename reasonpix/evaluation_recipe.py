@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,7 +29,9 @@ class EvaluationRecipe(BaseModel):
     benchmark: BenchmarkOptions
     metrics: MetricsOptions = MetricsOptions()
     grounder: Use | None = Field(None, description="Looks for the target in the box of each edit")
-    methods: dict[str, Use] = Field(min_length=1, description="The methods, by names of your own")
+    methods: dict[Annotated[str, Field(min_length=1)], Use] = Field(
+        min_length=1, description="The methods, by names of your own"
+    )
 
     def as_yaml(self) -> str:
         """The resolved recipe: every option spelled out, and the packages of its components."""

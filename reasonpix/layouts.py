@@ -375,9 +375,13 @@ def derived_caption(sample: Sample) -> str:
     return f"{caption}, with {named('a', plan.target)} in the place of the {plan.selected}"
 
 
+_OPEN = re.compile(r"(?!eu|one\b|u[bfkst][aeiou]|uni(?!n))[aeiou]|(?:heir|honest|hour)", re.I)
+"""What begins with an open sound: an hour and an umbrella, but a unicorn and a European."""
+
+
 def named(article: str | None, name: str) -> str:
     """A name behind the indefinite article that it asks for, where there is one: "an owl"."""
     if not article:
         return name
-    right = "an" if name[:1].lower() in "aeiou" else "a"
+    right = "an" if _OPEN.match(name) else "a"
     return f"{right.capitalize() if article[0].isupper() else right} {name}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 from pydantic import Field
 
+from reasonpix import plugins
 from reasonpix.hookspecs import hookimpl
 from reasonpix.records import Problem
 from reasonpix.slots import Method, MethodRequest, ModelOptions
@@ -40,6 +41,19 @@ class EditingModelMethod(Method[EditingModelOptions]):
     name = "editing-model"
     Options = EditingModelOptions
     _model: ReasonPix2Pix | None = None
+
+    def check(self) -> None:
+        """See that the model is an editing model."""
+        from reasonpix.checkpoint import check_pipeline
+
+        check_pipeline(self.options)
+
+    def identity(self) -> Mapping[str, Any]:
+        """The encoder's: the model only names it."""
+        from reasonpix.checkpoint import encoder_of
+
+        use = encoder_of(self.options)
+        return {"encoder": plugins.identity(use.slot, use.name, use.options)} if use else {}
 
     def load(self) -> None:
         """Read the weights, those of the encoder too."""

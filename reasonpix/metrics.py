@@ -183,7 +183,7 @@ class Metrics:
                 raise
             told = isinstance(error, ReasonpixError)
             what = str(error) if told else f"{case.row}: {type(error).__name__}: {error}"
-            return _Edit(case, problem=_failed(what))
+            return _Edit(case, problem=Problem(status="failed", reason=what))
 
     def _look(self, case: Case, edited: Image.Image) -> _Edit:
         edit, images = _Edit(case), {"edited": edited}
@@ -301,8 +301,4 @@ def _checked(edit: _Edit) -> dict[str, float] | Problem:
     if not wrong:
         return edit.values
     what = f"{edit.case.row}: {', '.join(wrong)}: no finite number; compute in float32"
-    return _failed(what)
-
-
-def _failed(what: str) -> Problem:
-    return Problem(status="failed", reason=f"the edit cannot be measured: {what}")
+    return Problem(status="failed", reason=what)

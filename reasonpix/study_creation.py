@@ -75,12 +75,12 @@ def _methods(evaluation: EvaluationFolder, methods: Sequence[str]) -> tuple[str,
         methods = [it for it in evaluation.methods if it not in (TRUTH, COPY)]
         if len(methods) != 4:
             raise ReasonpixError(
-                "name the methods to compare, the paper compares four; "
+                "name the methods to compare by --method, the paper compares four; "
                 f"there are {', '.join(evaluation.methods)}"
             )
     fewest, most = CANDIDATES
     if not fewest <= len(methods) <= most:
-        raise ReasonpixError(f"{len(methods)} methods cannot be compared; name {fewest} to {most}")
+        raise ReasonpixError(f"name {fewest} to {most} methods to compare, not {len(methods)}")
     return _named("method", methods, evaluation.methods)
 
 

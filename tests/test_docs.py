@@ -6,13 +6,14 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reasonpix.recipe import load_recipe
 from reasonpix.records import EditPlan, ReplaceRequest
 from reasonpix.slots import Captioner
-from reasonpix.testing import PlannerContract
+from reasonpix.testing import MethodContract, PlannerContract
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +56,17 @@ def test_the_llm_planner_of_the_tutorial_keeps_its_contract() -> None:
     assert planner.Options().price is None
     assert Contract().subject.longest_answer == planner.Options().max_tokens
     Contract().test_plans_follow_requests()
+
+
+def test_the_method_of_the_tutorial_keeps_its_contract() -> None:
+    names: dict[str, Any] = {"__name__": "blur"}
+    source = blocks("docs/plugins.md", "python")[-1]
+    exec(compile(source, "docs/plugins.md", "exec"), names)
+    subject = type("Subject", (MethodContract,), {"component": names["Blur"]})()
+    for name in dir(MethodContract):
+        # A module of its own to import it has none.
+        if name.startswith("test_") and name != "test_importing_is_light":
+            getattr(subject, name)()
 
 
 def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:

@@ -288,3 +288,109 @@ def test_a_baseline_that_there_is_not_is_told_first(recipe: Recipe, tmp_path: Pa
     result = call("evaluate", recipe(), "--out", tmp_path / "out", "--baseline", "Blue")
     assert result.exit_code == 1 and "no method 'Blue'; there are Red, Black" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_another_box_is_another_benchmark(recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluated(recipe(), out)
+    moved = [row(0, box=[0.0, 0.0, 9.0, 9.0]), row(1), row(2), row(3)]
+    other = benchmark(tmp_path / "moved", moved)
+    result = call("evaluate", recipe(benchmark={"path": str(other)}), "--out", out)
+    assert result.exit_code == 1 and "holds the evaluation of another benchmark" in result.stderr
+
+
+def test_a_benchmark_that_was_moved_is_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluated(recipe(), out)
+    before = files(out / "edits")
+    (tmp_path / "benchmark").rename(tmp_path / "elsewhere")
+    evaluated(recipe(benchmark={"path": str(tmp_path / "elsewhere")}), out)
+    assert files(out / "edits") == before
+
+
+def test_an_exception_costs_the_case_that_causes_it(
+    recipe: Recipe, tmp_path: Path, distribution: Distribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = (
+        "        if any('number 2' in it.instruction for it in requests): raise ValueError('bad')\n"
+    )
+    head, rest = RECORDING.replace("SEES", "[]").split("        import time\n")
+    distribution(
+        "rec", {"recording": "recording"}, recording=f"{head}{fault}        import time\n{rest}"
+    )
+    monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
+    methods = {"One": "recording", "Red": "fake-method"}
+    folder = evaluated(recipe(methods=methods), tmp_path / "out")
+    assert folder.failures("One", "direct") == {"record-2": "ValueError: bad"}
+    assert len(folder.scores("One", "reasoning")) == 3
+    assert len(folder.scores("Red", "reasoning")) == 4
+
+
+def test_a_folder_of_something_else_is_left_alone(recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "recipe.yaml").write_text("mine")
+    result = call("evaluate", recipe(), "--out", out)
+    assert result.exit_code == 1 and "mine holds something else; name a new folder" in result.stderr
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
+
+
+def test_models_that_are_missing_are_told_before_the_first_edit(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    methods = {
+        "Red": "fake-method",
+        "Ours": {"use": "editing-model", "model": "./nowhere"},
+        "Edict": {"use": "edict", "model": "mini/clip"},
+    }
+    grounder = {"use": "grounding-dino", "model": "./nowhere"}
+    result = call("evaluate", recipe(methods=methods, grounder=grounder), "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("methods.Ours: model: no folder './nowhere'")
+    assert lines[1].startswith("methods.Edict: model: ") and "no model_index.json" in lines[1]
+    assert lines[2].startswith("grounder: model: no folder './nowhere'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_damaged_is_made_again(recipe: Recipe, tmp_path: Path) -> None:
+    path, out = recipe(methods={"Red": "fake-method"}), tmp_path / "out"
+    evaluated(path, out)
+    edits, scores = files(out / "edits"), files(out / "scores")
+    edit = next((out / "edits").glob("*/direct/record-1.png"))
+    edit.write_bytes(edit.read_bytes()[:-5])
+    (out / "input" / "record-2.png").write_bytes(b"")
+    table = next((out / "scores").glob("fake-method-*/direct.jsonl"))
+    table.write_bytes(table.read_bytes()[:-40])
+    evaluated(path, out)
+    for before, now in ((edits, files(out / "edits")), (scores, files(out / "scores"))):
+        assert {name: data for name, (_, data) in now.items()} == {
+            name: data for name, (_, data) in before.items()
+        }
+
+
+def test_fewer_cases_of_which_none_was_edited(tmp_path: Path, recipe: Recipe) -> None:
+    rows = [row(0, edit_prompt="fail"), row(1)]
+    data = benchmark(tmp_path / "failing", rows)
+    path = recipe(benchmark={"path": str(data)}, methods={"Red": "fake-method"})
+    evaluated(path, tmp_path / "out")
+    folder = evaluated(path, tmp_path / "out", "--set", "benchmark.limit=1")
+    assert folder.scores("Red", "reasoning") == {}
+    assert list(folder.failures("Red", "reasoning")) == ["record-0"]
+
+
+def test_an_editing_model_is_known_by_its_encoder_too() -> None:
+    from reasonpix import plugins
+    from reasonpix.methods import EditingModelOptions
+
+    def component(model: str) -> Any:
+        return plugins.identity("method", "editing-model", EditingModelOptions(model=model))
+
+    encoder = component("mini/reasonpix2pix")["component"]["encoder"]
+    assert encoder["use"] == "llava" and set(encoder["weights"]) == {"model", "language_model"}
+
+
+def test_without_a_terminal_progress_is_told_in_lines(recipe: Recipe, tmp_path: Path) -> None:
+    result = call("evaluate", recipe(), "--out", tmp_path / "out")
+    told = result.stderr.splitlines()
+    assert "Red: 8 of 8" in told and told[-1].startswith("measure: ")

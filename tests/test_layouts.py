@@ -21,7 +21,7 @@ from PIL import Image
 from reasonpix import layouts
 from reasonpix.engine import generate
 from reasonpix.images import encode_png
-from reasonpix.layouts import Size, derived_caption, facts_of
+from reasonpix.layouts import Size, derived_caption, facts_of, named
 from reasonpix.outcomes import Outcome, outcomes
 from reasonpix.publish import publish
 from reasonpix.recipe import load_recipe
@@ -462,3 +462,20 @@ def test_a_caption_is_derived(
     caption: str, text: str, selected: str, target: str, derived: str
 ) -> None:
     assert replaced(caption, text, selected, target) == derived
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("owl", "an owl"),
+        ("bee", "a bee"),
+        ("unicorn", "a unicorn"),
+        ("umbrella", "an umbrella"),
+        ("ukulele", "a ukulele"),
+        ("hourglass", "an hourglass"),
+        ("one-way sign", "a one-way sign"),
+        ("European badger", "a European badger"),
+    ],
+)
+def test_the_article_follows_the_sound(name: str, shown: str) -> None:
+    assert named("a", name) == shown

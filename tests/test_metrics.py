@@ -441,10 +441,9 @@ def test_an_image_that_cannot_be_read_is_a_problem_in_its_place(
     found = metrics.measure(cases, edits)
     assert found[4] == expected[4]
     reasons = [it.reason if isinstance(it, Problem) else "" for it in found]
-    begin = "the edit cannot be measured: "
-    assert reasons[0].startswith(f"{begin}row 0: OSError: ")
-    assert reasons[1].startswith(f"{begin}row 1: FileNotFoundError: ") and "none.png" in reasons[1]
-    assert reasons[2] == f"{begin}pairs.parquet row 3: the image is gone"
+    assert reasons[0].startswith("row 0: OSError: ")
+    assert reasons[1].startswith("row 1: FileNotFoundError: ") and "none.png" in reasons[1]
+    assert reasons[2] == "pairs.parquet row 3: the image is gone"
     assert "its mask or box is for 16x8 pixels, and the input image has 8x8" in reasons[3]
 
 

@@ -144,7 +144,7 @@ def test_images_are_the_evaluations_and_their_names_tell_nothing(tmp_path: Path)
     [
         ({"methods": ["Deneb", "Vega"]}, "no method 'Vega' in it; there are ground truth, copy"),
         ({"methods": ["Deneb", "Deneb"]}, "a method is named twice: Deneb, Deneb"),
-        ({"methods": ["Deneb"]}, "1 methods cannot be compared; name 2 to 9"),
+        ({"methods": ["Deneb"]}, "name 2 to 9 methods to compare, not 1"),
         ({"kinds": ["polite"]}, "no kind 'polite' in it; there are direct, reasoning"),
         ({"per_worker": 7}, "7 samples for each worker: it takes 1 to 6"),
     ],

@@ -132,6 +132,12 @@ class _Baseline(Method[O_co]):
     def _loaded(self) -> _Editor:
         """Import what is heavy and read the weights."""
 
+    def check(self) -> None:
+        """See that the model is a pipeline. Raises `WeightsError`."""
+        from reasonpix.checkpoint import check_pipeline
+
+        check_pipeline(self.options)
+
     def load(self) -> None:
         """Read the weights. Raises `ReasonpixError` when they cannot be found, read, or used."""
         self._editor = self._loaded()
