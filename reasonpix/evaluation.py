@@ -22,7 +22,7 @@ from PIL import Image
 from reasonpix import plugins
 from reasonpix.benchmark import read_benchmark
 from reasonpix.cases import DIRECT, Benchmark, Case
-from reasonpix.errors import PluginError, ReasonpixError, RecipeError, RunError
+from reasonpix.errors import PluginError, ReasonpixError, RecipeError, RunError, WeightsError
 from reasonpix.evaluation_folder import COPY, TRUTH, Entry, EvaluationFolder, lines
 from reasonpix.evaluation_recipe import EvaluationRecipe
 from reasonpix.images import UndecodableImage, decode, encode_png
@@ -69,6 +69,8 @@ def evaluate(
     _check_captions(benchmark, methods)
     with _alone(out):
         folder = _prepare(recipe, benchmark, out, report)
+        if not folder.identity:
+            _try(metrics)
         for name, method in methods.items():
             _edit(folder, benchmark, name, method, recipe.seed, report, retry_failed)
         _measure(folder, benchmark, metrics, report, retry_failed)
@@ -95,6 +97,22 @@ def _check(named: Mapping[str, Component[Any]]) -> None:
             problems.append(f"{where}: {error}")
     if problems:
         raise RecipeError(problems)
+
+
+def _try(metrics: Metrics) -> None:
+    """Load what will measure, once before hours of editing. Raises `WeightsError`."""
+    try:
+        with closing(metrics):
+            metrics.load()
+    except ReasonpixError:
+        raise
+    except Exception as error:  # libraries raise nearly anything for models of another kind
+        if is_out_of_memory(error):
+            raise
+        raise WeightsError(
+            f"metrics or grounder: a model cannot be loaded, it may be of another kind: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_captions(benchmark: Benchmark, methods: dict[str, Method[Any]]) -> None:

@@ -353,6 +353,17 @@ def test_models_that_are_missing_are_told_before_the_first_edit(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_grounder_of_another_kind_is_told_before_the_first_edit(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    grounder = {"use": "grounding-dino", "model": "mini/blip2"}
+    result = call("evaluate", recipe(grounder=grounder), "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    told = result.stderr.splitlines()[-1]
+    assert told.startswith("metrics or grounder: a model cannot be loaded")
+    assert not list((tmp_path / "out").glob("edits/*"))
+
+
 def test_what_was_damaged_is_made_again(recipe: Recipe, tmp_path: Path) -> None:
     path, out = recipe(methods={"Red": "fake-method"}), tmp_path / "out"
     evaluated(path, out)
