@@ -7,17 +7,14 @@ datasets that are trained on.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from reasonpix.card import Form, card
 from reasonpix.errors import RunError, SourceError
-from reasonpix.images import UndecodableImage, decode
+from reasonpix.images import UndecodableImage, decode, pixel_digest
 from reasonpix.layouts import (
     FEATURES,
     FILE,
@@ -86,7 +83,7 @@ class _Training:
     def shares(self, outcome: Outcome) -> str | None:
         """What a sample has in common with them."""
         sample = outcome.sample
-        if {_pixels(sample.image()), _pixels(sample.edited_image())} & self.images:
+        if {pixel_digest(sample.image()), pixel_digest(sample.edited_image())} & self.images:
             return "an image that is trained on"
         if _words(sample.instruction) in self.instructions:
             return "an instruction that is trained on"
@@ -168,14 +165,9 @@ def _take(training: _Training, dataset: str) -> None:
 
 def _hashes(rows: Rows, number: int) -> list[bytes]:
     try:
-        return [_pixels(decode(data)) for data in rows.images(number)]
+        return [pixel_digest(decode(data)) for data in rows.images(number)]
     except (OSError, UndecodableImage) as error:
         raise SourceError(f"{rows.name(number)}: {error}; it cannot be compared") from error
-
-
-def _pixels(image: Image.Image) -> bytes:
-    size = f"{image.width}x{image.height} ".encode()
-    return hashlib.sha256(size + image.tobytes()).digest()
 
 
 def _words(text: str) -> tuple[str, ...]:

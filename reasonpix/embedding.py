@@ -7,7 +7,6 @@ rows, so that an embedding does not depend, to the last bit, on what it is compu
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,14 +92,9 @@ class Picture(NamedTuple):
     """An image as a model is given it."""
 
     digest: bytes
-    """Of size and pixels before it was prepared: see `digest_of`."""
+    """Of size and pixels before it was prepared: see `images.pixel_digest`."""
     cut: NDArray[np.uint8] | None
     """See `Preparation.cut`; None when its embedding is known."""
-
-
-def digest_of(image: Image.Image) -> bytes:
-    """Equal for RGB images of the same pixels alone."""
-    return hashlib.blake2b(b"%d %d " % image.size + image.tobytes(), digest_size=16).digest()
 
 
 O_co = TypeVar("O_co", bound=EmbeddingOptions, covariant=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import warnings
 from collections.abc import Callable
@@ -168,6 +169,16 @@ def rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The image in `size`, width and height: bicubic, or itself where that is its size."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def pixel_digest(image: Image.Image) -> bytes:
+    """Equal for RGB images of the same size and pixels alone, however they were encoded."""
+    return hashlib.blake2b(b"%d %d " % image.size + image.tobytes(), digest_size=16).digest()
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from reasonpix.checkpoint import Checkpoint, Settings, cell, load_checkpoint
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.images import UndecodableImage, rgb
+from reasonpix.images import UndecodableImage, resized, rgb
 from reasonpix.memory import is_out_of_memory
 from reasonpix.model import States
 from reasonpix.records import Problem
@@ -270,7 +270,7 @@ class ReasonPix2Pix:
             image = rgb(task.image)
         except UndecodableImage as error:
             return Problem(status="failed", reason=str(error))
-        return image.size, _resized(image, working_size(image.size, resolution, self._stride))
+        return image.size, resized(image, working_size(image.size, resolution, self._stride))
 
     @property
     def _stride(self) -> int:
@@ -343,7 +343,7 @@ class ReasonPix2Pix:
                 "once; lower the batch size or the resolution"
             ) from error
         for (number, _, ready), image in zip(group, images, strict=True):
-            yield number, _resized(image, ready.size)
+            yield number, resized(image, ready.size)
 
 
 def _pair(task: Task) -> tuple[int, str]:
@@ -358,7 +358,3 @@ def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[i
     scale = resolution / max(size)
     width, height = (max(1, round(side * scale / stride)) * stride for side in size)
     return width, height
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)

@@ -27,15 +27,14 @@ from reasonpix.embedding import (
     Embedding,
     ImageModel,
     Picture,
-    digest_of,
 )
 from reasonpix.errors import ReasonpixError
 from reasonpix.filters import RegroundedOptions, inside, overlaps
-from reasonpix.images import rgb
+from reasonpix.images import pixel_digest, resized, rgb
 from reasonpix.layouts import ahead
 from reasonpix.memory import is_out_of_memory
 from reasonpix.pairs import THREADS, Report, quiet
-from reasonpix.pixels import distances, psnr, resized, ssim
+from reasonpix.pixels import distances, psnr, ssim
 from reasonpix.records import Problem
 from reasonpix.slots import Grounder
 
@@ -198,7 +197,7 @@ class Metrics:
                 edit.values["ssim_outside"] = ssim(after, before, outside)
             if self._grounder and case.box and case.target:
                 edit.grounded = after
-        digests = {role: digest_of(image) for role, image in images.items()}
+        digests = {role: pixel_digest(image) for role, image in images.items()}
         for model, pictures, roles in (
             (self._clip, edit.clip, _seen_by_clip(case)),
             (self._dino, edit.dino, ["edited", "truth"] if case.read_truth else []),

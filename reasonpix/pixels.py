@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
+from reasonpix.images import resized
+
 IDENTICAL = 100.0
 """PSNR in dB from which pixels count as identical: that of equal ones is infinite."""
 
@@ -17,11 +19,6 @@ Plane = NDArray[np.floating[Any]]
 
 _SIGMA, _RADIUS = 1.5, 5
 _C1, _C2 = 0.01**2, 0.03**2
-
-
-def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image in `size`, bicubic."""
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def distances(

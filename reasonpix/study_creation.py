@@ -13,7 +13,7 @@ from PIL import Image
 
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.evaluation_folder import COPY, TRUTH, EvaluationFolder
-from reasonpix.images import decode, encode_png
+from reasonpix.images import decode, encode_png, resized
 from reasonpix.study import Sample, Study
 from reasonpix.study_design import Design
 
@@ -126,9 +126,8 @@ def _samples(
             for method in design.methods:
                 path = evaluation.edit(method, kind, case)
                 assert isinstance(path, Path)  # or the case would not have been drawn
-                edited = decode(path.read_bytes())
-                if edited.size != before.size:  # a size of its own would give a method away
-                    edited = edited.resize(before.size, Image.Resampling.BICUBIC)
+                # A size of its own would give a method away.
+                edited = resized(decode(path.read_bytes()), before.size)
                 candidates[method] = _store(images, edited)
             yield Sample(place, kind, case, instruction, before.size, stored, candidates)
 

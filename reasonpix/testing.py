@@ -266,8 +266,37 @@ class PlannerContract(_Contract):
                 assert result.instruction.strip()
 
 
-class EditorContract(_Contract):
+class _EditsContract(_Contract):
+    """What edits images promises: an editor, a method."""
+
+    verb: ClassVar[str]
+    """Its method that takes the requests."""
+
+    def requests(self) -> list[Any]:
+        """What is asked of it, each with an image."""
+        raise NotImplementedError
+
+    def test_edits_follow_requests(self) -> None:
+        """An RGB image of the same size each, the same whatever the batch."""
+        requests = self.requests()
+        results = self._same_alone_and_together(getattr(self.subject, self.verb), requests)
+        for request, result in zip(requests, results, strict=True):
+            if not isinstance(result, Problem):
+                assert result.size == request.image.size
+                assert result.mode == "RGB"
+
+    def test_input_is_left_alone(self) -> None:
+        """The request's image is not drawn on."""
+        requests = self.requests()[:1]
+        before = requests[0].image.tobytes()
+        getattr(self.subject, self.verb)(requests)
+        assert requests[0].image.tobytes() == before
+
+
+class EditorContract(_EditsContract):
     """What an editor promises."""
+
+    verb = "edit"
 
     def requests(self) -> list[EditRequest]:
         """An edit of each photograph."""
@@ -290,27 +319,12 @@ class EditorContract(_Contract):
             for number, image in enumerate(photographs())
         ]
 
-    def test_edits_follow_requests(self) -> None:
-        """An image of the same size each, the same whatever the batch."""
-        requests = self.requests()
-        results = self._same_alone_and_together(self.subject.edit, requests)
-        for request, result in zip(requests, results, strict=True):
-            if not isinstance(result, Problem):
-                assert result.size == request.image.size
-                assert result.mode == "RGB"
 
-    def test_input_is_left_alone(self) -> None:
-        """The request's image is not drawn on."""
-        requests = self.requests()[:1]
-        before = requests[0].image.tobytes()
-        self.subject.edit(requests)
-        assert requests[0].image.tobytes() == before
-
-
-class MethodContract(_Contract):
+class MethodContract(_EditsContract):
     """What a method of an evaluation promises."""
 
     component: ClassVar[type[Method[Any]]]
+    verb = "apply"
 
     def requests(self) -> list[MethodRequest]:
         """Two edits of each photograph, of which one does not tell what the edited image shows."""
@@ -322,22 +336,6 @@ class MethodContract(_Contract):
                 ("something with long ears", ""),
             ]
         ]
-
-    def test_edits_follow_requests(self) -> None:
-        """An RGB image of the same size each, the same whatever the batch."""
-        requests = self.requests()
-        results = self._same_alone_and_together(self.subject.apply, requests)
-        for request, result in zip(requests, results, strict=True):
-            if not isinstance(result, Problem):
-                assert result.size == request.image.size
-                assert result.mode == "RGB"
-
-    def test_input_is_left_alone(self) -> None:
-        """The request's image is not drawn on."""
-        requests = self.requests()[:1]
-        before = requests[0].image.tobytes()
-        self.subject.apply(requests)
-        assert requests[0].image.tobytes() == before
 
     def test_empty_batch(self) -> None:
         """No requests, no edits."""
