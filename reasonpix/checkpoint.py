@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from pydantic import BaseModel, ConfigDict, Field
@@ -112,9 +113,10 @@ def cell(vae: AutoencoderKL) -> int:
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def read_parts(options: ModelOptions) -> Parts:
+def read_parts(options: ModelOptions, unet_weights: bool = True) -> Parts:
     """Read the pipeline that `options.model` names: a folder, a hub id, or `mini/…`.
 
+    Without `unet_weights` the UNet is one of torch's device "meta", which says what it is like.
     Raises `WeightsError` for what is absent or damaged.
     """
     options, index = _opened(options)
@@ -127,11 +129,23 @@ def read_parts(options: ModelOptions) -> Parts:
         text.encoder.float()
     return Parts(
         options,
-        pretrained(UNet2DConditionModel, options, subfolder="unet", use_safetensors=True).float(),
+        _unet(options, unet_weights),
         pretrained(AutoencoderKL, options, subfolder="vae", use_safetensors=True).float(),
         pretrained(_scheduler_class(index, options), options, subfolder="scheduler"),
         text,
     )
+
+
+def _unet(options: ModelOptions, weights: bool) -> UNet2DConditionModel:
+    if weights:
+        return pretrained(
+            UNet2DConditionModel, options, subfolder="unet", use_safetensors=True
+        ).float()
+    config = _json(options, "unet/config.json")
+    if config is None:
+        raise WeightsError(f"model: {options.model!r} lacks unet/config.json")
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(config)
 
 
 def check_pipeline(options: ModelOptions) -> None:
@@ -179,13 +193,13 @@ def _why_none(named: str, options: ModelOptions) -> str:
     )
 
 
-def load_checkpoint(options: ModelOptions) -> Checkpoint:
-    """Read the editing model that `options.model` names.
+def load_checkpoint(options: ModelOptions, unet_weights: bool = True) -> Checkpoint:
+    """Read the editing model that `options.model` names; `unet_weights` is as in `read_parts`.
 
     Raises `WeightsError` for what is absent or damaged, and for an encoder that no installed plugin
     offers.
     """
-    parts = read_parts(options)
+    parts = read_parts(options, unet_weights)
     facts = _json(parts.options, _FACTS)
     see_channels(parts, "ip2p")
     if facts is None:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reasonpix.errors import ReasonpixError
-
 if TYPE_CHECKING:
     from reasonpix.engine import Progress
     from reasonpix.recipe import Recipe
@@ -17,6 +15,17 @@ if TYPE_CHECKING:
 
 STOPPED = "stopped; run the same command again to go on"
 """What is said to those who stopped a run."""
+
+
+def runtime_option(default: str | None) -> Callable[[Any], Any]:
+    """The option `--runtime` of commands that compute an editing model."""
+    return click.option(
+        "--runtime",
+        type=click.Choice(["auto", "torch", "compile", "onnx", "openvino", "tensorrt"]),
+        default=default,
+        show_default=default is not None,
+        help="What computes the UNet; those after compile read what `reasonpix export` wrote.",
+    )
 
 
 @contextmanager
@@ -46,17 +55,6 @@ def stoppable(deferred: Callable[[int], bool] = lambda number: False) -> Iterato
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def needing(extra: str) -> Iterator[None]:
-    """Imports of packages that only `reasonpix[extra]` brings."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ReasonpixError(
-            f"this needs the package {error.name}: pip install 'reasonpix[{extra}]'"
-        ) from error
 
 
 def tell_of_waits(debug: bool) -> None:

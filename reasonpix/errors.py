@@ -16,6 +16,9 @@ What goes wrong with one record is no exception but a row: see `reasonpix.record
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ReasonpixError(Exception):
     """Base of every error that is explained to the user without a traceback."""
@@ -51,3 +54,14 @@ class InvalidBox(ReasonpixError):
 
 class CostLimit(ReasonpixError):
     """The next call could pass the cost limit. What was answered is kept."""
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Imports of packages that only `reasonpix[extra]` brings."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ReasonpixError(
+            f"this needs the package {error.name}: pip install 'reasonpix[{extra}]'"
+        ) from error

@@ -12,9 +12,11 @@ import click
 
 from reasonpix import console
 from reasonpix.catalogue import overriding
+from reasonpix.errors import needing
 
 if TYPE_CHECKING:
     from reasonpix.evaluation import Report
+    from reasonpix.runtimes import Runtime
 
 
 @click.command()
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     help="The folder of the evaluation. The report will be in it.",
 )
 @overriding
+@console.runtime_option(None)
 @click.option("--retry-failed", is_flag=True, help="Try the edits again that failed.")
 @click.option(
     "--baseline",
@@ -33,7 +36,12 @@ if TYPE_CHECKING:
     help="The method that the others are compared with; by default the last one.",
 )
 def evaluate(
-    recipe: str, out: Path, overrides: tuple[str, ...], retry_failed: bool, baseline: str | None
+    recipe: str,
+    out: Path,
+    overrides: tuple[str, ...],
+    runtime: Runtime | None,
+    retry_failed: bool,
+    baseline: str | None,
 ) -> None:
     """Evaluate methods on a benchmark as RECIPE (a file, or the name of a shipped one) says.
 
@@ -45,12 +53,14 @@ def evaluate(
     from reasonpix.recipes import locate
 
     checked = load_evaluation_recipe(locate(recipe), overrides)
+    if runtime:
+        checked = checked.computed_by(runtime)
     if baseline not in (None, COPY, *checked.methods):
         raise ReasonpixError(
             f"--baseline: the recipe has no method {baseline!r}; "
             f"there are {', '.join(checked.methods)}"
         )
-    with console.needing("evaluate"):
+    with needing("evaluate"):
         import matplotlib  # noqa: F401  # the report needs it, hours later
 
         from reasonpix.evaluation import evaluate as run

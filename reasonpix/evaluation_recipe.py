@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,16 @@ class EvaluationRecipe(BaseModel):
         body["methods"] = {name: use.as_yaml() for name, use in self.methods.items()}
         head = "".join(f"# {package}\n" for package in sorted(packages))
         return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
+
+    def computed_by(self, runtime: str) -> EvaluationRecipe:
+        """The recipe with this `runtime` for all methods that have a choice."""
+        methods = {
+            name: replace(use, options=use.options.model_copy(update={"runtime": runtime}))
+            if "runtime" in type(use.options).model_fields
+            else use
+            for name, use in self.methods.items()
+        }
+        return self.model_copy(update={"methods": methods})
 
 
 def load_evaluation_recipe(path: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:

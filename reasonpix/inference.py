@@ -28,14 +28,17 @@ from torch.nn import functional as F
 
 from reasonpix.checkpoint import Checkpoint, Settings, cell, load_checkpoint
 from reasonpix.errors import ReasonpixError, WeightsError
+from reasonpix.graphs import torch_networks
 from reasonpix.images import UndecodableImage, resized, rgb
 from reasonpix.memory import is_out_of_memory
-from reasonpix.model import States
+from reasonpix.model import Conditioning, States
+from reasonpix.networks import Networks
 from reasonpix.records import Problem
+from reasonpix.runtimes import Runtime, choose_runtime, load_networks
 from reasonpix.sampling import Branches, denoise, stacked
 from reasonpix.slots import MLLMEncoder, ModelOptions
 from reasonpix.uses import check
-from reasonpix.weights import choose_device, choose_dtype
+from reasonpix.weights import choose_dtype
 
 SMALL_UNET = 50_000_000
 """Parameters up to which a CPU computes several edits faster together than one by one."""
@@ -85,20 +88,33 @@ class ReasonPix2Pix:
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int = 8,
+        networks: Networks | None = None,
     ) -> None:
+        """Without `networks`, PyTorch computes those of the checkpoint."""
         self.settings = checkpoint.settings
         self.device = device
-        self.dtype = dtype
         self._encoder = encoder
         self._scheduler: Any = checkpoint.scheduler
-        self._cell = cell(checkpoint.vae)
-        self._model = checkpoint.model.to(device, dtype).eval().requires_grad_(False)
-        if text := self._model.text:
-            text.encoder.to(device, dtype)
-        # Not by its own `to`, which warns of parts that a VAE has none of.
-        self._vae = nn.Module.to(checkpoint.vae, device, dtype).eval().requires_grad_(False)
-        small = sum(it.numel() for it in self._model.unet.parameters()) <= SMALL_UNET
-        self._rows = batch_size if device.type != "cpu" else CPU_ROWS if small else 1
+        model, vae = checkpoint.model, checkpoint.vae
+        unet = model.unet
+        conditioning = Conditioning(model.connector, model.null, model.text)
+        for part in (conditioning, unet, vae):
+            if part is not unet or unet.device.type != "meta":  # it may have no weights
+                # Not by a VAE's own `to`, which warns of parts that it has none of.
+                nn.Module.to(part, device, dtype).eval().requires_grad_(False)
+        if model.text:
+            model.text.encoder.to(device, dtype)
+        self._conditioning = conditioning
+        self._networks = networks or torch_networks(unet, vae)
+        self._scaling_factor = float(vae.config.scaling_factor)
+        self._cell = cell(vae)
+        self._stride = self._cell * int(2 ** (len(unet.config.block_out_channels) - 1))
+        """Pixels that become one cell of the UNet's coarsest level."""
+        small = sum(it.numel() for it in unet.parameters()) <= SMALL_UNET
+        self.rows = (
+            batch_size if device.type != "cpu" else min(batch_size, CPU_ROWS) if small else 1
+        )
+        """Edits that are computed together; fewer ones are padded."""
 
     @classmethod
     def from_pretrained(
@@ -110,13 +126,16 @@ class ReasonPix2Pix:
         dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
         cache_dir: str | Path | None = None,
         batch_size: int = 8,
+        runtime: Runtime = "auto",
     ) -> ReasonPix2Pix:
         """Load what `reasonpix train` wrote, a hub id, or a name such as mini/reasonpix2pix.
 
         A plain InstructPix2Pix pipeline (timbrooks/instruct-pix2pix) is such a model too.
         `dtype` is the precision of UNet and VAE; the encoder computes in the one it was trained
         with. On a GPU `batch_size` edits are computed together, fewer ones padded: another size may
-        move the last bits. On a CPU the model alone decides. Raises `WeightsError`.
+        move the last bits. On a CPU it is at most 4, and 1 for a UNet that is not small. `runtime`
+        is as `reasonpix.runtimes` says; what an export computes it computes in its own precision.
+        Raises `WeightsError`.
         """
         options = ModelOptions(
             model=str(model),
@@ -127,22 +146,34 @@ class ReasonPix2Pix:
             batch_size=batch_size,
         )
         try:
-            where = choose_device(options)
-            torch.empty(0, device=where)
+            choice = choose_runtime(runtime, options)
+            torch.empty(0, device=choice.device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise WeightsError(f"device: {device!r} cannot be used: {reason}") from error
-        checkpoint = load_checkpoint(options)
+        checkpoint = load_checkpoint(options, unet_weights=choice.reads_weights)
+        unet, vae = checkpoint.model.unet, checkpoint.vae
+        networks = load_networks(choice, options.model, unet, vae)
         use = checkpoint.encoder
         if isinstance(use.options, ModelOptions):
-            same = {"device": device, "cache_dir": options.cache_dir, "batch_size": batch_size}
+            same = {
+                "device": str(choice.device),
+                "cache_dir": options.cache_dir,
+                "batch_size": batch_size,
+            }
             use = replace(use, options=use.options.model_copy(update=same))
         encoder = use.build()
         assert isinstance(encoder, MLLMEncoder)
         encoder.check()
         encoder.load()
-        precision = choose_dtype(options, where)
-        return cls(checkpoint, encoder, device=where, dtype=precision, batch_size=batch_size)
+        return cls(
+            checkpoint,
+            encoder,
+            device=choice.device,
+            dtype=choose_dtype(options, choice.device),
+            batch_size=batch_size,
+            networks=networks,
+        )
 
     def __call__(
         self,
@@ -235,7 +266,7 @@ class ReasonPix2Pix:
                 assert isinstance(task, Task)
                 group = waiting[ready.shape]
                 group.append((number, task.seed, ready))
-                if len(group) == self._rows:
+                if len(group) == self.rows:
                     yield from self._edited(waiting.pop(ready.shape), settings, branches, advance)
         for group in waiting.values():
             yield from self._edited(group, settings, branches, advance)
@@ -270,45 +301,45 @@ class ReasonPix2Pix:
             image = rgb(task.image)
         except UndecodableImage as error:
             return Problem(status="failed", reason=str(error))
-        return image.size, resized(image, working_size(image.size, resolution, self._stride))
+        return image.size, resized(image, self.working_size(image.size, resolution))
 
-    @property
-    def _stride(self) -> int:
-        """Pixels that become one cell of the UNet's coarsest level."""
-        return self._cell * int(2 ** (len(self._model.unet.config.block_out_channels) - 1))
+    def working_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
+        """The size, width and height, in which the model sees an image of `size`."""
+        return working_size(size, resolution, self._stride)
 
     def _condition(
         self, h: np.ndarray[Any, np.dtype[np.float32]], instruction: str, branches: Branches
     ) -> States:
         """States for each branch of one edit, (branches, n, width)."""
-        width = self._model.connector.config.h_width
+        width = self._conditioning.connector.config.h_width
         if h.shape[-1] != width:
             raise WeightsError(
                 f"encoder {self._encoder.name!r} gives states of width {h.shape[-1]}, and the "
                 f"model's connector reads {width}: this is not the encoder it was trained with"
             )
         count = len(branches.weights)
-        states, mask = self._model.condition(
+        states, mask = self._conditioning.condition(
             [torch.from_numpy(h)] * count,
             [instruction] * count,
             dropped=[not text for text in branches.text],
         )
         if mask is not None:
             # Instructions of other lengths shall share a batch, and padding depend on one alone.
-            missing = -states.shape[1] % len(self._model.null)
+            missing = -states.shape[1] % len(self._conditioning.null)
             states = F.pad(states, (0, 0, 0, missing))
             mask = F.pad(mask, (0, missing), value=False)
         return States(states, mask)
 
     def _encode_image(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-        scaled = pixels.to(self.device, self.dtype) / 127.5 - 1
-        latents: Tensor = self._vae.encode(scaled).latent_dist.mode()[0]
-        return latents
+        encoder = self._networks.vae_encoder
+        scaled = pixels.to(encoder.device, encoder.dtype) / 127.5 - 1
+        return encoder.bind(pixels=scaled)()[0].clone()
 
     def _decode(self, latents: Tensor) -> Image.Image:
-        scaled = latents[None].to(self.dtype) / self._vae.config.scaling_factor
-        decoded = self._vae.decode(scaled).sample[0]
+        decoder = self._networks.vae_decoder
+        unscaled = latents[None].to(decoder.device, decoder.dtype) / self._scaling_factor
+        decoded = decoder.bind(latents=unscaled)()[0]
         pixels = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -319,12 +350,12 @@ class ReasonPix2Pix:
         branches: Branches,
         advance: Advance | None,
     ) -> Iterator[tuple[int, Image.Image]]:
-        """The edits of at most `_rows` tasks of one shape, the missing rows filled up."""
-        full = [*group, *[group[0]] * (self._rows - len(group))]
+        """The edits of at most `rows` tasks of one shape, the missing rows filled up."""
+        full = [*group, *[group[0]] * (self.rows - len(group))]
         try:
             with torch.inference_mode():
                 latents = denoise(
-                    self._model,
+                    self._networks.unet,
                     self._scheduler,
                     [seed for _, seed, _ in full],
                     torch.stack([ready.source for *_, ready in full]),
@@ -339,7 +370,7 @@ class ReasonPix2Pix:
                 raise
             height, width = (side * self._cell for side in group[0][2].source.shape[1:])
             raise ReasonpixError(
-                f"memory ran out while editing {self._rows} images of {width}x{height} pixels at "
+                f"memory ran out while editing {self.rows} images of {width}x{height} pixels at "
                 "once; lower the batch size or the resolution"
             ) from error
         for (number, _, ready), image in zip(group, images, strict=True):

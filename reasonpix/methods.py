@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL.Image import Image
 from pydantic import Field
@@ -30,6 +30,9 @@ class EditingModelOptions(ModelOptions):
     resolution: int | None = Field(
         None, ge=8, description="Longer side that the model sees, in pixels"
     )
+    runtime: Literal["auto", "torch", "compile", "onnx", "openvino", "tensorrt"] = Field(
+        "torch", description="What computes it: torch, or the runtime of an export beside it"
+    )
 
 
 class EditingModelMethod(Method[EditingModelOptions]):
@@ -43,17 +46,24 @@ class EditingModelMethod(Method[EditingModelOptions]):
     _model: ReasonPix2Pix | None = None
 
     def check(self) -> None:
-        """See that the model is an editing model."""
+        """See that the model is an editing model, and has what the runtime needs."""
         from reasonpix.checkpoint import check_pipeline
+        from reasonpix.runtimes import choose_runtime
 
         check_pipeline(self.options)
+        choose_runtime(self.options.runtime, self.options)
 
     def identity(self) -> Mapping[str, Any]:
-        """The encoder's: the model only names it."""
+        """The encoder's, which the model only names, and that of the export which is used."""
         from reasonpix.checkpoint import encoder_of
+        from reasonpix.runtimes import export_of
 
-        use = encoder_of(self.options)
-        return {"encoder": plugins.identity(use.slot, use.name, use.options)} if use else {}
+        known: dict[str, Any] = {}
+        if use := encoder_of(self.options):
+            known["encoder"] = plugins.identity(use.slot, use.name, use.options)
+        if export := export_of(self.options.runtime, self.options):
+            known["export"] = export.manifest.files
+        return known
 
     def load(self) -> None:
         """Read the weights, those of the encoder too."""
@@ -67,6 +77,7 @@ class EditingModelMethod(Method[EditingModelOptions]):
             dtype=options.dtype,
             cache_dir=options.cache_dir,
             batch_size=options.batch_size,
+            runtime=options.runtime,
         )
         self._settings = self._model.resolve(
             guidance_scale=options.guidance_scale,

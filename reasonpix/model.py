@@ -282,8 +282,8 @@ def pad(h: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(longest, device=padded.device) < lengths[:, None]
 
 
-class EditingModel(nn.Module):
-    """UNet, connector, and the states that stand for "no instruction".
+class Conditioning(nn.Module):
+    """What turns h into that by which the UNet is conditioned, and stands for "no instruction".
 
     `null` (m, width) are CLIP's states of the empty text, a constant: h has seen the image, so that
     dropping the instruction has to drop all of h.
@@ -291,13 +291,7 @@ class EditingModel(nn.Module):
 
     null: Tensor
 
-    def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        connector: Connector,
-        null: Tensor,
-        text: TextStates | None = None,
-    ) -> None:
+    def __init__(self, connector: Connector, null: Tensor, text: TextStates | None = None) -> None:
         super().__init__()
         if connector.needs_text and text is None:
             raise ValueError(
@@ -309,12 +303,6 @@ class EditingModel(nn.Module):
                 f"the connector {connector.config.kind!r} has {connector.config.tokens} tokens, "
                 f"and CLIP's text {text.tokens}: they are added one by one; leave `tokens` out"
             )
-        if connector.config.width != unet.config.cross_attention_dim:
-            raise ValueError(
-                f"the connector gives states of width {connector.config.width} to a UNet that "
-                f"reads {unet.config.cross_attention_dim}"
-            )
-        self.unet = unet
         self.connector = connector
         self.register_buffer("null", null)
         self.text = text
@@ -350,6 +338,25 @@ class EditingModel(nn.Module):
         mask = F.pad(mask, (0, most - mask.shape[1]), value=False)
         null_mask = torch.arange(most, device=states.device) < count
         return States(states, torch.where(dropped[:, None], null_mask, mask))
+
+
+class EditingModel(Conditioning):
+    """UNet, connector, and the states that stand for "no instruction": all that is trained."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        connector: Connector,
+        null: Tensor,
+        text: TextStates | None = None,
+    ) -> None:
+        super().__init__(connector, null, text)
+        if connector.config.width != unet.config.cross_attention_dim:
+            raise ValueError(
+                f"the connector gives states of width {connector.config.width} to a UNet that "
+                f"reads {unet.config.cross_attention_dim}"
+            )
+        self.unet = unet
 
     def forward(
         self, latents: Tensor, image_latents: Tensor, timesteps: Tensor, given: States

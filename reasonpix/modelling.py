@@ -14,13 +14,15 @@ import click
 
 from reasonpix import console
 from reasonpix.catalogue import overriding
-from reasonpix.errors import ReasonpixError
+from reasonpix.console import runtime_option
+from reasonpix.errors import ReasonpixError, needing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from reasonpix.inference import Advance, Task
     from reasonpix.records import Problem
+    from reasonpix.runtimes import Runtime
     from reasonpix.train import Progress
 
 
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Computing precision; auto is float32 on a CPU, float16 on a GPU.",
 )
+@runtime_option("auto")
 @click.option("--side-by-side", is_flag=True, help="Write each edit to the right of its input.")
 @click.option(
     "--grid", is_flag=True, help="Write one sheet: in each row an input and all its edits."
@@ -114,6 +117,7 @@ def edit(
     batch_size: int,
     device: str,
     dtype: Literal["auto", "float32", "float16", "bfloat16"],
+    runtime: Runtime,
     side_by_side: bool,
     grid: bool,
 ) -> None:
@@ -135,12 +139,17 @@ def edit(
     files = sheets.files(out, images, len(instructions), seeds, grid)
     sheets.check_writable(files, images, force)
 
-    with console.needing("edit"):
+    with needing("edit"):
         from reasonpix.inference import ReasonPix2Pix
     from reasonpix.records import Problem
 
     editing = ReasonPix2Pix.from_pretrained(
-        model, revision=revision, device=device, dtype=dtype, batch_size=batch_size
+        model,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        runtime=runtime,
     )
     settings = editing.resolve(
         guidance_scale=guidance_scale,
@@ -257,7 +266,7 @@ def train(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
                 return bars.steps_taken and (launched or len(told) == 1)
 
             with console.stoppable(deferred):
-                with console.needing("train"):
+                with needing("train"):
                     from reasonpix.train import train as learn
 
                 trained = learn(checked, out, bars.show, lambda: bool(told))

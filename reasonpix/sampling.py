@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasonpix.model import EditingModel, States
+from reasonpix.model import States
+from reasonpix.networks import Network
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def stacked(given: Sequence[States]) -> States:
 
 
 def denoise(
-    model: EditingModel,
+    unet: Network,
     scheduler: Any,
     seeds: Sequence[int],
     source: Tensor,
@@ -70,6 +71,8 @@ def denoise(
 ) -> Tensor:
     """Latents (rows, c, h, w), scaled, float32, one for each seed.
 
+    `unet` is as `reasonpix.graphs` says, of a model that reads the image's latents after the noisy
+    ones. What stays the same in all steps it is given once: image, states and mask.
     `scheduler` is any of diffusers' that predict what the model was trained to; `source` (rows, c,
     h, w) are the image latents, not scaled; `given` are the states as `stacked` gives them.
     `advance` is told after each step how large a share of all it was.
@@ -80,14 +83,23 @@ def denoise(
     # Schedulers that draw noise at each step, such as Euler's ancestral one, take a list.
     takes_generators = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if takes_generators else {}
-    sources = torch.cat([source * seen for seen in branches.image])
-    scheduler.set_timesteps(steps, device=source.device)
-    latents = noise.to(source.device) * scheduler.init_noise_sigma
+    sources = torch.cat([source * seen for seen in branches.image]).to(unet.device, unet.dtype)
+    sample = torch.cat([torch.zeros_like(sources), sources], 1)
+    noisy = sample[:, : source.shape[1]].unflatten(0, (len(branches.image), -1))
+    # Some schedulers have timesteps between whole numbers.
+    now = torch.zeros(len(sample), dtype=torch.float32, device=unet.device)
+    predict = unet.bind(
+        sample=sample,
+        timestep=now,
+        encoder_hidden_states=given.states.to(unet.device, unet.dtype),
+        encoder_attention_mask=given.mask,
+    )
+    scheduler.set_timesteps(steps, device=unet.device)
+    latents = noise.to(unet.device) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(latents, timestep).to(source.dtype)
-        predicted = model(
-            torch.cat([scaled] * len(branches.image)), sources, timestep.expand(len(sources)), given
-        )
+        noisy[:] = scheduler.scale_model_input(latents, timestep)
+        now[:] = timestep
+        predicted = predict()
         guided = branches.guided(predicted.float())
         latents = scheduler.step(guided, timestep, latents, **extra, return_dict=False)[0]
         advance(1 / len(scheduler.timesteps))  # some schedulers take two for a step

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reasonpix import console
+from reasonpix.errors import needing
 
 if TYPE_CHECKING:
     from reasonpix.study import Study
@@ -127,7 +128,7 @@ def serve(folder: Path, host: str, port: int, url: str | None) -> None:
     """Serve the pages of STUDY, until Ctrl-C or SIGTERM. Every answer is stored at once."""
     from reasonpix.study import Study
 
-    with console.needing("serve"):
+    with needing("study"):
         from reasonpix import study_server
 
     with Study(folder) as served:

@@ -227,16 +227,19 @@ def choose_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
 def digest(path: Path) -> str:
     """SHA-256 in hex: of a file's bytes, or over the names and bytes of all files in a folder.
 
-    A folder's card, hidden files and `__pycache__` are no weights and do not count.
+    A folder's card, hidden files and `__pycache__` are no weights and do not count; nor do exports
+    of the weights in it, which have an `export.json` of their own.
     """
     if path.is_file():
         return _sha256(path).hexdigest()
     total = hashlib.sha256()
+    exports = {file.parent for file in path.glob("*/export.json")}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
         counts = file.name != "README.md" and not any(
             part == "__pycache__" or part.startswith(".") for part in name.parts
         )
+        counts = counts and exports.isdisjoint(file.parents)
         if counts and file.is_file():
             total.update(str(name).encode() + b"\0")
             total.update(_sha256(file).digest())

@@ -31,6 +31,8 @@ PUBLIC = {
     "inference",
     "checkpoint",
     "sampling",
+    "networks",
+    "graphs",
     "memory",
 }
 

@@ -364,5 +364,5 @@ def test_a_missing_extra_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(commands, ["serve", str(tmp_path / "study")])
     assert isinstance(result.exception, ReasonpixError)
     assert str(result.exception) == (
-        "this needs the package uvicorn: pip install 'reasonpix[serve]'"
+        "this needs the package uvicorn: pip install 'reasonpix[study]'"
     )

@@ -14,6 +14,8 @@ from PIL.Image import Image
 
 from reasonpix.checkpoint import load_checkpoint
 from reasonpix.errors import ReasonpixError, WeightsError
+from reasonpix.graphs import UNetGraph
+from reasonpix.networks import TorchNetwork
 from reasonpix.sampling import Branches, denoise
 from reasonpix.slots import MethodRequest
 from reasonpix.weights import choose_device, choose_dtype
@@ -91,7 +93,7 @@ class InstructDiffusionEditor:
             dropped=[not seen for seen in self._branches.text for _ in items],
         )
         return denoise(
-            self._model,
+            TorchNetwork(UNetGraph(self._model.unet)),
             self._scheduler,
             [request.seed for request, _ in items],
             torch.stack([source for _, source in items]),
