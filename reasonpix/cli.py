@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reasonpix import afterwards, catalogue, console, evaluating, modelling, study_commands
+from reasonpix import (
+    afterwards,
+    catalogue,
+    console,
+    deploying,
+    evaluating,
+    exporting,
+    modelling,
+    study_commands,
+)
 from reasonpix.catalogue import overriding
 
 if TYPE_CHECKING:
@@ -59,6 +68,8 @@ for command in (
     *afterwards.COMMANDS,
     *modelling.COMMANDS,
     *evaluating.COMMANDS,
+    *exporting.COMMANDS,
+    *deploying.COMMANDS,
     catalogue.recipes,
     catalogue.plugins,
     study_commands.study,

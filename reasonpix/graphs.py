@@ -107,4 +107,4 @@ def torch_networks(
     graphs: list[Any] = [UNetGraph(unet), VaeEncoderGraph(vae), VaeDecoderGraph(vae)]
     if compiled:
         graphs[0] = torch.compile(graphs[0])
-    return Networks(*map(TorchNetwork, graphs))
+    return Networks("compile" if compiled else "torch", *map(TorchNetwork, graphs))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -106,6 +107,7 @@ class ReasonPix2Pix:
             model.text.encoder.to(device, dtype)
         self._conditioning = conditioning
         self._networks = networks or torch_networks(unet, vae)
+        self.runtime = self._networks.runtime
         self._scaling_factor = float(vae.config.scaling_factor)
         self._cell = cell(vae)
         self._stride = self._cell * int(2 ** (len(unet.config.block_out_channels) - 1))
@@ -237,7 +239,8 @@ class ReasonPix2Pix:
                 "steps that the model was trained with"
             )
         try:
-            self._scheduler.set_timesteps(settings.num_inference_steps)
+            # Of a copy: edits may be under way in another thread.
+            deepcopy(self._scheduler).set_timesteps(settings.num_inference_steps)
         except ValueError as error:  # such as fewer than the solver's order
             raise ReasonpixError(
                 f"num_inference_steps: {type(self._scheduler).__name__} cannot take "

@@ -69,6 +69,8 @@ class TorchNetwork(Network):
 class Networks:
     """What an editing model computes for each image and step."""
 
+    runtime: str
+    """What computes them, or at least the UNet."""
     unet: Network
     vae_encoder: Network
     vae_decoder: Network

@@ -135,4 +135,4 @@ def load_networks(
     export = read_export(Path(plugins.checkpoint(model) or model), choice.runtime)
     assert export is not None, "choose_runtime saw it"
     opened = import_module(f"reasonpix.runtime_{choice.runtime}").load(export, choice.device)
-    return replace(networks, **opened)
+    return replace(networks, runtime=choice.runtime, **opened)

@@ -129,19 +129,18 @@ def serve(folder: Path, host: str, port: int, url: str | None) -> None:
     from reasonpix.study import Study
 
     with needing("study"):
-        from reasonpix import study_server
+        from reasonpix import listening, study_server
 
     with Study(folder) as served:
-        listening = study_server.listen(host, port)
-        name = f"[{host}]" if ":" in host else host
+        taken = listening.listen(host, port)
         try:
             with console.stoppable():
-                _print_links(served, url or f"http://{name}:{listening.getsockname()[1]}")
-                study_server.serve(served, listening)
+                _print_links(served, url or listening.address(host, taken))
+                study_server.serve(served, taken)
         except KeyboardInterrupt:
             click.echo(console.STOPPED, err=True)
         finally:
-            listening.close()
+            taken.close()
 
 
 @study.command()

@@ -19,7 +19,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from reasonpix.errors import ReasonpixError, RunError
+from reasonpix.errors import RunError
 from reasonpix.study import Study
 
 _FORM = 1000
@@ -150,17 +150,6 @@ def _back(code: str) -> Response:
 
 def _kept(data: bytes, media_type: str) -> Response:
     return Response(data, 200, {**_HEADERS, "Cache-Control": _FOREVER}, media_type)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections; port 0 is any free one. Raises `ReasonpixError`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        raise ReasonpixError(
-            f"{host}:{port} cannot be served: {error}; name others by --host and --port"
-        ) from error
 
 
 def serve(study: Study, listening: socket.socket) -> None:

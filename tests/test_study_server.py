@@ -15,8 +15,8 @@ import pytest
 from study_files import METHODS, serving, small_study
 
 from reasonpix.errors import ReasonpixError
+from reasonpix.listening import listen
 from reasonpix.study import Answer, Study
-from reasonpix.study_server import listen
 
 
 def current(page: httpx2.Response) -> int:
