@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ from reasonpix.model import (
     pad,
     widened,
 )
-from reasonpix.slots import ModelOptions
+from reasonpix.slots import MLLMEncoder, ModelOptions
 from reasonpix.uses import Use, check, read_use
 from reasonpix.weights import check_weights, pretrained
 
@@ -82,6 +82,16 @@ class Checkpoint:
     own_text: bool
     """Whether the encoder is the text encoder of the model itself."""
     settings: Settings
+
+    def build_encoder(self, **options: Any) -> MLLMEncoder[Any]:
+        """The encoder, checked but not loaded. Where it loads weights it takes these `options`."""
+        use = self.encoder
+        if isinstance(use.options, ModelOptions):
+            use = replace(use, options=use.options.model_copy(update=options))
+        encoder = use.build()
+        assert isinstance(encoder, MLLMEncoder)
+        encoder.check()
+        return encoder
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def read_export(model: Path, format: Format) -> Export | None:
 
 
 def _mend(model: Path, format: Format) -> str:
-    return f"export it again: reasonpix export {model} --to {format} --force"
+    return f"export it again: reasonpix export {model} --to {format} --samples BENCHMARK --force"
 
 
 def sha256(file: Path) -> str:

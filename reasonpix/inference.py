@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -156,17 +156,9 @@ class ReasonPix2Pix:
         checkpoint = load_checkpoint(options, unet_weights=choice.reads_weights)
         unet, vae = checkpoint.model.unet, checkpoint.vae
         networks = load_networks(choice, options.model, unet, vae)
-        use = checkpoint.encoder
-        if isinstance(use.options, ModelOptions):
-            same = {
-                "device": str(choice.device),
-                "cache_dir": options.cache_dir,
-                "batch_size": batch_size,
-            }
-            use = replace(use, options=use.options.model_copy(update=same))
-        encoder = use.build()
-        assert isinstance(encoder, MLLMEncoder)
-        encoder.check()
+        encoder = checkpoint.build_encoder(
+            device=str(choice.device), cache_dir=options.cache_dir, batch_size=batch_size
+        )
         encoder.load()
         return cls(
             checkpoint,
@@ -337,7 +329,7 @@ class ReasonPix2Pix:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         encoder = self._networks.vae_encoder
         scaled = pixels.to(encoder.device, encoder.dtype) / 127.5 - 1
-        return encoder.bind(pixels=scaled)()[0].clone()
+        return encoder.bind(pixels=scaled.contiguous())()[0].clone()
 
     def _decode(self, latents: Tensor) -> Image.Image:
         decoder = self._networks.vae_decoder

@@ -86,7 +86,7 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
         return Choice(runtime, choose_device(options))
     if runtime not in found:
         there = f"there are exports for {', '.join(found)}" if found else "there is none"
-        how = f"reasonpix export {options.model} --to {runtime}"
+        how = f"reasonpix export {options.model} --to {runtime} --samples BENCHMARK"
         raise WeightsError(
             f"model: {options.model!r} has no export for {runtime} ({there}); make one: {how}"
             if folder.is_dir()

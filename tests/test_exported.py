@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,7 +91,7 @@ def test_a_damaged_export_says_what_is_wrong_and_how_to_mend_it(model: Path, dam
     spoil(exported(model, "onnx"))
     with pytest.raises(WeightsError, match=message) as raised:
         read_export(model, "onnx")
-    assert f"reasonpix export {model} --to onnx --force" in str(raised.value)
+    assert f"reasonpix export {model} --to onnx --samples BENCHMARK --force" in str(raised.value)
 
 
 def test_a_manifest_of_another_version_is_not_guessed_at(model: Path) -> None:
@@ -285,3 +287,21 @@ def test_on_a_cpu_a_batch_is_at_most_so_large(batch_size: int, rows: int) -> Non
         RESOLUTION,
         RESOLUTION // 2,
     )
+
+
+def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        from reasonpix.runtime_openvino import import_openvino
+        import_openvino()
+        import nncf
+        print("SENDS", sys.modules["openvino_telemetry"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert done.stdout.splitlines()[-1:] == ["SENDS None"], done.stderr
+    assert not list(tmp_path.rglob("*ga_cid"))
