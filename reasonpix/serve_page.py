@@ -1,0 +1,509 @@
+"""The page of `reasonpix serve`: edit an image in the browser, compare, go on from the result.
+
+`page` builds it; `mount` puts it into the server's app, behind all other routes. What is uploaded
+goes through the server's own reading and editing, so that the limits of the REST API hold here too.
+
+Gradio offers more than the page needs: an API of its own, a proxy, downloads of addresses that a
+client names, files of any path when it is mounted. So only the paths that the page itself asks for
+reach it, in requests of bounded size whose files are uploads; and a browser is told to load nothing
+from elsewhere.
+
+Importing this module takes seconds: do it where the page is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import hmac
+import html
+import json
+import logging
+import os
+import random
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+from fastapi import FastAPI
+from gradio.utils import get_upload_folder
+from PIL import Image
+from starlette.responses import JSONResponse
+from starlette.routing import Match, Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reasonpix.checkpoint import Settings
+from reasonpix.errors import ReasonpixError
+from reasonpix.images import UndecodableImage, decode, encode_png
+
+EditImage = Callable[[Image.Image, str, int, float, float, int], Image.Image]
+"""(image, instruction, seed, guidance_scale, image_guidance_scale, steps) -> the edited image."""
+Read = Callable[[bytes], Image.Image]
+"""An encoded image as RGB, or an `UndecodableImage` or `ReasonpixError` that says why not."""
+
+HISTORY = 30
+"""Edits that a session keeps, the newest first."""
+SESSIONS = 1000
+"""Sessions whose history is held; the one that was idle longest goes first."""
+KEPT_S = 6 * 3600
+"""Seconds that uploads and results lie on the server's disk."""
+DISK_BYTES = 2 * 2**30
+"""That they may take; the oldest go first."""
+TOGETHER = 16
+"""Edits of all sessions that are handed to the server at once; as many as that wait once more."""
+SEEDS = 2**31
+"""Random seeds are below it; others may be larger."""
+HEIGHT = 380
+"""Of both images on the page, in pixels."""
+
+_CALL_BYTES = 64 * 1024
+"""Of a call of the page: an instruction, a few numbers, and the names of files."""
+_STYLE = Path(__file__).parent / "pages" / "serve.css"
+_HEADERS = {
+    # Gradio starts by inline scripts and styles.
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
+    "font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'self'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+_PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/login", "/logout")
+_FILES = ("/assets/", "/static/", "/svelte/")
+_CALLS = ("queue/join", "queue/data", "upload", "upload_progress", "startup-events", "cancel")
+_SHOWN_FILE = "/gradio_api/file="
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """One edit of a session. Images are files, or thirty of them would fill the memory."""
+
+    upload: str
+    files: tuple[str, str]
+    """Before and after."""
+    thumbnail: str
+    instruction: str
+    seed: int
+    guidance_scale: float
+    image_guidance_scale: float
+    steps: int
+
+    @property
+    def settings(self) -> str:
+        return (
+            f"Seed {self.seed} · guidance {self.guidance_scale:g} · "
+            f"image guidance {self.image_guidance_scale:g} · {self.steps} steps"
+        )
+
+
+def page(
+    edit: EditImage,
+    settings: Settings,
+    title: str,
+    *,
+    max_steps: int = 200,
+    read: Read = decode,
+) -> gr.Blocks:
+    """The page as Gradio's blocks; `mount` serves them as they are meant to be.
+
+    `settings` are what the page begins with. `edit` and `read` are called in threads, for up to
+    `TOGETHER` edits at once; what they raise as `ReasonpixError` is shown to who asked.
+    """
+    blocks: gr.Blocks = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, KEPT_S))
+    with blocks:
+        history = gr.State(())
+        shown = gr.State(None)
+        gr.Markdown("# " + _plain(title), latex_delimiters=[], elem_id="title")
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=300):
+                image = gr.Image(
+                    label="Image",
+                    type="filepath",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    buttons=[],
+                    height=HEIGHT,
+                    alt_text="The image to edit",
+                    elem_id="image",
+                )
+                instruction = gr.Textbox(
+                    label="Instruction",
+                    placeholder="What should change? Enter edits the image",
+                    max_lines=4,
+                    max_length=2000,
+                    elem_id="instruction",
+                )
+                start = gr.Button("Edit", variant="primary", elem_id="edit")
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    guidance = gr.Slider(
+                        0,
+                        max(20, 2 * settings.guidance_scale),
+                        settings.guidance_scale,
+                        step=0.1,
+                        label="Guidance",
+                        info="How much the instruction counts",
+                        elem_id="guidance",
+                    )
+                    image_guidance = gr.Slider(
+                        0,
+                        max(5, 2 * settings.image_guidance_scale),
+                        settings.image_guidance_scale,
+                        step=0.05,
+                        label="Image guidance",
+                        info="How much is kept of the image",
+                        elem_id="image-guidance",
+                    )
+                    steps = gr.Slider(
+                        1,
+                        max(max_steps, settings.num_inference_steps),
+                        settings.num_inference_steps,
+                        step=1,
+                        label="Steps",
+                        info="More take longer",
+                        elem_id="steps",
+                    )
+                    with gr.Row(elem_id="seed-row"):
+                        seed = gr.Number(
+                            0, label="Seed", precision=0, minimum=0, scale=3, elem_id="seed"
+                        )
+                        draw = gr.Button("Random", size="sm", min_width=80, elem_id="random")
+            with gr.Column(min_width=300):
+                result = gr.ImageSlider(
+                    label="Before and after",
+                    type="filepath",
+                    format="png",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    max_height=HEIGHT,
+                    elem_id="result",
+                )
+                caption = gr.Markdown(elem_id="caption")
+                with gr.Row():
+                    again = gr.Button(
+                        "Use as input", interactive=False, min_width=120, elem_id="again"
+                    )
+                    save = gr.DownloadButton(
+                        "Download PNG", interactive=False, min_width=120, elem_id="save"
+                    )
+        gallery = gr.Gallery(
+            label="History",
+            fit_columns=False,
+            height="auto",
+            object_fit="cover",
+            allow_preview=False,
+            buttons=[],
+            format="png",
+            interactive=False,
+            visible=False,
+            elem_id="history",
+        )
+        answer = [result, caption, again, save, shown]
+        choices = [image, instruction, seed, guidance, image_guidance, steps]
+
+        def run(*given: Any) -> list[Any]:
+            *values, before = given
+            done = _edited(edit, read, *values)
+            kept = (done, *before)[:HISTORY]
+            tiles = [(it.thumbnail, f"{it.instruction} · seed {it.seed}") for it in kept]
+            # None is chosen in the new row, or the old one would seem to be shown.
+            return [*_shown(done), kept, gr.Gallery(tiles, visible=True, selected_index=None)]
+
+        def recall(kept: tuple[_Edit, ...], choice: gr.SelectData) -> list[Any]:
+            it = kept[choice.index]
+            scales = [it.guidance_scale, it.image_guidance_scale]
+            return [*_shown(it), it.upload, it.instruction, it.seed, *scales, it.steps]
+
+        gr.on(
+            [start.click, instruction.submit],
+            run,
+            [*choices, history],
+            [*answer, history, gallery],
+            preprocess=False,  # Gradio would open the file with whatever Pillow knows
+            show_progress="full",
+            show_progress_on=result,
+            scroll_to_output=True,
+            trigger_mode="once",
+            concurrency_limit=TOGETHER,
+            api_visibility="private",
+        )
+        for event, function, inputs, outputs in (
+            (gallery.select, recall, [history], [*answer, *choices]),
+            (again.click, lambda it: [it.files[1], ""], [shown], [image, instruction]),
+            (draw.click, lambda: random.randrange(SEEDS), [], [seed]),
+        ):
+            event(
+                function,
+                inputs,
+                outputs,
+                show_progress="hidden",
+                concurrency_limit=None,
+                api_visibility="private",
+            )
+    blocks.queue(api_open=False, max_size=2 * TOGETHER)
+    return blocks
+
+
+def _plain(words: str) -> str:
+    """Words that Markdown shall show as they are."""
+    return re.sub(r"([^\w\s])", r"\\\1", " ".join(words.split()))
+
+
+def _shown(it: _Edit) -> list[Any]:
+    """What is said of an edit: both images, a line of settings, the buttons, the edit itself."""
+    active = gr.Button(interactive=True)
+    return [
+        it.files,
+        it.settings,
+        active,
+        gr.DownloadButton(value=it.files[1], interactive=True),
+        it,
+    ]
+
+
+def _edited(edit: EditImage, read: Read, upload: Any, instruction: Any, *numbers: Any) -> _Edit:
+    """An edit of what the browser sent, which may be anything."""
+    if not isinstance(upload, dict) or not upload.get("path"):
+        raise _refused("Choose an image first.")
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise _refused("Write what should change.")
+    try:
+        seed, guidance, image_guidance, steps = (float(it) for it in numbers)
+        seed, steps = int(seed), int(steps)
+    except (TypeError, ValueError, OverflowError):
+        raise _refused("Seed, steps and both guidances are numbers.") from None
+    instruction = instruction.strip()
+    try:
+        before = read(Path(upload["path"]).read_bytes())
+        after = edit(before, instruction, seed, guidance, image_guidance, steps)
+    except FileNotFoundError:
+        raise _refused("The image is no longer on the server: upload it again.") from None
+    except UndecodableImage as error:
+        raise _refused(f"The image cannot be read: {error}.") from None
+    except ReasonpixError as error:
+        raise _refused(str(error)) from None
+    except Exception as error:
+        _log.exception("an edit of the page failed")
+        raise _refused("The server failed to edit the image; its log says why.") from error
+    small = after.copy()
+    small.thumbnail((320, 320))
+    names = ("before", f"edit-seed-{seed}", "small")
+    files = [encode_png(picture) for picture in (before, after, small)]
+    _make_room(Path(get_upload_folder()), sum(map(len, files)))
+    folder = Path(get_upload_folder()) / uuid4().hex
+    folder.mkdir(parents=True)
+    paths = [folder / f"{name}.png" for name in names]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    shown = (str(paths[0]), str(paths[1]))
+    scales = (guidance, image_guidance)
+    return _Edit(upload["path"], shown, str(paths[2]), instruction, seed, *scales, steps)
+
+
+def _refused(words: str) -> gr.Error:
+    # They are shown as HTML.
+    return gr.Error(html.escape(words), print_exception=False)
+
+
+def mount(
+    app: FastAPI,
+    edit: EditImage,
+    settings: Settings,
+    title: str,
+    *,
+    token: str | None = None,
+    max_bytes: int = 20 * 2**20,
+    max_steps: int = 200,
+    read: Read = decode,
+) -> Callable[[], None]:
+    """Serve the page at `/` of `app`, for the paths that no other route of `app` has.
+
+    With a `token` the page is behind a login: any user name, the token as the password. Uploads
+    have `max_bytes` at most. Call what is returned when the server is to stop, from any thread: it
+    ends the pages' open connections, which would otherwise be waited for.
+    """
+    folder = _own_folder()
+    blocks = page(edit, settings, title, max_steps=max_steps, read=read)
+    blocks.state_session_capacity = SESSIONS
+    inner = FastAPI()
+    gr.mount_gradio_app(
+        inner,
+        blocks,
+        path="/",
+        footer_links=[],
+        run_history=False,
+        auth=(lambda user, given: _same(given, token)) if token else None,
+        auth_message="Any user name; the password is the server's token." if token else None,
+        show_error=False,
+        max_file_size=max_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gr.themes.Base(
+            primary_hue="blue",
+            neutral_hue="zinc",
+            radius_size="lg",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ).set(
+            button_primary_background_fill="*primary_600",
+            button_primary_background_fill_hover="*primary_700",
+            button_primary_background_fill_dark="*primary_600",
+            button_primary_background_fill_hover_dark="*primary_700",
+        ),
+        css_paths=_STYLE,
+    )
+    # Gradio looks at the paths that clients name only when it was launched by itself.
+    blocks.has_launched = True
+    gradio = inner.routes[-1].app  # type: ignore[attr-defined]
+    app.router.routes.append(_Page("", _Gate(gradio, folder, max_bytes)))
+    loops: list[asyncio.AbstractEventLoop] = []
+    outer = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with outer(app) as state, inner.router.lifespan_context(inner):
+            loops.append(asyncio.get_running_loop())
+            yield state
+        shutil.rmtree(folder, ignore_errors=True)
+
+    app.router.lifespan_context = lifespan
+
+    def stop() -> None:
+        for loop in loops:
+            loop.call_soon_threadsafe(gradio.stop_event.set)
+
+    return stop
+
+
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def _own_folder() -> Path:
+    """Where uploads and results lie: nobody else's, and gone with the process."""
+    folder = tempfile.mkdtemp(prefix="reasonpix-", dir=os.environ.get("GRADIO_TEMP_DIR"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Gradio reads it from there alone, whenever it makes a component anew.
+    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder).resolve())
+    return Path(folder).resolve()
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove the oldest files where `size` bytes more would be too many."""
+    files = [(it.stat(), it) for it in folder.rglob("*") if it.is_file()]
+    free = DISK_BYTES - sum(status.st_size for status, _ in files)
+    for status, file in sorted(files, key=lambda found: found[0].st_mtime):
+        if free >= size:
+            break
+        file.unlink(missing_ok=True)
+        free += status.st_size
+
+
+class _Page(Mount):
+    """Matches only what the page asks for: all else is for the app to answer, with 404 or 405."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http" and _is_of_the_page(_path(scope)):
+            return super().matches(scope)
+        return Match.NONE, {}
+
+
+def _path(scope: Scope) -> str:
+    """That of a request, below the path that a proxy serves the app at."""
+    root, path = scope.get("root_path", ""), str(scope["path"])
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
+def _is_of_the_page(path: str) -> bool:
+    call = path.removeprefix("/gradio_api/")
+    return (
+        path in _PAGE
+        or path.startswith((*_FILES, _SHOWN_FILE))
+        or (call != path and (call in _CALLS or call.startswith("heartbeat/")))
+    )
+
+
+class _Gate:
+    """Gradio's app behind checks of what it is sent, and with headers on what it sends."""
+
+    def __init__(self, app: ASGIApp, folder: Path, max_bytes: int) -> None:
+        self._app = app
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        app: ASGIApp = self._app
+        path = _path(scope)
+        if path.startswith(_SHOWN_FILE) and not self._is_ours(path.removeprefix(_SHOWN_FILE)):
+            app = _answer(403, "this file is not of the page")
+        elif scope["method"] == "POST":
+            upload = path == "/gradio_api/upload"
+            limit = (self._max_bytes if upload else 0) + _CALL_BYTES
+            size = dict(scope["headers"]).get(b"content-length", b"")
+            if not size.isdigit():
+                app = _answer(411, "Content-Length is missing: send it")
+            elif int(size) > limit:
+                app = _answer(413, f"{int(size)} bytes exceed the limit of {limit}")
+            elif upload:
+                await asyncio.to_thread(_make_room, self._folder, limit)
+            else:
+                body = await _body(receive)
+                receive = _replayed(body, receive)
+                if path == "/gradio_api/queue/join" and not self._is_call(body):
+                    app = _answer(400, "this is no call of the page")
+        await app(scope, receive, send_with_headers)
+
+    def _is_ours(self, path: Any) -> bool:
+        """Whether a file that a client names is one that was uploaded or made here."""
+        if not isinstance(path, str) or "\0" in path:
+            return False
+        return Path(path).is_absolute() and Path(path).resolve().is_relative_to(self._folder)
+
+    def _is_call(self, body: bytes) -> bool:
+        """Whether the values are plain, and files uploads: Gradio would fetch any other."""
+        try:
+            values = json.loads(body)["data"]
+            return all(
+                self._is_ours(it.get("path")) if isinstance(it, dict) else not isinstance(it, list)
+                for it in values
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+
+
+def _answer(status: int, words: str) -> ASGIApp:
+    return JSONResponse({"detail": f"page: {words}"}, status)
+
+
+async def _body(receive: Receive) -> bytes:
+    parts = []
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    first = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def replay() -> Message:
+        return next(first, None) or await receive()
+
+    return replay

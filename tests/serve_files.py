@@ -1,0 +1,190 @@
+"""A server of an editing model as a process of its own, and what a test sends it."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import httpx2
+import numpy as np
+import uvicorn
+from PIL import Image, ImageOps
+
+from reasonpix.checkpoint import Settings
+from reasonpix.inference import ReasonPix2Pix, Task, working_size
+from reasonpix.listening import address, listen
+from reasonpix.records import Problem
+from reasonpix.serve import Limits, Service, create_app
+from reasonpix.serve_process import config
+
+SERVE = "from reasonpix.deploying import serve; serve()"
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """Random blobs."""
+    values = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@contextmanager
+def started(
+    model: Path | str,
+    *more: object,
+    token: str | None = None,
+    command: str = SERVE,
+    path: tuple[Path, ...] = (),
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`reasonpix serve` on a free port, maybe not ready yet: the process and its address."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+    }
+    environment.pop("REASONPIX_TOKEN", None)
+    if token is not None:
+        environment["REASONPIX_TOKEN"] = token
+    words = ["--model", model, "--port", 0, "--device", "cpu", "--no-page", *more]
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, *map(str, words)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        found = re.search(r"(http://\S+)/readyz", process.stderr.readline())
+        if found is None:
+            process.kill()
+            raise AssertionError(process.stderr.read())
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+@contextmanager
+def serving(
+    model: Path | str,
+    *more: object,
+    token: str | None = None,
+    command: str = SERVE,
+    path: tuple[Path, ...] = (),
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The same, ready for edits."""
+    with started(model, *more, token=token, command=command, path=path) as (process, url):
+        assert process.stdout is not None and process.stderr is not None
+        if process.stdout.readline() != f"serving on {url}\n":
+            process.kill()
+            raise AssertionError(process.stderr.read())
+        yield process, url
+
+
+def ask(
+    client: httpx2.Client, image: Image.Image | bytes, instruction: str, **fields: object
+) -> httpx2.Response:
+    """Ask for an edit."""
+    data = image if isinstance(image, bytes) else encoded(image)
+    values = {"instruction": instruction, **{name: str(it) for name, it in fields.items()}}
+    return client.post("/v1/edits", data=values, files={"image": ("image", data)})
+
+
+def figures(client: httpx2.Client) -> Mapping[str, float]:
+    """What /metrics says, by name and labels."""
+    lines = client.get("/metrics").text.splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line and line[0] != "#")
+    return {name: float(value) for name, value in pairs}
+
+
+class FakeModel:
+    """Edits by turning colours round: at once, or when it is let go on at each step.
+
+    `batches` are the instructions that it was given together, `steps` how many it has taken.
+    """
+
+    def __init__(self, held: bool = False, rows: int = 4) -> None:
+        self.rows = rows
+        self.device = "cpu"
+        self.settings = Settings(resolution=32, num_inference_steps=10)
+        self.batches: list[list[str]] = []
+        self.steps = 0
+        self.free = threading.Event()
+        if not held:
+            self.free.set()
+
+    def working_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
+        return working_size(size, resolution, 8)
+
+    def resolve(self, **changes: float | None) -> Settings:
+        given = {name: it for name, it in changes.items() if it is not None}
+        return self.settings.model_copy(update=given)
+
+    def edit(
+        self, tasks: Iterable[Task], settings: Settings, advance: Callable[[float], None]
+    ) -> Iterator[tuple[int, Image.Image | Problem]]:
+        asked = list(tasks)
+        self.batches.append([task.instruction for task in asked])
+        if any(task.instruction == "break" for task in asked):
+            raise ValueError("a plugin is broken")
+        if any(task.instruction == "exhaust" for task in asked):
+            raise MemoryError
+        for _ in range(settings.num_inference_steps):
+            while not self.free.wait(0.01):
+                advance(0)
+            self.steps += 1
+            advance(1 / settings.num_inference_steps)
+        for number, task in enumerate(asked):
+            if task.instruction == "decline":
+                yield number, Problem(status="failed", reason="there is nothing to edit")
+            else:
+                yield number, ImageOps.invert(task.image)
+
+
+@contextmanager
+def faked(
+    model: FakeModel, limits: Limits | None = None, **options: Any
+) -> Iterator[tuple[Service, httpx2.Client]]:
+    """A server of a `FakeModel` in a thread of this process, and a client of it."""
+    load = lambda: cast(ReasonPix2Pix, model)  # noqa: E731
+    service = Service(load, "fake", limits=limits or Limits(), **options)
+    service.batcher.model.result(10)
+    server = uvicorn.Server(config(create_app(service)))
+    with listen("127.0.0.1", 0, 2048) as listening:
+        url = address("127.0.0.1", listening)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            with httpx2.Client(base_url=url, timeout=20) as client:
+                yield service, client
+        finally:
+            model.free.set()
+            server.should_exit = True
+            thread.join()
+            service.batcher.close()
+            service.pixels.shutdown()
+
+
+def until(true: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for what another thread is about to do."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.005)
