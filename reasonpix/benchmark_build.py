@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reasonpix.appearing import appearing
 from reasonpix.card import Form, card
 from reasonpix.errors import RunError, SourceError
 from reasonpix.images import UndecodableImage, decode, pixel_digest
@@ -33,7 +34,7 @@ from reasonpix.outcomes import Outcome
 from reasonpix.pair_layouts import open_rows
 from reasonpix.pair_rows import Rows
 from reasonpix.pairs import THREADS
-from reasonpix.publish import accepted, appearing
+from reasonpix.publish import accepted
 from reasonpix.run import RunFolder, seed_of
 from reasonpix.sources import is_text
 from reasonpix.words import words_of
@@ -105,7 +106,7 @@ def build_benchmark(
     run and seed give the same bytes. Raises `RunError` when there are too few, and `SourceError`
     for a dataset that cannot be read.
     """
-    with appearing(out) as draft:
+    with appearing(out, "publish") as draft:
         training = _Training(set(), set())
         for dataset in disjoint_from:
             _take(training, dataset)

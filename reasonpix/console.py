@@ -1,4 +1,4 @@
-"""What a run shows on the console: progress, estimate, summary; and how it is stopped there."""
+"""What commands share on the console: options, progress, estimate, summary; how they are stopped."""
 
 from __future__ import annotations
 
@@ -15,6 +15,32 @@ if TYPE_CHECKING:
 
 STOPPED = "stopped; run the same command again to go on"
 """What is said to those who stopped a run."""
+
+# Options that several commands have.
+host_option = click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 is any of this machine.",
+)
+port_option = click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 is any free one.",
+)
+revision_option = click.option("--revision", help="Commit or tag of the hub repository.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Computing precision; auto is float32 on a CPU, float16 on a GPU.",
+)
 
 
 def runtime_option(default: str | None) -> Callable[[Any], Any]:

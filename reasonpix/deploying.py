@@ -28,29 +28,12 @@ TOKEN = "REASONPIX_TOKEN"
     help="A folder that `reasonpix train` or `reasonpix export` wrote, a hub id, or a name such as "
     "mini/reasonpix2pix.",
 )
-@click.option("--revision", help="Commit or tag of the hub repository.")
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0 is any of this machine.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port to listen on; 0 is any free one.",
-)
+@console.revision_option
+@console.host_option
+@console.port_option
 @console.runtime_option("auto")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="Computing precision; auto is float32 on a CPU, float16 on a GPU.",
-)
+@console.device_option
+@console.dtype_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),

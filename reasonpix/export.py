@@ -14,11 +14,10 @@ their name; `reasonpix.parity` says what that means.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -29,6 +28,7 @@ import torch
 from pydantic import ValidationError
 
 from reasonpix import plugins
+from reasonpix.appearing import appearing
 from reasonpix.benchmark import BenchmarkOptions, read_benchmark
 from reasonpix.checkpoint import Checkpoint, check_pipeline, load_checkpoint
 from reasonpix.conversion import convert, profile, quiet, stride, weights_digest
@@ -36,6 +36,7 @@ from reasonpix.errors import ReasonpixError, WeightsError, needing
 from reasonpix.exported import (
     FORMATS,
     MANIFEST,
+    PACKAGES,
     Export,
     Format,
     Manifest,
@@ -48,9 +49,8 @@ from reasonpix.memory import free_memory, is_out_of_memory
 from reasonpix.metrics import Metrics, MetricsOptions
 from reasonpix.parity import LIMITS, Parity, Sizes, compare
 from reasonpix.runtime_openvino import import_openvino
+from reasonpix.runtimes import choose_export_device
 from reasonpix.slots import ModelOptions
-from reasonpix.storage import NO_ROOM
-from reasonpix.weights import choose_device
 
 Report = Callable[[str], None]
 """Told what is being done."""
@@ -60,13 +60,6 @@ _PARTS = ("vae", "scheduler", "connector", "text_encoder", "tokenizer")
 """What a model is used with, beside its UNet: files, and folders."""
 _UNUSED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.fp16.*", "*non_ema*")
 """What repositories hold of the same weights in other forms."""
-
-_RUNTIMES: dict[Format, str] = {
-    "onnx": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-}
-"""The package that computes each format."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,8 @@ def export(
     weights = weights_digest(checkpoint.model.unet)
     _check_weights(place, weights)
     encoder = checkpoint.build_encoder(device=str(device), cache_dir=wish.model.cache_dir)
-    with _appearing(place.target, force) as draft:
+    # A new model's folder may be there, and empty.
+    with appearing(place.target, "export", replace=force or place.is_new_model) as draft:
         folder = draft / place.inside
         folder.mkdir(exist_ok=True)
         if place.is_new_model:
@@ -170,29 +164,16 @@ def _check(wish: Wish) -> torch.device:
         if format == "openvino":
             import_openvino()
         else:
-            import_module(_RUNTIMES[format])
+            import_module(PACKAGES[format])
         if (format, precision) == ("openvino", "int8"):
             with quiet():
                 import nncf  # noqa: F401
-    options = wish.model
     if format == "tensorrt" and not torch.cuda.is_available():
         raise ReasonpixError(
             "TensorRT builds its engines on an NVIDIA GPU and computes on it, and PyTorch finds "
             "none here: export on a machine with one, or choose --to onnx or --to openvino"
         )
-    if format == "openvino" and options.device == "auto":
-        options = options.model_copy(update={"device": "cpu"})
-    try:
-        device = choose_device(options)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ReasonpixError(f"--device: {options.device!r} cannot be used: {reason}") from error
-    wanted = {"onnx": ("cpu", "cuda"), "openvino": ("cpu",), "tensorrt": ("cuda",)}[format]
-    if device.type not in wanted:
-        raise ReasonpixError(
-            f"--device: {format} computes on {' or '.join(wanted)}, not on {device.type}"
-        )
+    device = choose_export_device(format, wish.model)
     if (format, precision, device.type) == ("onnx", "bf16", "cpu"):
         raise ReasonpixError(
             "--precision bf16: onnxruntime has no bfloat16 on a CPU, so that nothing can be shown "
@@ -272,42 +253,6 @@ def _check_weights(place: _Place, weights: str) -> None:
 # -- files ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _appearing(target: Path, force: bool) -> Iterator[Path]:
-    """An empty folder beside `target` that takes its place when all went well, or vanishes."""
-    draft, old = (target.with_name(f".{target.name}.{what}") for what in ("tmp", "old"))
-    try:
-        draft.mkdir(parents=True, exist_ok=True)
-        lock = os.open(draft, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for path in draft.iterdir():  # left by a process that was killed
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if old.is_dir() and not target.exists():
-                os.rename(old, target)
-            try:
-                yield draft
-                os.sync()  # complete also after a power cut
-                shutil.rmtree(old, ignore_errors=True)
-                if force and target.is_dir():
-                    os.rename(target, old)
-                os.rename(draft, target)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                if old.is_dir() and not target.exists():
-                    os.rename(old, target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            os.close(lock)
-    except BlockingIOError as error:
-        raise ReasonpixError(f"another process is exporting to {target}; wait for it") from error
-    except OSError as error:
-        what = error.strerror or str(error)
-        mend = "make room" if error.errno in NO_ROOM else "name another folder by --out"
-        raise ReasonpixError(f"{target} cannot be written: {what}; {mend}") from error
-
-
 def _copy_model(options: ModelOptions, draft: Path) -> None:
     """All that the model is used with, but the UNet's weights. Links become files."""
     source = Path(plugins.checkpoint(options.model) or options.model)
@@ -354,7 +299,7 @@ def _write(wish: Wish, checkpoint: Checkpoint, weights: str, folder: Path) -> Ma
     free_memory()
     used = ["reasonpix", "torch", "diffusers", "onnx", "onnxscript"]
     used += ["nncf"] if (wish.format, wish.precision) == ("openvino", "int8") else []
-    runtime = _RUNTIMES[wish.format]  # which may have come as another package, onnxruntime-gpu
+    runtime = PACKAGES[wish.format]  # which may have come as another package, onnxruntime-gpu
     packages = {name: version(name) for name in used}
     packages[runtime] = str(import_module(runtime).__version__)
     return Manifest(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -26,6 +27,18 @@ Part = Literal["unet", "vae_encoder", "vae_decoder"]
 Dtype = Literal["float32", "float16", "bfloat16", "bool"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+PACKAGES: Mapping[Format, str] = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+}
+"""What computes each format."""
+DEVICES: Mapping[Format, tuple[str, ...]] = {
+    "onnx": ("cpu", "cuda"),
+    "openvino": ("cpu",),
+    "tensorrt": ("cuda",),
+}
+"""The types of devices that it computes on."""
 MANIFEST = "export.json"
 
 

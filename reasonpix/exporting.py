@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option("--clip", metavar="MODEL", help="Model of CLIP-I and CLIP-T.")
 @click.option("--dino", metavar="MODEL", help="Model of DINO.")
 @click.option("--split", default="test", show_default=True, help="Split of BENCHMARK to read.")
-@click.option("--revision", help="Commit or tag of the hub repository.")
+@console.revision_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 def export(
     model: str,

@@ -147,12 +147,7 @@ class ReasonPix2Pix:
             cache_dir=Path(cache_dir) if cache_dir else None,
             batch_size=batch_size,
         )
-        try:
-            choice = choose_runtime(runtime, options)
-            torch.empty(0, device=choice.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise WeightsError(f"device: {device!r} cannot be used: {reason}") from error
+        choice = choose_runtime(runtime, options)
         checkpoint = load_checkpoint(options, unet_weights=choice.reads_weights)
         unet, vae = checkpoint.model.unet, checkpoint.vae
         networks = load_networks(choice, options.model, unet, vae)

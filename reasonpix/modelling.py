@@ -14,7 +14,6 @@ import click
 
 from reasonpix import console
 from reasonpix.catalogue import overriding
-from reasonpix.console import runtime_option
 from reasonpix.errors import ReasonpixError, needing
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     metavar="MODEL",
     help="A folder that `reasonpix train` wrote, a hub id, or a name such as mini/reasonpix2pix.",
 )
-@click.option("--revision", help="Commit or tag of the hub repository.")
+@console.revision_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -88,15 +87,9 @@ if TYPE_CHECKING:
     metavar="N",
     help="Edits computed together on a GPU; another number may move the last bits.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="Computing precision; auto is float32 on a CPU, float16 on a GPU.",
-)
-@runtime_option("auto")
+@console.device_option
+@console.dtype_option
+@console.runtime_option("auto")
 @click.option("--side-by-side", is_flag=True, help="Write each edit to the right of its input.")
 @click.option(
     "--grid", is_flag=True, help="Write one sheet: in each row an input and all its edits."

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from reasonpix import layouts, preference
+from reasonpix.appearing import appearing
 from reasonpix.card import Form, card
 from reasonpix.errors import RunError
 from reasonpix.layouts import Written
 from reasonpix.outcomes import Outcome, outcomes
 from reasonpix.run import RunFolder
-from reasonpix.storage import NO_ROOM
 
 _FACTS = (
     "`direct_instruction`, `edited_caption` and `candidates` (of which `chosen` is the index of "
@@ -94,7 +89,7 @@ def publish(
     written.
     """
     form = FORMS[to]
-    with appearing(out) as draft:
+    with appearing(out, "publish") as draft:
         written = _WRITERS[to](run, accepted(run, report), draft)
         if written.rows == 0:
             raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")
@@ -115,55 +110,3 @@ def accepted(
                 yield outcome
     except OSError as error:
         raise RunError(f"{run} cannot be read: {error}") from error
-
-
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, which becomes `out` when all went well, and vanishes if not.
-
-    What an earlier process left there when it was killed is removed. Raises `RunError` for a URL,
-    and when `out` exists or cannot be written.
-    """
-    if re.match(r"[\w+.-]+:/", str(out)):  # as a path, the URL s3://bucket is s3:/bucket
-        raise RunError(
-            f"datasets are written to a folder of this machine, not to {out}; name one, and "
-            "copy it there"
-        )
-    out = Path(os.path.abspath(out))
-    draft = out.with_name(f".{out.name}.tmp")
-    try:
-        _refuse(out)
-        draft.mkdir(parents=True, exist_ok=True)
-        lock = os.open(draft, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _refuse(out)  # another process may just have finished
-            _empty(draft)
-            try:
-                yield draft
-                os.sync()  # complete also after a power cut
-                os.rename(draft, out)
-            except BaseException:
-                shutil.rmtree(draft, ignore_errors=True)
-                raise
-        finally:
-            os.close(lock)
-    except BlockingIOError as error:
-        raise RunError(f"another process is publishing to {out}; wait for it") from error
-    except OSError as error:
-        what = error.strerror or str(error)
-        mend = "make room" if error.errno in NO_ROOM else "name a folder that can be written to"
-        raise RunError(f"{out} cannot be written: {what}; {mend}, then publish again") from error
-
-
-def _refuse(out: Path) -> None:
-    if os.path.lexists(out):
-        raise RunError(f"{out} exists; publish to a new folder, or remove it first")
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

@@ -22,11 +22,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from reasonpix import plugins
 from reasonpix.errors import WeightsError
-from reasonpix.exported import FORMATS, Export, Format, exists, read_export
+from reasonpix.exported import DEVICES, FORMATS, PACKAGES, Export, Format, exists, read_export
 from reasonpix.graphs import torch_networks
 from reasonpix.networks import Networks
 from reasonpix.slots import ModelOptions
-from reasonpix.weights import choose_device
+from reasonpix.weights import usable_device
 
 Runtime = Literal["auto", "torch", "compile", "onnx", "openvino", "tensorrt"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
@@ -36,11 +36,6 @@ _PREFERRED: dict[str, tuple[Runtime, ...]] = {
     "cuda": ("tensorrt", "torch", "onnx"),
 }
 """By `auto`, on a device: the fastest that is sure to work."""
-_PACKAGES: dict[Format, str] = {
-    "onnx": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-}
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
     found = [it for it in FORMATS if exists(folder, it)]
     has_weights = not folder.is_dir() or any((folder / "unet").glob("*.safetensors"))
     if runtime == "auto":
-        device = choose_device(options)
+        device = usable_device(options)
         for candidate in _PREFERRED.get(device.type, ("torch",)):
             if has_weights and (candidate == "torch" or options.dtype != "auto"):
                 return Choice("torch", device)
@@ -83,7 +78,7 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
                 f"model: {options.model!r} is an export without PyTorch weights; choose "
                 f"--runtime {found[0]}, or name the model that it was made of"
             )
-        return Choice(runtime, choose_device(options))
+        return Choice(runtime, usable_device(options))
     if runtime not in found:
         there = f"there are exports for {', '.join(found)}" if found else "there is none"
         how = f"reasonpix export {options.model} --to {runtime} --samples BENCHMARK"
@@ -93,20 +88,24 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
             else f"model: {options.model!r} is no folder here, and exports are read from folders; "
             f"make one: {how} --out DIR"
         )
-    if runtime == "openvino" and options.device == "auto":
+    return Choice(runtime, choose_export_device(runtime, options))
+
+
+def choose_export_device(format: Format, options: ModelOptions) -> torch.device:
+    """The device to compute an export on. Raises `WeightsError` for one that is not made for it."""
+    if DEVICES[format] == ("cpu",) and options.device == "auto":
         options = options.model_copy(update={"device": "cpu"})
-    device = choose_device(options)
-    wanted = {"onnx": ("cpu", "cuda"), "openvino": ("cpu",), "tensorrt": ("cuda",)}[runtime]
-    if device.type not in wanted:
+    device = usable_device(options)
+    if device.type not in DEVICES[format]:
         raise WeightsError(
-            f"device: {runtime} computes on {' or '.join(wanted)}, not on {device.type}; choose "
-            "another runtime, or another device"
+            f"device: {format} computes on {' or '.join(DEVICES[format])}, not on {device.type}; "
+            "choose another runtime, or another device"
         )
-    return Choice(runtime, device)
+    return device
 
 
 def _installed(format: Format) -> bool:
-    return find_spec(_PACKAGES[format]) is not None
+    return find_spec(PACKAGES[format]) is not None
 
 
 def export_of(runtime: Runtime, options: ModelOptions) -> Export | None:

@@ -110,19 +110,8 @@ def create(
 
 @study.command()
 @_folder
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on; 0.0.0.0 is any of this machine.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port to listen on; 0 is any free one.",
-)
+@console.host_option
+@console.port_option
 @_url
 def serve(folder: Path, host: str, port: int, url: str | None) -> None:
     """Serve the pages of STUDY, until Ctrl-C or SIGTERM. Every answer is stored at once."""

@@ -214,6 +214,19 @@ def choose_device(options: ModelOptions) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def usable_device(options: ModelOptions) -> torch.device:
+    """The device of `options.device`, tried. Raises `WeightsError` where it cannot be used."""
+    import torch
+
+    try:
+        device = choose_device(options)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"device: {options.device!r} cannot be used: {reason}") from error
+    return device
+
+
 def choose_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
     """The computing precision of `options.dtype` on `device`."""
     import torch

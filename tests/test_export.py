@@ -305,9 +305,9 @@ def test_precisions_that_cannot_come_out(
 @pytest.mark.parametrize(
     ("format", "device", "message"),
     [
-        ("onnx", "nonsense", "--device: 'nonsense' cannot be used: "),
-        ("onnx", "meta", "--device: onnx computes on cpu or cuda, not on meta"),
-        ("openvino", "meta", "--device: openvino computes on cpu, not on meta"),
+        ("onnx", "nonsense", "device: 'nonsense' cannot be used: "),
+        ("onnx", "meta", "device: onnx computes on cpu or cuda, not on meta"),
+        ("openvino", "meta", "device: openvino computes on cpu, not on meta"),
     ],
 )
 def test_devices_that_cannot_be_used(room: Room, format: Format, device: str, message: str) -> None:
