@@ -1,4 +1,4 @@
-"""What commands share on the console: options, progress, estimate, summary; how they are stopped."""
+"""What commands share on the console: options, progress, estimate, summary; and being stopped."""
 
 from __future__ import annotations
 
