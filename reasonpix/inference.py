@@ -307,12 +307,7 @@ class ReasonPix2Pix:
                 f"encoder {self._encoder.name!r} gives states of width {h.shape[-1]}, and the "
                 f"model's connector reads {width}: this is not the encoder it was trained with"
             )
-        count = len(branches.weights)
-        states, mask = self._conditioning.condition(
-            [torch.from_numpy(h)] * count,
-            [instruction] * count,
-            dropped=[not text for text in branches.text],
-        )
+        states, mask = self._conditioning.branch(torch.from_numpy(h), instruction, branches.text)
         if mask is not None:
             # Instructions of other lengths shall share a batch, and padding depend on one alone.
             missing = -states.shape[1] % len(self._conditioning.null)

@@ -325,6 +325,18 @@ class Conditioning(nn.Module):
             return given
         return self._with_null(given, torch.tensor(dropped, device=device))
 
+    def branch(self, h: Tensor, instruction: str, seen: Sequence[bool]) -> States:
+        """States of one edit for each branch of its guidance, h or, where it is not `seen`, none.
+
+        h (tokens, h_width) goes through the connector once, however many branches there are.
+        """
+        states, mask = self.condition([h], [instruction])
+        count = len(seen)
+        given = States(
+            states.expand(count, -1, -1), None if mask is None else mask.expand(count, -1)
+        )
+        return self._with_null(given, ~torch.tensor(seen, device=self.null.device))
+
     def _with_null(self, given: States, dropped: Tensor) -> States:
         count, most = len(self.null), max(len(self.null), given.states.shape[1])
         null = F.pad(self.null, (0, 0, 0, most - count)).to(given.states.dtype)

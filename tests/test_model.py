@@ -51,7 +51,8 @@ def latents(count: int = 2) -> Tensor:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    return bool(torch.allclose(one, other, atol=2e-6))
+    """But for the order of sums, which is another one for each processor and batch size."""
+    return bool((one - other).abs().max() <= 3e-6 * other.abs().max())
 
 
 def test_a_codebook_takes_the_mean_of_many_large_states_in_half_precision() -> None:
@@ -212,6 +213,21 @@ def test_dropped_rows_are_the_null_states(kind: Kind, longest: int) -> None:
     count = before.shape[1]
     assert torch.equal(given.states[1, :count], kept.states[1])
     assert torch.equal(mask[1, :count], before[1]) and not mask[1, count:].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_branches_of_an_edit_share_one_pass_of_the_connector(kind: Kind) -> None:
+    model = tiny_model(kind).model.eval()
+    (h,) = states(kind, TOKENS)
+    rows: list[int] = []
+    model.connector.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    with torch.no_grad():
+        found = model.branch(h, WORDS[0], [True, False, False])
+        assert rows == [1]
+        expected = model.condition([h] * 3, [WORDS[0]] * 3, [False, True, True])
+    assert same(found.states, expected.states)
+    assert (found.mask is None) == (expected.mask is None)
+    assert found.mask is None or torch.equal(found.mask, expected.mask)
 
 
 @pytest.mark.parametrize("kind", ["text_tokens", "full_sequence", "clip_residual"])

@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ expect = sync_api.expect
 
 TOKEN = "secret"
 MAX_BYTES = 200_000
-GRADIO_SAYS = "Method not implemented."
-"""On the console, where it ends a stream."""
+GRADIO_SAYS = ("Method not implemented.", "[DOM] Password field is not contained in a form")
+"""On the console, where it ends a stream and where it asks for a password."""
 PHONE = {"width": 360, "height": 740}
 
 
@@ -59,11 +60,12 @@ class Served:
     edits: Edits
 
 
+@contextmanager
 def served(folder: Path, token: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     from reasonpix.serve_page import mount
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
-    app, edits = FastAPI(), Edits()
+    app, edits = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Edits()
     app.add_api_route("/healthz", lambda: {"status": "alive"})
     settings = Settings(resolution=64, num_inference_steps=20)
     end = mount(app, edits, settings, "a <i>model</i>", token=token, max_bytes=MAX_BYTES)
@@ -71,11 +73,13 @@ def served(folder: Path, token: str | None, monkeypatch: pytest.MonkeyPatch) -> 
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
-    yield Served(address("127.0.0.1", socket), edits)
-    end()
-    server.should_exit = True
-    thread.join()
-    socket.close()
+    try:
+        yield Served(address("127.0.0.1", socket), edits)
+    finally:
+        end()
+        server.should_exit = True
+        thread.join()
+        socket.close()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,8 @@ def patched() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, patched: pytest.MonkeyPatch) -> Iterator[Served]:
-    yield from served(tmp_path_factory.mktemp("site"), None, patched)
+    with served(tmp_path_factory.mktemp("site"), None, patched) as site:
+        yield site
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +239,7 @@ def test_nothing_but_the_page_is_served(site: Served) -> None:
 def test_with_a_token_the_page_wants_it(
     browser: sync_api.Browser, tmp_path: Path, patched: pytest.MonkeyPatch, file: Path
 ) -> None:
-    for site in served(tmp_path, TOKEN, patched):
+    with served(tmp_path, TOKEN, patched) as site:
         with httpx2.Client(base_url=site.url) as client:
             upload_ = {"files": ("scene.png", encoded(picture()))}
             assert client.post("/gradio_api/upload", files=upload_).status_code == 401
