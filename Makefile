@@ -40,8 +40,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# In the order of the files: by default those of few tests come last, which are the longest.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .import_linter_cache

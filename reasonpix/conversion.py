@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reasonpix.checkpoint import Checkpoint, cell
 from reasonpix.exported import Dtype, Format, Graph, Part, Port, Precision, Shapes
@@ -63,10 +63,13 @@ def convert(
             if format == "openvino":
                 with TemporaryDirectory(dir=folder) as traced:
                     file = Path(traced, f"{part}.onnx")
-                    _write_onnx(checkpoint, part, graph, file)
+                    _write_onnx(checkpoint, part, graph, file, PlainAttention())
                     _write_openvino(file, folder / graph.file, reduced)
             else:
-                _write_onnx(checkpoint, part, graph, folder / graph.file)
+                # Of bfloat16 the operator is not known to be everywhere.
+                fused = format == "onnx" and precision != "bf16"
+                attention = _FusedAttention() if fused else PlainAttention()
+                _write_onnx(checkpoint, part, graph, folder / graph.file, attention)
                 if reduced == "int8":
                     _quantise_onnx(folder / graph.file)
     return graphs
@@ -136,7 +139,9 @@ def weights_digest(unet: nn.Module) -> str:
 # -- ONNX -----------------------------------------------------------------------------------------
 
 
-def _write_onnx(checkpoint: Checkpoint, part: Part, graph: Graph, file: Path) -> None:
+def _write_onnx(
+    checkpoint: Checkpoint, part: Part, graph: Graph, file: Path, attention: PlainAttention
+) -> None:
     import onnx
 
     sizes = {
@@ -144,7 +149,8 @@ def _write_onnx(checkpoint: Checkpoint, part: Part, graph: Graph, file: Path) ->
         for name, size in _TRACED.items()
     }
     bfloat16 = graph.output.dtype == "bfloat16"
-    with _module(checkpoint, part, getattr(torch, graph.output.dtype)) as module, torch.no_grad():
+    dtype = getattr(torch, graph.output.dtype)
+    with _module(checkpoint, part, dtype, attention) as module, torch.no_grad():
         program = torch.onnx.export(
             module,
             tuple(_example(port, sizes) for port in graph.inputs),
@@ -167,8 +173,40 @@ def _write_onnx(checkpoint: Checkpoint, part: Part, graph: Graph, file: Path) ->
     onnx.checker.check_model(str(file), full_check=True)
 
 
+class _FusedAttention(PlainAttention):
+    """Self-attention as ONNX Runtime's own operator, which never holds all scores at once.
+
+    It is in its domain `com.microsoft`. Cross-attention, which has few scores and a mask, is plain.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """As `PlainAttention`."""
+        if encoder_hidden_states is not None or attention_mask is not None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+        query, key, value = (it(hidden_states) for it in (attn.to_q, attn.to_k, attn.to_v))
+        seen = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            (query, key, value),
+            {"num_heads": attn.heads, "scale": attn.scale},
+            dtype=query.dtype,
+            shape=query.shape,
+            version=1,
+        )
+        attended: Tensor = attn.to_out[0](seen)
+        return attended
+
+
 @contextmanager
-def _module(checkpoint: Checkpoint, part: Part, dtype: torch.dtype) -> Iterator[nn.Module]:
+def _module(
+    checkpoint: Checkpoint, part: Part, dtype: torch.dtype, attention: PlainAttention
+) -> Iterator[nn.Module]:
     """The network as it is traced; the checkpoint's own is what it was afterwards."""
     unet, vae = checkpoint.model.unet, checkpoint.vae
     if part != "unet":
@@ -177,7 +215,7 @@ def _module(checkpoint: Checkpoint, part: Part, dtype: torch.dtype) -> Iterator[
         return
     own = unet if dtype == torch.float32 else copy.deepcopy(unet).to(dtype)
     processors = dict(own.attn_processors)
-    own.set_attn_processor(PlainAttention())
+    own.set_attn_processor(attention)
     try:
         yield UNetGraph(own).eval()
     finally:
