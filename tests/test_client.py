@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -139,6 +141,24 @@ def test_a_server_that_is_not_ready_yet_is_waited_for() -> None:
         begun = time.monotonic()
         assert client.edit(picture(), "x").tobytes() == decode(png).tobytes()
         assert time.monotonic() - begun >= 1
+
+
+def test_what_the_docs_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (python,) = re.findall(r"^```python\n(import reasonpix\n.*?)^```", page, re.M | re.S)
+    (curl,) = re.findall(r"^(curl [^\n]*\\\n.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    image = picture(3, (48, 32))
+    image.save("photo.jpg")
+    with faked(FakeModel()) as (_, http):
+        here = str(http.base_url).rstrip("/")
+        exec(python.replace("http://127.0.0.1:8000", here))
+        assert Image.open("edited.png").size == (48, 32)
+        if shutil.which("curl"):
+            Path("edited.png").unlink()
+            words = curl.replace("http://127.0.0.1:8000", here)
+            subprocess.run(["sh", "-ec", words], check=True, stderr=subprocess.DEVNULL)
+            assert Image.open("edited.png").size == (48, 32)
 
 
 def test_it_is_offered_lazily() -> None:
