@@ -1,4 +1,4 @@
-"""Tensors for the ports of an exported network: which fit, and what shape comes out.
+"""Exported networks and their ports: which tensors fit, and what shape comes out.
 
 A side of a port is a number, a name such as `height`, or a multiple of one such as `8*height`.
 """
@@ -11,6 +11,25 @@ import torch
 from torch import Tensor
 
 from reasonpix.exported import Graph, Port
+from reasonpix.networks import Network
+
+
+class ExportedNetwork(Network):
+    """A network of an export, which another runtime than PyTorch computes."""
+
+    def __init__(self, graph: Graph, device: torch.device) -> None:
+        self._graph, self._device = graph, device
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU, or the GPU with its number."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what comes out."""
+        dtype: torch.dtype = getattr(torch, self._graph.output.dtype)
+        return dtype
 
 
 def fitted(

@@ -17,7 +17,7 @@ from torch import Tensor
 from reasonpix.errors import ReasonpixError, WeightsError, needing
 from reasonpix.exported import Export, Graph
 from reasonpix.networks import Network
-from reasonpix.ports import fitted, shape_of
+from reasonpix.ports import ExportedNetwork, fitted, shape_of
 
 _ELEMENTS = {"float32": 1, "bool": 9, "float16": 10, "bfloat16": 16}
 """ONNX's numbers (TensorProto.DataType) for the types of a port."""
@@ -79,22 +79,12 @@ def _session(file: Path, settings: Any, provider: Any) -> Any:
     return session
 
 
-class OnnxNetwork(Network):
+class OnnxNetwork(ExportedNetwork):
     """A session of ONNX Runtime."""
 
     def __init__(self, session: Any, graph: Graph, device: torch.device) -> None:
-        self._session, self._graph, self._device = session, graph, device
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU, or the GPU with its number."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what comes out."""
-        dtype: torch.dtype = getattr(torch, self._graph.output.dtype)
-        return dtype
+        super().__init__(graph, device)
+        self._session = session
 
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
         """What computes the network on these tensors, which must be contiguous."""

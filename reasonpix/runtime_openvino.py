@@ -19,7 +19,7 @@ from torch import Tensor
 from reasonpix.errors import ReasonpixError, WeightsError, needing
 from reasonpix.exported import Export, Graph, Precision
 from reasonpix.networks import Network
-from reasonpix.ports import fitted, shape_of
+from reasonpix.ports import ExportedNetwork, fitted, shape_of
 
 KEPT = 2
 """Sets of shapes that a network stays compiled for; each takes the memory of its weights."""
@@ -78,23 +78,13 @@ def _options(precision: Precision, threads: int) -> dict[str, Any]:
     return options
 
 
-class OpenVINONetwork(Network):
+class OpenVINONetwork(ExportedNetwork):
     """A model of OpenVINO, compiled for the shapes that it is bound to."""
 
     def __init__(self, core: Any, model: Any, options: dict[str, Any], graph: Graph) -> None:
-        self._core, self._model, self._options, self._graph = core, model, options, graph
+        super().__init__(graph, torch.device("cpu"))
+        self._core, self._model, self._options = core, model, options
         self._compiled = lru_cache(KEPT)(self._compile)
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU."""
-        return torch.device("cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what comes out."""
-        dtype: torch.dtype = getattr(torch, self._graph.output.dtype)
-        return dtype
 
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
         """What computes the network on these tensors, which must be contiguous."""

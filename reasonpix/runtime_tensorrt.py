@@ -29,7 +29,7 @@ from torch import Tensor
 from reasonpix.errors import ReasonpixError, WeightsError, needing
 from reasonpix.exported import Export, Graph, Part, Shapes
 from reasonpix.networks import Network
-from reasonpix.ports import fitted, shape_of
+from reasonpix.ports import ExportedNetwork, fitted, shape_of
 
 ENGINES = "REASONPIX_ENGINES"
 """Environment variable: the folder to keep engines in, where the export's cannot be written."""
@@ -194,27 +194,16 @@ class _Engine:
             )
 
 
-class TensorRTNetwork(Network):
+class TensorRTNetwork(ExportedNetwork):
     """An engine, which reads and writes tensors of PyTorch where they lie."""
 
     def __init__(
         self, engine: _Engine, graph: Graph, profile: Mapping[str, Span], device: torch.device
     ) -> None:
-        self._engine, self._graph, self._profile = engine, graph, profile
-        self._device = device
+        super().__init__(graph, device)
+        self._engine, self._profile = engine, profile
         self._stream = torch.cuda.Stream(device)
         """On the default stream TensorRT would wait for the GPU at each call."""
-
-    @property
-    def device(self) -> torch.device:
-        """The GPU."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what comes out."""
-        dtype: torch.dtype = getattr(torch, self._graph.output.dtype)
-        return dtype
 
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
         """What computes the engine on these tensors; an absent mask is one of all tokens.

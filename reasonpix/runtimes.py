@@ -26,7 +26,7 @@ from reasonpix.exported import DEVICES, FORMATS, PACKAGES, Export, Format, exist
 from reasonpix.graphs import torch_networks
 from reasonpix.networks import Networks
 from reasonpix.slots import ModelOptions
-from reasonpix.weights import usable_device
+from reasonpix.weights import choose_device, usable_device
 
 Runtime = Literal["auto", "torch", "compile", "onnx", "openvino", "tensorrt"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
@@ -95,13 +95,13 @@ def choose_export_device(format: Format, options: ModelOptions) -> torch.device:
     """The device to compute an export on. Raises `WeightsError` for one that is not made for it."""
     if DEVICES[format] == ("cpu",) and options.device == "auto":
         options = options.model_copy(update={"device": "cpu"})
-    device = usable_device(options)
+    device = choose_device(options)
     if device.type not in DEVICES[format]:
         raise WeightsError(
             f"device: {format} computes on {' or '.join(DEVICES[format])}, not on {device.type}; "
             "choose another runtime, or another device"
         )
-    return device
+    return usable_device(options)
 
 
 def _installed(format: Format) -> bool:

@@ -204,11 +204,17 @@ def _unpack(file: Path, dtype: torch.dtype, folder: Path) -> None:
 
 
 def choose_device(options: ModelOptions) -> torch.device:
-    """The device of `options.device`; auto takes a GPU when there is one."""
+    """The device of `options.device`; auto takes a GPU when there is one.
+
+    Raises `WeightsError` for what is no device.
+    """
     import torch
 
     if options.device != "auto":
-        return torch.device(options.device)
+        try:
+            return torch.device(options.device)
+        except RuntimeError as error:
+            raise _unusable(options, error) from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -218,13 +224,17 @@ def usable_device(options: ModelOptions) -> torch.device:
     """The device of `options.device`, tried. Raises `WeightsError` where it cannot be used."""
     import torch
 
+    device = choose_device(options)
     try:
-        device = choose_device(options)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"device: {options.device!r} cannot be used: {reason}") from error
+        raise _unusable(options, error) from error
     return device
+
+
+def _unusable(options: ModelOptions, error: Exception) -> WeightsError:
+    reason = str(error).splitlines()[0]
+    return WeightsError(f"device: {options.device!r} cannot be used: {reason}")
 
 
 def choose_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:

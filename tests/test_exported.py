@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_model import RESOLUTION, tiny_model, write_tiny
 from torch import Tensor
 
@@ -287,6 +288,34 @@ def test_on_a_cpu_a_batch_is_at_most_so_large(batch_size: int, rows: int) -> Non
         RESOLUTION,
         RESOLUTION // 2,
     )
+
+
+def test_without_the_packages_of_exports_all_else_works(model: Path, tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        names = ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "tensorrt")
+        sys.modules |= dict.fromkeys(names)
+        from reasonpix.cli import main
+        main()
+    """
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    Image.new("RGB", (40, 32), "teal").save(tmp_path / "photo.png")
+    edit = ("edit", "photo.png", "--instruction", "x", "--model", model, "--device", "cpu")
+    assert run("--help").returncode == 0
+    exported(model, "onnx")
+    done = run(*edit)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "photo-edited.png").exists()
+    done = run(*edit, "--force", "--runtime", "onnx")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.endswith("onnxruntime: pip install 'reasonpix[onnx]'\n")
+    done = run("export", model, "--to", "openvino", "--samples", "none")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "pip install 'reasonpix[openvino]'" in done.stderr.splitlines()[-1]
 
 
 def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
