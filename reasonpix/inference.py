@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -371,6 +372,7 @@ def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[i
 
     The aspect is kept as far as sides that are multiples of `stride` allow.
     """
-    scale = resolution / max(size)
-    width, height = (max(1, round(side * scale / stride)) * stride for side in size)
+    # Exactly, or an image that is of this size already might be given another one.
+    cells = (round(Fraction(side * resolution, max(size) * stride)) for side in size)
+    width, height = (max(1, count) * stride for count in cells)
     return width, height

@@ -17,7 +17,7 @@ import jsonschema
 import numpy as np
 import pytest
 from conftest import Shell
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from serve_files import FakeModel, ask, encoded, faked, figures, picture, serving, started, until
@@ -85,6 +85,7 @@ def test_many_clients_get_what_the_command_gives(
     assert edited.shape == (60, 90, 3)
 
 
+@example((1, 1), 996, 8)
 @given(
     st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
     st.integers(8, 1100),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from reasonpix_mini.paper import Step, figure15, table3
 
@@ -24,7 +25,9 @@ def test_each_step_is_a_command_with_a_recipe_that_checks(step: Step) -> None:
     if not (said := words(step)):
         return  # a script of the package
     command = main.commands[said[0]]
-    with command.make_context(said[0], said[1:]) as context:
+    # A command keeps the names of its option for help as its first parent has them.
+    parent = click.Context(main, **main.context_settings)
+    with command.make_context(said[0], said[1:], parent) as context:
         given = context.params
     if "recipe" in given:
         load_any(locate(given["recipe"]), given["overrides"])
