@@ -13,7 +13,7 @@ these are busy, run both with OMP_NUM_THREADS=1.
 
 `--batch-size 1` is the same server with batches of one edit: UNet and VAE then see one at a time.
 The encoder `llava` computes four pairs on a CPU, however few there are: with batches of one, three
-of them in vain. That is part of the ratio; for mini/reasonpix2pix, 0.18 s of CPU for each edit.
+of them in vain. That is part of the ratio.
 """
 
 from __future__ import annotations
