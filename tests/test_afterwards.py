@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from conftest import WriteRecipe
 
 from reasonpix import afterwards
+from reasonpix.cli import main
 from reasonpix.engine import generate
 from reasonpix.outcomes import endings
 from reasonpix.recipe import load_recipe
@@ -19,7 +20,9 @@ from reasonpix.run import RunFolder
 
 
 def call(command: click.Command, *arguments: str | Path, answer: str | None = None) -> Result:
-    return CliRunner().invoke(command, list(map(str, arguments)), input=answer)
+    # A command keeps the names of its option for help as it is first called with them.
+    words = list(map(str, arguments))
+    return CliRunner().invoke(command, words, input=answer, **main.context_settings)
 
 
 @pytest.fixture

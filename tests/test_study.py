@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pair_files import picture
 from study_files import KINDS, METHODS, evaluation, small_study
 
+from reasonpix.cli import main
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.evaluation_folder import COPY, TRUTH, EvaluationFolder
 from reasonpix.images import decode
@@ -333,7 +334,9 @@ def test_commands(tmp_path: Path) -> None:
     runner = CliRunner()
 
     def run(*arguments: object) -> str:
-        result = runner.invoke(commands, list(map(str, arguments)), catch_exceptions=False)
+        words = list(map(str, arguments))
+        # A command keeps the names of its option for help as it is first called with them.
+        result = runner.invoke(commands, words, catch_exceptions=False, **main.context_settings)
         assert result.exit_code == 0, result.output
         return result.output
 
@@ -361,7 +364,8 @@ def test_a_missing_extra_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "reasonpix.study_server", raising=False)
     monkeypatch.delattr("reasonpix.study_server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    result = CliRunner().invoke(commands, ["serve", str(tmp_path / "study")])
+    words = ["serve", str(tmp_path / "study")]
+    result = CliRunner().invoke(commands, words, **main.context_settings)
     assert isinstance(result.exception, ReasonpixError)
     assert str(result.exception) == (
         "this needs the package uvicorn: pip install 'reasonpix[study]'"
