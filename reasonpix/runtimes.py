@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -29,7 +29,6 @@ from reasonpix.slots import ModelOptions
 from reasonpix.weights import choose_device, usable_device
 
 Runtime = Literal["auto", "torch", "compile", "onnx", "openvino", "tensorrt"]
-RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 _PREFERRED: dict[str, tuple[Runtime, ...]] = {
     "cpu": ("openvino", "onnx", "torch"),
