@@ -1,4 +1,4 @@
-"""Pairs a second by the five metrics: `reasonpix.metrics` against MagicBrush's loop.
+"""Pairs a second by the five metrics: `reasonpix.evaluation.metrics` against MagicBrush's loop.
 
     python benchmarks/evaluation.py [--pairs 1000] [--side 512] [--threads 2] [--mini]
 
@@ -43,10 +43,10 @@ from transformers import (
     ViTModel,
 )
 
-from reasonpix import plugins
-from reasonpix.cases import Case
-from reasonpix.images import decode
-from reasonpix.metrics import Metrics, MetricsOptions
+from reasonpix.core.images import decode
+from reasonpix.evaluation.cases import Case
+from reasonpix.evaluation.metrics import Metrics, MetricsOptions
+from reasonpix.plugin import registry as plugins
 
 METRICS = ("l1", "l2", "clip_i", "dino", "clip_t")
 ROUND = 16

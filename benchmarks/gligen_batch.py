@@ -22,8 +22,8 @@ from PIL import Image
 from reasonpix_gligen import Gligen, GligenOptions
 from reasonpix_mini import checkpoints, world
 
-from reasonpix.records import Box
-from reasonpix.slots import EditRequest
+from reasonpix.plugin.components import EditRequest
+from reasonpix.plugin.types import Box
 
 
 def requests(count: int) -> list[EditRequest]:

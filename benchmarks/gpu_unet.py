@@ -5,7 +5,7 @@
 
 The UNet reads 8 channels of 64x64 latents and 77 states of width 768, and has random weights. A
 batch of 3 is one edit of 512x512 pixels: three branches of guidance. Each runtime is the product's
-own network (`reasonpix.networks`), measured in a process of its own: after a warm-up, the median of
+own network (`reasonpix.editing.runtimes.base`), measured in a process of its own: after a warm-up, the median of
 rounds of forwards that read their tensors where they lie. The difference is to the same weights in
 float32 without TF32, in shares of the largest and of the mean absolute value there.
 
@@ -85,7 +85,7 @@ def unet(arguments: argparse.Namespace, dtype: Any) -> Any:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from reasonpix.graphs import UNetGraph
+    from reasonpix.editing.runtimes.modules import UNetGraph
 
     torch.manual_seed(0)
     with torch.device(arguments.device):
@@ -118,8 +118,8 @@ def network(arguments: argparse.Namespace) -> Any:
     """The row's network, ready to be bound."""
     import torch
 
-    from reasonpix.exported import read_export
-    from reasonpix.networks import TorchNetwork
+    from reasonpix.editing.runtimes.base import TorchNetwork
+    from reasonpix.editing.runtimes.manifest import read_export
 
     runtime, folder = arguments.runtime, Path(arguments.folder)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -140,12 +140,12 @@ def export(arguments: argparse.Namespace) -> None:
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler
 
-    from reasonpix.checkpoint import Checkpoint, Settings
-    from reasonpix.conversion import convert, profile
-    from reasonpix.exported import MANIFEST, Manifest, sha256
-    from reasonpix.model import ConnectorConfig, EditingModel, build_connector
-    from reasonpix.slots import Options
-    from reasonpix.uses import Use
+    from reasonpix.deployment.export.converters import convert, profile
+    from reasonpix.editing.checkpoint import Checkpoint, Settings
+    from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
+    from reasonpix.editing.runtimes.manifest import MANIFEST, Manifest, sha256
+    from reasonpix.plugin.components import Options
+    from reasonpix.plugin.spec import Use
 
     width = FULL["cross_attention_dim"]
     connector = build_connector(ConnectorConfig(kind="identity", h_width=width, width=width))
@@ -313,7 +313,7 @@ def machine(device: str) -> str:
             continue
     where = f"CPU, {torch.get_num_threads()} threads"
     if device == "cuda":
-        from reasonpix.runtime_tensorrt import driver_version
+        from reasonpix.editing.runtimes.tensorrt import driver_version
 
         where = f"{torch.cuda.get_device_name()}, driver {driver_version()}"
     return f"{where}; {', '.join(versions)}"

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from reasonpix.publish import publish
-from reasonpix.run import RunFolder
+from reasonpix.datasets.publish import publish
+from reasonpix.generation.run_folder import RunFolder
 
 STAGES = ("read", "caption", "extract", "ground", "plan", "edit", "score-no-op", "score-eq1")
 LIGHT = {
@@ -116,7 +116,7 @@ def main() -> int:
         def command(run: Path, executor: str) -> list[str]:
             settings = [part for setting in asked.settings for part in ("--set", setting)]
             return [
-                *(sys.executable, "-m", "reasonpix.cli", "generate"),
+                *(sys.executable, "-m", "reasonpix.cli.main", "generate"),
                 *(asked.recipe or str(folder / "light.yaml"), "--out", str(run)),
                 *("--limit", str(asked.records), "--shard-size", "4", "--executor", executor),
                 *settings,

@@ -32,11 +32,11 @@ from typing import Any
 from openai import OpenAI
 from reasonpix_openai import OpenAIOptions, OpenAIPlanner
 
-from reasonpix.ledger import Ledger
-from reasonpix.local import shards_at_once
-from reasonpix.records import EditPlan, ReplaceRequest
-from reasonpix.run import Shard
-from reasonpix.tasks import REPLACE
+from reasonpix.generation.engine.local_executor import shards_at_once
+from reasonpix.generation.run_folder import Shard
+from reasonpix.llm.ledger import Ledger
+from reasonpix.llm.tasks import REPLACE
+from reasonpix.plugin.types import EditPlan, ReplaceRequest
 
 ANSWER = {
     "selected": "bee",

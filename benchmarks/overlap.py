@@ -17,8 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from reasonpix.engine import generate
-from reasonpix.recipe import load_recipe
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.recipe import load_recipe
 
 TRIAL = Path(__file__).parents[1] / "tests" / "trial"
 ROWS = 8

@@ -59,7 +59,15 @@ def committed(run: Path) -> dict[Path, float]:
 def generate(recipe: Path, run: Path, kill_at: int | None = None) -> Process:
     """Run to the end, or until so many shards are committed."""
     before = set(committed(run))
-    command = [sys.executable, "-m", "reasonpix.cli", "generate", str(recipe), "--out", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "reasonpix.cli.main",
+        "generate",
+        str(recipe),
+        "--out",
+        str(run),
+    ]
     began = time.time()
     with (run.parent / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

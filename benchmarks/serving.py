@@ -40,7 +40,7 @@ import httpx2
 from PIL import Image
 from reasonpix_mini.world import scene
 
-from reasonpix.images import encode_png
+from reasonpix.core.images import encode_png
 
 KINDS = 8
 """Different requests; which of them a client sends is drawn."""
@@ -89,7 +89,7 @@ def edits() -> list[Edit]:
 def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The server's process and URL, when it is ready; ended by SIGTERM, as an operator would."""
     with subprocess.Popen(
-        [sys.executable, "-m", "reasonpix.cli", "serve", "--port", "0", "--no-page", *options],
+        [sys.executable, "-m", "reasonpix.cli.main", "serve", "--port", "0", "--no-page", *options],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

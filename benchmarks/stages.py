@@ -23,14 +23,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from reasonpix.fakes import FakeSource, FakeSourceOptions
-from reasonpix.local import Here
-from reasonpix.outcomes import StageEntry
-from reasonpix.pipeline import Stage
-from reasonpix.records import Record
-from reasonpix.run import Plan, Row, RunFolder, Shard
-from reasonpix.samples import Sample
-from reasonpix.slots import SourceItem
+from reasonpix.generation.engine.local_executor import Here
+from reasonpix.generation.outcomes import StageEntry
+from reasonpix.generation.pipeline import Stage
+from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
+from reasonpix.generation.samples import Sample
+from reasonpix.plugin.components import SourceItem
+from reasonpix.plugin.fakes import FakeSource, FakeSourceOptions
+from reasonpix.plugin.types import Record
 
 STAGES = 6
 SHARD = 1000

@@ -30,13 +30,13 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reasonpix import plugins
-from reasonpix.engine import generate
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.recipes import locate
-from reasonpix.train import Progress, train
-from reasonpix.training_recipe import load_training_recipe
+from reasonpix.datasets.publish import publish
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.recipe_catalog import locate
+from reasonpix.plugin import registry as plugins
+from reasonpix.training.recipe import load_training_recipe
+from reasonpix.training.trainer import Progress, train
 
 BATCH = 32
 WARM = 2

@@ -3,8 +3,8 @@
     python benchmarks/unet_runtimes.py [--rounds 9] [--edits 3] [--no-compile] [--mini]
 
 The UNet has 142 million parameters, Stable Diffusion's layout and random weights; with `--mini` it
-is that of mini/reasonpix2pix. What runs is the product's own: `reasonpix.conversion` writes the
-networks, `reasonpix.runtime_onnx` and `reasonpix.runtime_openvino` compute them.
+is that of mini/reasonpix2pix. What runs is the product's own: `reasonpix.deployment.export.converters` writes the
+networks, `reasonpix.editing.runtimes.onnx` and `reasonpix.editing.runtimes.openvino` compute them.
 
 - A forward is one step of one edit, three branches of guidance in one batch: 3x8x32x32 latents and
   77 states. `eager` is diffusers' UNet, called as its pipeline calls it, without a mask; the
@@ -41,16 +41,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from reasonpix import runtime_onnx, runtime_openvino
-from reasonpix.checkpoint import Checkpoint, Settings, cell, load_checkpoint
-from reasonpix.conversion import convert
-from reasonpix.exported import Export, Format, Manifest, Part
-from reasonpix.graphs import torch_networks
-from reasonpix.inference import ReasonPix2Pix
-from reasonpix.model import ConnectorConfig, EditingModel, build_connector
-from reasonpix.networks import Network
-from reasonpix.slots import MLLMEncoder, ModelOptions, Options
-from reasonpix.uses import Use
+from reasonpix.deployment.export.converters import convert
+from reasonpix.editing.checkpoint import Checkpoint, Settings, cell, load_checkpoint
+from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
+from reasonpix.editing.pipeline import ReasonPix2Pix
+from reasonpix.editing.runtimes import onnx as runtime_onnx
+from reasonpix.editing.runtimes import openvino as runtime_openvino
+from reasonpix.editing.runtimes.base import Network
+from reasonpix.editing.runtimes.manifest import Export, Format, Manifest, Part
+from reasonpix.editing.runtimes.modules import torch_networks
+from reasonpix.plugin.components import MLLMEncoder, ModelOptions, Options
+from reasonpix.plugin.spec import Use
 
 CPU = torch.device("cpu")
 TOKENS = 77

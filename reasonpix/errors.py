@@ -14,7 +14,7 @@ ReasonpixError            the message says where, what, and how to mend it
 └── InvalidBox            coordinates that do not make a box inside the image
 ```
 
-What goes wrong with one record is no exception but a row: see `reasonpix.records.Problem`.
+What goes wrong with one record is no exception but a row: see `reasonpix.plugin.types.Problem`.
 """
 
 from __future__ import annotations

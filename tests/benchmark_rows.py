@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pair_files import png
 from PIL import Image, ImageDraw
 
-from reasonpix.layouts import FEATURES, schema_of
+from reasonpix.datasets.writers import FEATURES, schema_of
 
 
 def scene(number: int, edited: bool = False, size: int = 64) -> Image.Image:

@@ -24,8 +24,8 @@ settings.register_profile("project", derandomize=True, database=None, deadline=N
 settings.load_profile("project")
 # Examples are drawn from the constants of imported modules too; which those are must not hang on
 # what other tests this process happens to run.
-for module in pkgutil.iter_modules(reasonpix.__path__):
-    importlib.import_module(f"reasonpix.{module.name}")
+for module in pkgutil.walk_packages(reasonpix.__path__, "reasonpix."):
+    importlib.import_module(module.name)
 
 TRIAL = Path(__file__).parent / "trial"
 
@@ -105,7 +105,7 @@ def shell(tmp_path: Path) -> Shell:
     ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
         return subprocess.run(
-            [sys.executable, "-m", "reasonpix.cli", *map(str, arguments)],
+            [sys.executable, "-m", "reasonpix.cli.main", *map(str, arguments)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

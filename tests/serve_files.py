@@ -19,14 +19,14 @@ import numpy as np
 import uvicorn
 from PIL import Image, ImageOps
 
-from reasonpix.checkpoint import Settings
-from reasonpix.inference import ReasonPix2Pix, Task, working_size
-from reasonpix.listening import address, listen
-from reasonpix.records import Problem
-from reasonpix.serve import Limits, Service, create_app
-from reasonpix.serve_process import config
+from reasonpix.deployment.server.app import Limits, Service, create_app
+from reasonpix.deployment.server.process import config
+from reasonpix.deployment.server.sockets import address, listen
+from reasonpix.editing.checkpoint import Settings
+from reasonpix.editing.pipeline import ReasonPix2Pix, Task, working_size
+from reasonpix.plugin.types import Problem
 
-SERVE = "from reasonpix.deploying import serve; serve()"
+SERVE = "from reasonpix.cli.main.serve import serve; serve()"
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:

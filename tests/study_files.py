@@ -14,10 +14,10 @@ from typing import Any
 
 from pair_files import picture, png
 
-from reasonpix.evaluation_folder import COPY, TRUTH, Entry, EvaluationFolder, lines
-from reasonpix.records import Problem
-from reasonpix.study import Study
-from reasonpix.study_creation import create_study
+from reasonpix.evaluation.results import COPY, TRUTH, Entry, EvaluationFolder, lines
+from reasonpix.evaluation.study.create import create_study
+from reasonpix.evaluation.study.store import Study
+from reasonpix.plugin.types import Problem
 
 METHODS = ("Alphard", "Betelgeuse", "Capella", "Deneb")
 KINDS = ("direct", "reasoning")
@@ -81,7 +81,7 @@ def small_study(
 @contextmanager
 def serving(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`reasonpix study serve` on a free port: the process and its address."""
-    command = "from reasonpix.study_commands import study; study()"
+    command = "from reasonpix.cli.main.study import study; study()"
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", command, "serve", str(folder), "--port", "0", *more],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import WriteRecipe
 
-from reasonpix import afterwards
-from reasonpix.cli import main
-from reasonpix.engine import generate
-from reasonpix.outcomes import endings
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
+from reasonpix.cli import runs as afterwards
+from reasonpix.cli.main import main
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import endings
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
 
 
 def call(command: click.Command, *arguments: str | Path, answer: str | None = None) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reasonpix.appearing import appearing
+from reasonpix.core.atomic_dir import appearing
 from reasonpix.errors import RunError
 
 

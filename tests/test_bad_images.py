@@ -28,14 +28,14 @@ from image_cases import DAMAGED, FORMATS, NO_IMAGE, PICTURE, TOO_LARGE, Case, ca
 from image_files import Array, encoded, png
 from PIL import Image
 
-from reasonpix.engine import generate
+from reasonpix.core.images import MAX_PIXELS, UndecodableImage, decode
 from reasonpix.errors import SourceError
-from reasonpix.images import MAX_PIXELS, UndecodableImage, decode
-from reasonpix.outcomes import Outcome, outcomes, read_stages
-from reasonpix.plugins import find
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
-from reasonpix.slots import SourceItem
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import Outcome, outcomes, read_stages
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.plugin.components import SourceItem
+from reasonpix.plugin.registry import find
 
 CASES = cases()
 SOUND = plain("png")
@@ -104,7 +104,7 @@ class Finished:
 ALONE = """if True:
     import atexit, re
     from pathlib import Path
-    from reasonpix.cli import main
+    from reasonpix.cli.main import main
 
     def tell():
         status = Path("/proc/self/status").read_text()

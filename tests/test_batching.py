@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 from serve_files import FakeModel, picture, until
 
-from reasonpix.batching import (
+from reasonpix.deployment.server.batcher import (
     Batcher,
     Declined,
     Exhausted,
@@ -21,7 +21,7 @@ from reasonpix.batching import (
     Stopping,
     Unready,
 )
-from reasonpix.inference import ReasonPix2Pix, Task
+from reasonpix.editing.pipeline import ReasonPix2Pix, Task
 
 
 @contextmanager

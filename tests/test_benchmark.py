@@ -22,10 +22,10 @@ from pair_files import instruct_pix2pix, parquet, picture, png, rows
 from PIL import Image
 from pydantic import ValidationError
 
-from reasonpix.benchmark import BenchmarkOptions, read_benchmark
-from reasonpix.cases import Benchmark
+from reasonpix.core.images import UndecodableImage, decode_mask
 from reasonpix.errors import SourceError
-from reasonpix.images import UndecodableImage, decode_mask
+from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
+from reasonpix.evaluation.cases import Benchmark
 
 
 def read(path: Path | str, base: Path = Path(), **options: Any) -> Benchmark:

@@ -12,16 +12,16 @@ from conftest import WriteRecipe
 from pair_files import parquet, picture, png
 from PIL import Image
 
-from reasonpix.benchmark import BenchmarkOptions, read_benchmark
-from reasonpix.benchmark_build import TEMPLATES, build_benchmark
-from reasonpix.cases import Benchmark
-from reasonpix.engine import generate
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import RunError, SourceError
-from reasonpix.outcomes import outcomes
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.recipes import locate
-from reasonpix.run import RunFolder
+from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
+from reasonpix.evaluation.build_benchmark import TEMPLATES, build_benchmark
+from reasonpix.evaluation.cases import Benchmark
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.recipe_catalog import locate
+from reasonpix.generation.run_folder import RunFolder
 
 PAIRS = {
     "use": "fake-source",

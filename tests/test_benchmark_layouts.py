@@ -14,11 +14,11 @@ from benchmark_files import SIZE, magicbrush_folder, magicbrush_parquet, marked,
 from pair_files import picture, png
 from PIL import Image
 
-from reasonpix.benchmark import BenchmarkOptions, read_benchmark
-from reasonpix.benchmark_layouts import Draft, magicbrush
-from reasonpix.benchmark_layouts import reason_edit as read_reason_edit
-from reasonpix.cases import Case
 from reasonpix.errors import SourceError
+from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
+from reasonpix.evaluation.benchmark_formats import Draft, magicbrush
+from reasonpix.evaluation.benchmark_formats import reason_edit as read_reason_edit
+from reasonpix.evaluation.cases import Case
 
 
 def cases(folder: Path, **options: Any) -> list[Case]:

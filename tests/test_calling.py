@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonpix.asking import Asking, longest_prompt
-from reasonpix.calling import LONGEST_PAUSE_S, Window, backoff_s, caller_for
 from reasonpix.errors import CostLimit, PluginError, ReasonpixError, RecipeError, RunError
-from reasonpix.ledger import Job, Ledger
-from reasonpix.llm import Completion, Conversation, Message, Price, Unavailable
-from reasonpix.records import Problem
+from reasonpix.llm.dispatch import LONGEST_PAUSE_S, Window, backoff_s, caller_for
+from reasonpix.llm.ledger import Job, Ledger
+from reasonpix.llm.queue import Asking, longest_prompt
+from reasonpix.llm.types import Completion, Conversation, Message, Price, Unavailable
+from reasonpix.plugin.types import Problem
 
 Outcome = Completion | Problem | Unavailable
 SCHEMA = {"title": "Answer", "type": "object"}
@@ -981,7 +981,7 @@ def test_a_ledger_that_cannot_forget_a_job_stops_the_run(tmp_path: Path) -> None
 
 
 def keys_of(asked: Sequence[Conversation]) -> list[str]:
-    from reasonpix.questions import answer_key
+    from reasonpix.llm.requests import answer_key
 
     return [answer_key({"model": "test"}, it) for it in asked]
 

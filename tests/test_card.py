@@ -13,21 +13,21 @@ import yaml
 from conftest import Distribution, WriteRecipe
 from PIL import Image
 
-from reasonpix.engine import generate
-from reasonpix.outcomes import endings
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
-from reasonpix.weights import digest
+from reasonpix.datasets.publish import publish
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import endings
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.plugin.weights import digest
 
 FILTERS = ["no-op", {"use": "eq1", "rank": 0.3}]
 
 MODEL = """
 from pydantic import Field
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Caption
-from reasonpix.slots import Captioner, ModelOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Caption
+from reasonpix.plugin.components import Captioner, ModelOptions
 
 
 class WeighedOptions(ModelOptions):
@@ -254,9 +254,9 @@ def test_a_prompt_is_told_by_its_digest(
 ) -> None:
     source = """
 import json
-from reasonpix.hookspecs import hookimpl
-from reasonpix.llm import Completion
-from reasonpix.planning import LLMPlanner, LLMPlannerOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.llm.types import Completion
+from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
 
 
 class Parrot(LLMPlanner[LLMPlannerOptions]):

@@ -25,8 +25,7 @@ from tiny_model import (
     write_tiny,
 )
 
-from reasonpix import plugins
-from reasonpix.checkpoint import (
+from reasonpix.editing.checkpoint import (
     Checkpoint,
     Settings,
     load_checkpoint,
@@ -34,10 +33,11 @@ from reasonpix.checkpoint import (
     save_checkpoint,
     starting_point,
 )
+from reasonpix.editing.model import ConnectorConfig, Kind
 from reasonpix.errors import WeightsError
-from reasonpix.model import ConnectorConfig, Kind
-from reasonpix.slots import ModelOptions, Options
-from reasonpix.uses import Use
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import ModelOptions, Options
+from reasonpix.plugin.spec import Use
 
 needs_clip_text = pytest.mark.skipif(
     find_spec("reasonpix_llava") is None, reason="the plugin of clip-text is not installed"

@@ -11,8 +11,8 @@ import yaml
 from click.testing import CliRunner
 from conftest import Shell, WriteRecipe
 
-from reasonpix.cli import main
-from reasonpix.recipes import shipped
+from reasonpix.cli.main import main
+from reasonpix.generation.recipe_catalog import shipped
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -47,7 +47,7 @@ def test_every_option_is_described() -> None:
 def test_help_and_listing_import_nothing_heavy() -> None:
     code = """if True:
         import sys
-        from reasonpix.cli import main
+        from reasonpix.cli.main import main
         try:
             main(sys.argv[1:])
         except SystemExit as done:
@@ -160,7 +160,9 @@ def test_plugins_are_listed_and_described() -> None:
     assert kinds["image-folder"] == "source"
     assert kinds["fake-planner"] == "planner"
     shown = CliRunner().invoke(main, ["plugins", "show", "image-folder"]).output
-    assert shown.startswith("image-folder: reasonpix.sources of reasonpix 0.1.0\n")
+    assert shown.startswith(
+        "image-folder: reasonpix.generation.components.sources of reasonpix 0.1.0\n"
+    )
     assert "source: All images under a folder, by name" in shown
     assert "  path: Folder of images, searched with its subfolders (required)" in shown
 

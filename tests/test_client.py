@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 from serve_files import FakeModel, encoded, faked, figures, picture, until
 
 from reasonpix import Client
+from reasonpix.core.images import decode
+from reasonpix.deployment.server.app import Limits
 from reasonpix.errors import ReasonpixError
-from reasonpix.images import decode
-from reasonpix.serve import Limits
 
 
 def test_edits_of_open_images_and_of_files(tmp_path: Path) -> None:

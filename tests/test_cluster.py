@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import TRIAL
 
-from reasonpix.run import RunFolder
+from reasonpix.generation.run_folder import RunFolder
 
 pytest.importorskip("ray", reason="the extra reasonpix[ray] is not installed")
 
@@ -34,10 +34,10 @@ from pydantic import Field
 from reasonpix_trial import TrialEditor, TrialOptions
 
 from reasonpix.errors import WeightsError
-from reasonpix.hookspecs import hookimpl
-from reasonpix.llm import Completion
-from reasonpix.planning import LLMPlanner, LLMPlannerOptions
-from reasonpix.slots import Options
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.llm.types import Completion
+from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
+from reasonpix.plugin.components import Options
 
 
 class OddOptions(TrialOptions):
@@ -163,7 +163,16 @@ class Place:
 
     def start(self, recipe: Path, out: Path, *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "reasonpix.cli", "generate", recipe, "--out", out, *options],
+            [
+                sys.executable,
+                "-m",
+                "reasonpix.cli.main",
+                "generate",
+                recipe,
+                "--out",
+                out,
+                *options,
+            ],
             cwd=self.root,
             env=self.environment,
             stdout=subprocess.PIPE,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from reasonpix.recipe import load_recipe
-from reasonpix.records import EditPlan, ReplaceRequest
-from reasonpix.slots import Captioner
-from reasonpix.testing import MethodContract, PlannerContract
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.plugin.components import Captioner
+from reasonpix.plugin.testing import MethodContract, PlannerContract
+from reasonpix.plugin.types import EditPlan, ReplaceRequest
 
 ROOT = Path(__file__).parent.parent
 

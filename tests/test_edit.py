@@ -13,11 +13,11 @@ from conftest import Shell
 from PIL import Image
 from tiny_model import write_tiny
 
-from reasonpix.cli import main
+from reasonpix.cli.main import main
+from reasonpix.core.images import decode
+from reasonpix.editing.image_grid import CELL, GAP, check_writable, files, grid, shrunk, write
+from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.errors import ReasonpixError
-from reasonpix.images import decode
-from reasonpix.inference import ReasonPix2Pix
-from reasonpix.sheets import CELL, GAP, check_writable, files, grid, shrunk, write
 
 WORDS = "make it rain"
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -100,7 +100,7 @@ def test_a_process_edits_files_of_all_kinds(tiny: Path, shell: Shell, tmp_path: 
 def test_help_imports_nothing_heavy() -> None:
     code = """if True:
         import sys
-        from reasonpix.cli import main
+        from reasonpix.cli.main import main
         try:
             main(["edit", "--help"])
         except SystemExit:

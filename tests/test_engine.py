@@ -14,12 +14,12 @@ import pytest
 from conftest import TRIAL, Distribution, WriteRecipe
 from PIL import Image
 
-from reasonpix.engine import Progress, generate
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import ReasonpixError, RunError
-from reasonpix.outcomes import funnel, outcomes
-from reasonpix.publish import publish
-from reasonpix.recipe import Recipe, load_recipe
-from reasonpix.run import RunFolder
+from reasonpix.generation.engine.engine import Progress, generate
+from reasonpix.generation.outcomes import funnel, outcomes
+from reasonpix.generation.recipe import Recipe, load_recipe
+from reasonpix.generation.run_folder import RunFolder
 
 STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
 
@@ -207,8 +207,8 @@ def test_a_folder_of_other_files_is_no_run_folder(
 
 CAREFUL = """
 from reasonpix.errors import ReasonpixError
-from reasonpix.fakes import FakePlanner
-from reasonpix.hookspecs import hookimpl
+from reasonpix.plugin.fakes import FakePlanner
+from reasonpix.plugin.hookspecs import hookimpl
 class Careful(FakePlanner):
     name = "careful-planner"
     def check(self):
@@ -232,7 +232,7 @@ def test_what_is_missing_is_told_before_anything_is_computed(
 HOLD = """
 import sys, time
 from pathlib import Path
-from reasonpix.run import RunFolder
+from reasonpix.generation.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).storage.held():
     print("held", flush=True)
     time.sleep(60)
@@ -305,7 +305,15 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_dataset(
     generate(load_recipe(recipe), whole)
 
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "reasonpix.cli", "generate", str(recipe), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "reasonpix.cli.main",
+        "generate",
+        str(recipe),
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(TRIAL)}
     moments = random.Random(7)
     kills = 0

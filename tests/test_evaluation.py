@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 from conftest import Distribution
 from PIL import Image
 
-from reasonpix.cli import main
-from reasonpix.evaluation_folder import COPY, TRUTH, EvaluationFolder
+from reasonpix.cli.main import main
+from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder
 
 METRICS = {"clip": "mini/clip", "dino": "mini/dino"}
 
@@ -150,8 +150,8 @@ def test_a_case_that_cannot_be_edited_is_told_and_tried_again_when_asked(
 
 RECORDING = '''
 import json, os
-from reasonpix.hookspecs import hookimpl
-from reasonpix.slots import Method, Options
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.components import Method, Options
 
 class Recording(Method):
     """Writes down what it is asked, slowly."""
@@ -391,8 +391,8 @@ def test_fewer_cases_of_which_none_was_edited(tmp_path: Path, recipe: Recipe) ->
 
 
 def test_an_editing_model_is_known_by_its_encoder_too() -> None:
-    from reasonpix import plugins
-    from reasonpix.methods import EditingModelOptions
+    from reasonpix.editing.method import EditingModelOptions
+    from reasonpix.plugin import registry as plugins
 
     def component(model: str) -> Any:
         return plugins.identity("method", "editing-model", EditingModelOptions(model=model))

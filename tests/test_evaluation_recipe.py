@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from reasonpix.errors import RecipeError
-from reasonpix.evaluation_recipe import load_evaluation_recipe
+from reasonpix.evaluation.recipe import load_evaluation_recipe
 
 LEAST = {"benchmark": {"path": "b"}, "methods": {"Ours": {"use": "editing-model", "model": "a/b"}}}
 

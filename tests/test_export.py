@@ -18,18 +18,18 @@ from PIL import Image
 from tiny_metrics import write_clip, write_dino
 from tiny_model import RESOLUTION, STRIDE, WIDTH, tiny_model
 
-from reasonpix import runtime_onnx
-from reasonpix.benchmark import BenchmarkOptions
-from reasonpix.checkpoint import cell, load_checkpoint, save_checkpoint
-from reasonpix.cli import main
-from reasonpix.conversion import profile, quiet
+from reasonpix.cli.main import main
+from reasonpix.deployment.export.converters import profile, quiet
+from reasonpix.deployment.export.export import Wish, export
+from reasonpix.editing.checkpoint import cell, load_checkpoint, save_checkpoint
+from reasonpix.editing.pipeline import ReasonPix2Pix, working_size
+from reasonpix.editing.runtimes import onnx as runtime_onnx
+from reasonpix.editing.runtimes.manifest import Export, Format, Precision, read_export
+from reasonpix.editing.runtimes.modules import UNetGraph
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.export import Wish, export
-from reasonpix.exported import Export, Format, Precision, read_export
-from reasonpix.graphs import UNetGraph
-from reasonpix.inference import ReasonPix2Pix, working_size
-from reasonpix.metrics import MetricsOptions
-from reasonpix.slots import ModelOptions
+from reasonpix.evaluation.benchmark import BenchmarkOptions
+from reasonpix.evaluation.metrics import MetricsOptions
+from reasonpix.plugin.components import ModelOptions
 
 # Schedulers of diffusers make arrays of tensors in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

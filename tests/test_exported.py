@@ -17,18 +17,26 @@ from PIL import Image
 from tiny_model import RESOLUTION, tiny_model, write_tiny
 from torch import Tensor
 
-from reasonpix import plugins
-from reasonpix.checkpoint import load_checkpoint
+from reasonpix.editing.checkpoint import load_checkpoint
+from reasonpix.editing.method import EditingModelMethod, EditingModelOptions
+from reasonpix.editing.pipeline import CPU_ROWS, ReasonPix2Pix, Task
+from reasonpix.editing.runtimes.base import Network
+from reasonpix.editing.runtimes.manifest import (
+    Export,
+    Format,
+    Graph,
+    Manifest,
+    Port,
+    read_export,
+    sha256,
+)
+from reasonpix.editing.runtimes.modules import PlainAttention, UNetGraph, torch_networks
+from reasonpix.editing.runtimes.select import Choice, choose_runtime
 from reasonpix.errors import WeightsError
-from reasonpix.exported import Export, Format, Graph, Manifest, Port, read_export, sha256
-from reasonpix.fakes import FakeEncoder
-from reasonpix.graphs import PlainAttention, UNetGraph, torch_networks
-from reasonpix.inference import CPU_ROWS, ReasonPix2Pix, Task
-from reasonpix.methods import EditingModelMethod, EditingModelOptions
-from reasonpix.networks import Network
-from reasonpix.runtimes import Choice, choose_runtime
-from reasonpix.slots import ModelOptions, Options
-from reasonpix.weights import digest
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import ModelOptions, Options
+from reasonpix.plugin.fakes import FakeEncoder
+from reasonpix.plugin.weights import digest
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +303,7 @@ def test_without_the_packages_of_exports_all_else_works(model: Path, tmp_path: P
         import sys
         names = ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "tensorrt")
         sys.modules |= dict.fromkeys(names)
-        from reasonpix.cli import main
+        from reasonpix.cli.main import main
         main()
     """
 
@@ -321,7 +329,7 @@ def test_without_the_packages_of_exports_all_else_works(model: Path, tmp_path: P
 def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     code = """if True:
         import sys
-        from reasonpix.runtime_openvino import import_openvino
+        from reasonpix.editing.runtimes.openvino import import_openvino
         import_openvino()
         import nncf
         print("SENDS", sys.modules["openvino_telemetry"])

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from reasonpix import testing
-from reasonpix.fakes import (
+from reasonpix.generation.components.edit_filters import Eq1, NoOp, RegionDistance, Regrounded
+from reasonpix.generation.components.instruction_filters import (
+    Agreement,
+    Diversity,
+    Leak,
+    Resolvable,
+)
+from reasonpix.plugin import testing
+from reasonpix.plugin.components import Options
+from reasonpix.plugin.fakes import (
     HINTS,
     FakeCaptioner,
     FakeEditor,
@@ -16,10 +24,7 @@ from reasonpix.fakes import (
     FakeScorer,
     FakeSource,
 )
-from reasonpix.filters import Eq1, NoOp, RegionDistance, Regrounded
-from reasonpix.quality import Agreement, Diversity, Leak, Resolvable
-from reasonpix.records import Choice, ResolveRequest, RewriteRequest, Rewriting, SelectRequest
-from reasonpix.slots import Options
+from reasonpix.plugin.types import Choice, ResolveRequest, RewriteRequest, Rewriting, SelectRequest
 
 
 class TestCaptioner(testing.CaptionerContract):

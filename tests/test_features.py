@@ -19,12 +19,12 @@ from diffusers import AutoencoderKL
 from pair_files import pair, parquet, picture, png, rows
 from test_publish import largest_file
 
-from reasonpix import plugins
+from reasonpix.core.parallel import Size
+from reasonpix.datasets.pairs import Data, Pairs, read_pairs
 from reasonpix.errors import PluginError, RunError, SourceError
-from reasonpix.features import Cached, Feature, Online, digest_of
-from reasonpix.layouts import Size
-from reasonpix.pairs import Data, Pairs, read_pairs
-from reasonpix.uses import Use
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.spec import Use
+from reasonpix.training.feature_cache import Cached, Feature, Online, digest_of
 
 SMALL = Size(rows=4, bytes=1_000_000)
 
@@ -33,9 +33,9 @@ import hashlib, os
 from pathlib import Path
 import numpy as np
 from pydantic import Field
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Problem
-from reasonpix.slots import MLLMEncoder, ModelOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Problem
+from reasonpix.plugin.components import MLLMEncoder, ModelOptions
 
 class Options(ModelOptions):
     prompt: str = Field("USER: {}", description="Prompt")
@@ -367,10 +367,10 @@ KILLED = """if True:
     from pathlib import Path
     from diffusers import AutoencoderKL
     from reasonpix import plugins
-    from reasonpix.features import Cached
-    from reasonpix.layouts import Size
-    from reasonpix.pairs import Data, read_pairs
-    from reasonpix.uses import Use
+    from reasonpix.training.feature_cache import Cached
+    from reasonpix.datasets.writers import Size
+    from reasonpix.datasets.pairs import Data, read_pairs
+    from reasonpix.plugin.spec import Use
     def kill(done, total):
         if done == 2:
             os.kill(os.getpid(), signal.SIGKILL)

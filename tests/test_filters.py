@@ -8,14 +8,14 @@ import pytest
 from conftest import WriteRecipe
 from PIL import Image
 
-from reasonpix.engine import generate
-from reasonpix.fakes import FakeGrounder
-from reasonpix.filters import Eq1, NoOp, RegionDistance, Regrounded
-from reasonpix.outcomes import outcomes
-from reasonpix.recipe import load_recipe
-from reasonpix.records import Box, Grounding, Problem
-from reasonpix.run import RunFolder
-from reasonpix.slots import Edit, Options, Scorer
+from reasonpix.generation.components.edit_filters import Eq1, NoOp, RegionDistance, Regrounded
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.plugin.components import Edit, Options, Scorer
+from reasonpix.plugin.fakes import FakeGrounder
+from reasonpix.plugin.types import Box, Grounding, Problem
 
 
 def scorer(cls: type[Scorer[Any]], **options: object) -> Scorer[Any]:

@@ -9,15 +9,15 @@ import pytest
 from conftest import WriteRecipe
 from PIL import Image
 
-from reasonpix.engine import generate
-from reasonpix.gallery import Tally, gallery
-from reasonpix.images import decode
-from reasonpix.ledger import Call, Ended, Ledger
-from reasonpix.lineage import lineage
-from reasonpix.llm import Completion, Conversation
-from reasonpix.outcomes import Ending, StageEntry, outcomes
-from reasonpix.recipe import load_recipe
-from reasonpix.run import Shard
+from reasonpix.core.images import decode
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import Ending, StageEntry, outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import Shard
+from reasonpix.inspection.gallery import Tally, gallery
+from reasonpix.inspection.lineage import lineage
+from reasonpix.llm.ledger import Call, Ended, Ledger
+from reasonpix.llm.types import Completion, Conversation
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 HOSTILE = """a <script>alert("x")</script> and a "quote' &amp; </div><img src=//evil.example>"""

@@ -15,11 +15,11 @@ import pytest
 from conftest import WriteRecipe
 from hub_server import Hub
 
-from reasonpix.engine import generate
+from reasonpix.datasets.hub import push
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import RunError
-from reasonpix.hub import push
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.recipe import load_recipe
 
 TOKEN = "hf_planted1234567890abcdefghijklmnopqr"
 
@@ -27,7 +27,7 @@ PUSH = """if True:
     import sys
     from pathlib import Path
     from reasonpix.errors import RunError
-    from reasonpix.hub import check, push
+    from reasonpix.datasets.hub import check, push
     name, private, *verbs = sys.argv[1:]
     try:
         if "check" in verbs:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reasonpix.images import MAX_PIXELS, UndecodableImage, decode, encode_png
+from reasonpix.core.images import MAX_PIXELS, UndecodableImage, decode, encode_png
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:

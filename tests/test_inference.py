@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny_model import RESOLUTION, tiny_model, tiny_scheduler, write_tiny
 
-from reasonpix.checkpoint import Checkpoint
+from reasonpix.editing.checkpoint import Checkpoint
+from reasonpix.editing.model import Kind
+from reasonpix.editing.pipeline import CPU_ROWS, ReasonPix2Pix, Task, working_size
+from reasonpix.editing.sampler import Branches
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.fakes import FakeEncoder
-from reasonpix.inference import CPU_ROWS, ReasonPix2Pix, Task, working_size
-from reasonpix.model import Kind
-from reasonpix.records import Problem
-from reasonpix.sampling import Branches
-from reasonpix.slots import MLLMEncoder, Options
+from reasonpix.plugin.components import MLLMEncoder, Options
+from reasonpix.plugin.fakes import FakeEncoder
+from reasonpix.plugin.types import Problem
 
 # Schedulers of diffusers make arrays of tensors in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

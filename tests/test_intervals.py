@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonpix.intervals import FEWEST, Interval, interval, intervals, paired
+from reasonpix.evaluation.bootstrap import FEWEST, Interval, interval, intervals, paired
 
 # Rounded, as what is a millionth of the other scores is lost in the sum.
 SCORES = st.lists(

@@ -18,17 +18,18 @@ import pytest
 from conftest import WriteRecipe
 from PIL import Image
 
-from reasonpix import layouts
-from reasonpix.engine import generate
-from reasonpix.images import encode_png
-from reasonpix.layouts import Size, derived_caption, facts_of, named
-from reasonpix.outcomes import Outcome, outcomes
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.records import Caption, EditPlan, Entity
-from reasonpix.run import RunFolder
-from reasonpix.samples import Sample
-from reasonpix.slots import SourceItem, SourcePair
+from reasonpix.core.images import encode_png
+from reasonpix.core.parallel import Size
+from reasonpix.datasets import writers as layouts
+from reasonpix.datasets.publish import publish
+from reasonpix.datasets.writers import derived_caption, facts_of, named
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import Outcome, outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.generation.samples import Sample
+from reasonpix.plugin.components import SourceItem, SourcePair
+from reasonpix.plugin.types import Caption, EditPlan, Entity
 
 FILTERS = ["no-op", {"use": "eq1", "rank": 0.3}]
 REWRITING = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))

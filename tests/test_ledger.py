@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reasonpix.errors import RunError
-from reasonpix.ledger import Call, Ended, Ledger
-from reasonpix.llm import Completion, Conversation, Message
-from reasonpix.questions import answer_key
-from reasonpix.spending import Budget, Spending
+from reasonpix.llm.budget import Budget, Spending
+from reasonpix.llm.ledger import Call, Ended, Ledger
+from reasonpix.llm.requests import answer_key
+from reasonpix.llm.types import Completion, Conversation, Message
 
 SCHEMA = {"title": "Answer", "type": "object", "properties": {}, "additionalProperties": False}
 PARAMETERS = {"model": "test", "temperature": 1.0}

@@ -12,15 +12,16 @@ import pytest
 from conftest import Distribution, WriteRecipe
 from PIL import Image
 
-from reasonpix.engine import generate
+from reasonpix.core.hashing import seed_of
+from reasonpix.core.images import encode_png
 from reasonpix.errors import RunError
-from reasonpix.images import encode_png
-from reasonpix.lineage import Lineage, lineage
-from reasonpix.narrative import lines
-from reasonpix.outcomes import outcomes
-from reasonpix.recipe import load_recipe
-from reasonpix.replay import replay, replay_lines
-from reasonpix.run import Row, RunFolder, seed_of
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import Row, RunFolder
+from reasonpix.inspection.lineage import Lineage, lineage
+from reasonpix.inspection.lineage_text import lines
+from reasonpix.inspection.replay import replay, replay_lines
 
 STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
 
@@ -31,9 +32,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.llm import Completion
-from reasonpix.planning import LLMPlanner, LLMPlannerOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.llm.types import Completion
+from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
 
 
 class ParrotOptions(LLMPlannerOptions):

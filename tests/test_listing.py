@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from reasonpix.engine import generate
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import RunError
-from reasonpix.listing import rows_for
-from reasonpix.outcomes import endings, outcomes
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import endings, outcomes
+from reasonpix.generation.plan import rows_for
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
 
 
 def published(run: RunFolder, folder: Path) -> dict[str, bytes]:
@@ -185,7 +185,7 @@ def test_the_command_line_grows_a_run(
 
 FULL = """
 import resource, signal, sys
-from reasonpix.cli import main
+from reasonpix.cli.main import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 main(sys.argv[2:])

@@ -11,15 +11,15 @@ import pytest
 import yaml
 from conftest import Distribution, Shell, WriteRecipe
 
-from reasonpix.engine import Progress, generate
 from reasonpix.errors import CostLimit, RecipeError, RunError
-from reasonpix.estimate import Estimate, estimate
-from reasonpix.outcomes import funnel, outcomes
-from reasonpix.prompt import Prompt
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
-from reasonpix.summary import spending
-from reasonpix.tasks import REPLACE
+from reasonpix.generation.engine.engine import Progress, generate
+from reasonpix.generation.outcomes import funnel, outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.generation.statistics import spending
+from reasonpix.inspection.cost_estimate import Estimate, estimate
+from reasonpix.llm.prompts import Prompt
+from reasonpix.llm.tasks import REPLACE
 
 PARROT = """
 import json
@@ -28,9 +28,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.llm import Completion
-from reasonpix.planning import LLMPlanner, LLMPlannerOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.llm.types import Completion
+from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
 
 
 class ParrotOptions(LLMPlannerOptions):

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from conftest import TRIAL, Distribution, WriteRecipe
 
-from reasonpix.engine import generate
-from reasonpix.outcomes import outcomes
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
 
 WATCHED = '''
 """Components that write down what happens to them."""
@@ -25,10 +25,10 @@ import json, os, threading, time
 from pathlib import Path
 from pydantic import Field
 from reasonpix.errors import ReasonpixError
-from reasonpix.fakes import FakeCaptioner, FakeCaptionerOptions, FakeEditor, FakeEditorOptions
-from reasonpix.fakes import FakeGrounder
-from reasonpix.hookspecs import hookimpl
-from reasonpix.slots import Options
+from reasonpix.plugin.fakes import FakeCaptioner, FakeCaptionerOptions, FakeEditor, FakeEditorOptions
+from reasonpix.plugin.fakes import FakeGrounder
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.components import Options
 
 def tell(**facts):
     with open(os.environ["WATCHED"], "a") as log:
@@ -260,7 +260,7 @@ def test_models_that_do_not_fit_together_take_turns(
 
 
 def started(path: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "reasonpix.cli", "generate", str(path), "--out", str(out)]
+    command = [sys.executable, "-m", "reasonpix.cli.main", "generate", str(path), "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -386,8 +386,8 @@ def test_a_retry_that_is_killed_loses_nothing(
     broken.write_text(f"{reds[1]} {reds[5]}")
     generate(recipe, out)
     # As a process leaves it that was killed after it had reopened the shards.
-    from reasonpix.engine import _reopen_failed
-    from reasonpix.pipeline import stages_of
+    from reasonpix.generation.engine.engine import _reopen_failed
+    from reasonpix.generation.pipeline import stages_of
 
     _reopen_failed(RunFolder(out), stages_of(recipe))
     assert len(list(out.rglob("*.partial.parquet"))) == 2

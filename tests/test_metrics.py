@@ -19,15 +19,15 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tiny_metrics import CLIP_SIDE, DINO_SIDE, MEAN, STD, write_clip, write_dino
 from transformers import AutoTokenizer, CLIPModel, ViTModel
 
-from reasonpix.cases import Case
-from reasonpix.embedding import Preparation
+from reasonpix.core.images import decode
 from reasonpix.errors import PluginError, SourceError, WeightsError
-from reasonpix.fakes import FakeGrounder
-from reasonpix.images import decode
-from reasonpix.metrics import MEASURES, Metrics, MetricsOptions
-from reasonpix.pixels import distances, psnr, ssim
-from reasonpix.records import Box, Grounding, Problem
-from reasonpix.slots import Options
+from reasonpix.evaluation.cases import Case
+from reasonpix.evaluation.embedders import Preparation
+from reasonpix.evaluation.metrics import MEASURES, Metrics, MetricsOptions
+from reasonpix.evaluation.pixel_metrics import distances, psnr, ssim
+from reasonpix.plugin.components import Options
+from reasonpix.plugin.fakes import FakeGrounder
+from reasonpix.plugin.types import Box, Grounding, Problem
 
 Read = Callable[[], Image.Image]
 
@@ -584,7 +584,7 @@ def test_models_may_be_checkpoints_that_a_plugin_carries(
     models: Path, folder: Path, distribution: Distribution
 ) -> None:
     source = (
-        "from pathlib import Path\nfrom reasonpix.hookspecs import hookimpl\n"
+        "from pathlib import Path\nfrom reasonpix.plugin.hookspecs import hookimpl\n"
         "@hookimpl\ndef checkpoints():\n"
         f"    return {{'carrier/' + it: Path({str(models)!r}, it) for it in ('clip', 'dino')}}"
     )

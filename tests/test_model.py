@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from tiny_model import H_WIDTH, TOKENS, WIDTH, tiny_model, tiny_scheduler, tiny_text, tiny_unet
 from torch import Tensor
 
-from reasonpix.draws import Draws
-from reasonpix.errors import WeightsError
-from reasonpix.model import (
+from reasonpix.editing.model import (
     CONNECTORS,
     ConnectorConfig,
     EditingModel,
@@ -25,7 +23,9 @@ from reasonpix.model import (
     pad,
     widened,
 )
-from reasonpix.objective import Batch, Objective
+from reasonpix.errors import WeightsError
+from reasonpix.training.loss import Batch, Objective
+from reasonpix.training.randomness import Draws
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WORDS = ["make it rain", "what if it were night by the sea"]

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 from conftest import Distribution, WriteRecipe
 
-from reasonpix.engine import generate
 from reasonpix.errors import RunError
-from reasonpix.outcomes import outcomes
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
 
 ODD = """
 import io
 from PIL import Image
 from pydantic import Field
-from reasonpix.fakes import FakeCaptioner, FakeEditor
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Caption, Problem
-from reasonpix.slots import Options
+from reasonpix.plugin.fakes import FakeCaptioner, FakeEditor
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Caption, Problem
+from reasonpix.plugin.components import Options
 
 class OddOptions(Options):
     odd: str = Field("", description="How it is odd")
@@ -109,8 +109,8 @@ def test_a_filter_that_cannot_decide_is_named(
     distribution: Distribution, write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     source = """
-from reasonpix.fakes import FakeScorer
-from reasonpix.hookspecs import hookimpl
+from reasonpix.plugin.fakes import FakeScorer
+from reasonpix.plugin.hookspecs import hookimpl
 class Undecided(FakeScorer):
     name = "undecided"
     def reject(self, scores):

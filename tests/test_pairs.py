@@ -23,13 +23,13 @@ from pair_files import instruct_pix2pix, pair, parquet, picture, png, rows
 from PIL import Image
 from pydantic import ValidationError
 
-from reasonpix.engine import generate
+from reasonpix.datasets.pairs import Data, Pairs, View, read_pairs
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import SourceError
-from reasonpix.outcomes import outcomes
-from reasonpix.pairs import Data, Pairs, View, read_pairs
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
 
 FORMS = ["hf", "webdataset", "instruct-pix2pix"]
 REWRITING = {
@@ -216,7 +216,7 @@ def test_saved_datasets(tmp_path: Path, dictionary: bool) -> None:
 def test_a_hub_id_that_cannot_be_reached(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     code = """if True:
-        from reasonpix.pairs import *
+        from reasonpix.datasets.pairs import *
         try:
             read_pairs(Data(path="nobody/nothing"))
         except SourceError as error:
@@ -578,7 +578,7 @@ def test_tiny_images_have_views(tmp_path: Path) -> None:
 
 def test_it_loads_where_a_process_has_no_affinity() -> None:
     """As on macOS."""
-    code = "import os; vars(os).pop('sched_getaffinity', None); import reasonpix.pairs"
+    code = "import os; vars(os).pop('sched_getaffinity', None); import reasonpix.datasets.pairs"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

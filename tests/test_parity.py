@@ -16,15 +16,15 @@ from tiny_metrics import write_clip, write_dino
 from tiny_model import tiny_model
 from torch import Tensor, nn
 
-from reasonpix.benchmark import BenchmarkOptions, read_benchmark
-from reasonpix.checkpoint import Checkpoint
-from reasonpix.exported import Part
-from reasonpix.graphs import UNetGraph, VaeDecoderGraph, VaeEncoderGraph
-from reasonpix.metrics import Metrics, MetricsOptions
-from reasonpix.networks import Network, TorchNetwork
-from reasonpix.parity import LIMITS, Difference, Parity, Sizes, compare
-from reasonpix.slots import MLLMEncoder
-from reasonpix.uses import Use
+from reasonpix.deployment.export.parity import LIMITS, Difference, Parity, Sizes, compare
+from reasonpix.editing.checkpoint import Checkpoint
+from reasonpix.editing.runtimes.base import Network, TorchNetwork
+from reasonpix.editing.runtimes.manifest import Part
+from reasonpix.editing.runtimes.modules import UNetGraph, VaeDecoderGraph, VaeEncoderGraph
+from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
+from reasonpix.evaluation.metrics import Metrics, MetricsOptions
+from reasonpix.plugin.components import MLLMEncoder
+from reasonpix.plugin.spec import Use
 
 # Schedulers of diffusers make arrays of tensors in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

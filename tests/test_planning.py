@@ -13,12 +13,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from reasonpix import testing
 from reasonpix.errors import ReasonpixError, RecipeError
-from reasonpix.ledger import Ledger
-from reasonpix.llm import Completion, Conversation, Unavailable
-from reasonpix.planning import LLMPlanner, LLMPlannerOptions
-from reasonpix.records import (
+from reasonpix.llm.ledger import Ledger
+from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
+from reasonpix.llm.types import Completion, Conversation, Unavailable
+from reasonpix.plugin import testing
+from reasonpix.plugin.components import Options, Verb
+from reasonpix.plugin.types import (
     Choice,
     EditPlan,
     Problem,
@@ -28,7 +29,6 @@ from reasonpix.records import (
     Rewriting,
     SelectRequest,
 )
-from reasonpix.slots import Options, Verb
 
 Reply = Completion | Problem | Unavailable
 
@@ -173,7 +173,7 @@ class Clever(Parrot):
     """Answers every question of the contract well, whatever the batch."""
 
     Options = LLMPlannerOptions
-    __module__ = "reasonpix.planning"  # what has to import lightly
+    __module__ = "reasonpix.llm.planner"  # what has to import lightly
 
     def __init__(self, options: Options) -> None:
         super().__init__({}, **options.model_dump())

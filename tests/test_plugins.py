@@ -11,17 +11,17 @@ import yaml
 from click.testing import CliRunner
 from conftest import Distribution, Shell, WriteRecipe
 
-from reasonpix import plugins
-from reasonpix.cli import main
+from reasonpix.cli.main import main
 from reasonpix.errors import PluginError
-from reasonpix.fakes import FakeCaptioner
-from reasonpix.slots import Options
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import Options
+from reasonpix.plugin.fakes import FakeCaptioner
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
 
 CAPTIONER = """
-from reasonpix.fakes import FakeCaptioner
-from reasonpix.hookspecs import hookimpl
+from reasonpix.plugin.fakes import FakeCaptioner
+from reasonpix.plugin.hookspecs import hookimpl
 class Mine(FakeCaptioner):
     name = "mine"
 @hookimpl
@@ -63,30 +63,30 @@ BROKEN = {
     ),
     "is no Python": ("def\n", "SyntaxError"),
     "has an unknown hook": (
-        "from reasonpix.hookspecs import hookimpl\n@hookimpl\ndef captoiners():\n    return []\n",
+        "from reasonpix.plugin.hookspecs import hookimpl\n@hookimpl\ndef captoiners():\n    return []\n",
         "unknown hook 'captoiners'",
     ),
     "has a hook with arguments": (
-        "from reasonpix.hookspecs import hookimpl\n@hookimpl\ndef captioners(x):\n    return []\n",
+        "from reasonpix.plugin.hookspecs import hookimpl\n@hookimpl\ndef captioners(x):\n    return []\n",
         "PluginValidationError",
     ),
     "raises in a hook": (
-        "from reasonpix.hookspecs import hookimpl\n@hookimpl\ndef captioners():\n    1 / 0\n",
+        "from reasonpix.plugin.hookspecs import hookimpl\n@hookimpl\ndef captioners():\n    1 / 0\n",
         "hook captioners() raised ZeroDivisionError",
     ),
     "gives no list": (
-        "from reasonpix.hookspecs import hookimpl\n@hookimpl\ndef captioners():\n    return 7\n",
+        "from reasonpix.plugin.hookspecs import hookimpl\n@hookimpl\ndef captioners():\n    return 7\n",
         "hook captioners() raised TypeError",
     ),
     "gives a class of another slot": (
-        "from reasonpix.fakes import FakeGrounder\n"
-        "from reasonpix.hookspecs import hookimpl\n"
+        "from reasonpix.plugin.fakes import FakeGrounder\n"
+        "from reasonpix.plugin.hookspecs import hookimpl\n"
         "class Mine(FakeGrounder):\n    name = 'mine'\n"
         "@hookimpl\ndef captioners():\n    return [Mine]\n",
         "hook captioners() returned <class 'broken.Mine'>, which is no Captioner",
     ),
     "gives an object": (
-        "from reasonpix.hookspecs import hookimpl\n@hookimpl\ndef captioners():\n    return [7]\n",
+        "from reasonpix.plugin.hookspecs import hookimpl\n@hookimpl\ndef captioners():\n    return [7]\n",
         "hook captioners() returned 7, which is no Captioner",
     ),
 }
@@ -240,5 +240,9 @@ def test_the_third_party_package_needs_public_modules_only() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("reasonpix")
     }
-    documented = {"reasonpix.hookspecs", "reasonpix.records", "reasonpix.slots"}
+    documented = {
+        "reasonpix.plugin.hookspecs",
+        "reasonpix.plugin.types",
+        "reasonpix.plugin.components",
+    }
     assert imported == documented

@@ -14,16 +14,16 @@ import pytest
 import yaml
 from conftest import Distribution, WriteRecipe
 
-from reasonpix.engine import generate
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import RunError
-from reasonpix.outcomes import outcomes
-from reasonpix.prompt import Prompt
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.records import RewriteRequest
-from reasonpix.run import RunFolder
-from reasonpix.samples import Sample
-from reasonpix.tasks import REWRITE
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.generation.samples import Sample
+from reasonpix.llm.prompts import Prompt
+from reasonpix.llm.tasks import REWRITE
+from reasonpix.plugin.types import RewriteRequest
 
 CHATTER = """
 import json
@@ -31,9 +31,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.llm import Completion
-from reasonpix.planning import LLMPlanner, LLMPlannerOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.llm.types import Completion
+from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
 
 
 class ChatterOptions(LLMPlannerOptions):

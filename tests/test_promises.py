@@ -12,11 +12,15 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from reasonpix import evaluation_recipe, hookspecs, plugins, recipe, training_recipe
-from reasonpix.catalogue import load_any
-from reasonpix.recipe import PIPELINE
-from reasonpix.recipes import Command, command_of, shipped
-from reasonpix.slots import SLOTS
+from reasonpix.cli.recipes import load_any
+from reasonpix.evaluation import recipe as evaluation_recipe
+from reasonpix.generation import recipe
+from reasonpix.generation.recipe import PIPELINE
+from reasonpix.generation.recipe_catalog import Command, command_of, shipped
+from reasonpix.plugin import hookspecs
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import SLOTS
+from reasonpix.training import recipe as training_recipe
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {

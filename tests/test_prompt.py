@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from reasonpix.core.text import mentions
 from reasonpix.errors import RecipeError
-from reasonpix.prompt import Prompt
-from reasonpix.quality import leaks_of
-from reasonpix.records import ReplaceRequest, ResolveRequest, RewriteRequest, SelectRequest
-from reasonpix.slots import Edit, Verb
-from reasonpix.tasks import REPLACE, RESOLVE, REWRITE, SELECT, TASKS, InvalidAnswer
-from reasonpix.words import mentions
+from reasonpix.generation.components.instruction_filters import leaks_of
+from reasonpix.llm.prompts import Prompt
+from reasonpix.llm.tasks import REPLACE, RESOLVE, REWRITE, SELECT, TASKS, InvalidAnswer
+from reasonpix.plugin.components import Edit, Verb
+from reasonpix.plugin.types import ReplaceRequest, ResolveRequest, RewriteRequest, SelectRequest
 
 VERBS: tuple[Verb, ...] = get_args(Verb)
 

@@ -14,12 +14,12 @@ import pytest
 from conftest import WriteRecipe
 from PIL import Image
 
-from reasonpix.engine import generate
+from reasonpix.datasets.publish import FORMS, publish
 from reasonpix.errors import RunError
-from reasonpix.outcomes import current_stages
-from reasonpix.publish import FORMS, publish
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import current_stages
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
 
 FILTERS = ["no-op", {"use": "eq1", "rank": 0.3}]
 PAIRS = {
@@ -178,8 +178,8 @@ def test_a_publishing_that_was_killed_is_begun_anew(run: RunFolder, tmp_path: Pa
     code = """if True:
         import os, signal
         from pathlib import Path
-        from reasonpix.publish import publish
-        from reasonpix.run import RunFolder
+        from reasonpix.datasets.publish import publish
+        from reasonpix.generation.run_folder import RunFolder
         def kill(done):
             if done == 5:
                 os.kill(os.getpid(), signal.SIGKILL)

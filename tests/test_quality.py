@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from reasonpix.fakes import FakePlanner, FakePlannerOptions
-from reasonpix.quality import (
+from reasonpix.core.text import FUNCTION_WORDS, content_words, mentions
+from reasonpix.generation.components.instruction_filters import (
     CATEGORIES,
     EDITING_WORDS,
     Agreement,
@@ -24,9 +24,9 @@ from reasonpix.quality import (
     leaks_of,
     options_of,
 )
-from reasonpix.records import Choice, Problem, ResolveRequest
-from reasonpix.slots import Edit, Scorer
-from reasonpix.words import FUNCTION_WORDS, content_words, mentions
+from reasonpix.plugin.components import Edit, Scorer
+from reasonpix.plugin.fakes import FakePlanner, FakePlannerOptions
+from reasonpix.plugin.types import Choice, Problem, ResolveRequest
 
 
 def scorer(cls: type[Scorer[Any]], **options: object) -> Scorer[Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from reasonpix.errors import RecipeError
-from reasonpix.recipe import Recipe, load_recipe, schema
+from reasonpix.generation.recipe import Recipe, load_recipe, schema
 
 BAD = Path(__file__).parent / "recipes" / "bad"
 BAD_RECIPES = sorted(path.stem for path in BAD.glob("*.yaml"))
@@ -77,8 +77,8 @@ def test_a_filter_that_needs_a_slot_the_recipe_lacks(
         "needy",
         {"needy-filter": "needy"},
         needy="""if True:
-            from reasonpix.fakes import FakeScorer
-            from reasonpix.hookspecs import hookimpl
+            from reasonpix.plugin.fakes import FakeScorer
+            from reasonpix.plugin.hookspecs import hookimpl
             class Needy(FakeScorer):
                 name = "needy-filter"
                 uses = frozenset({"captioner", "grounder"})
@@ -167,9 +167,9 @@ def test_an_option_that_is_set_to_nothing_stays_so(
         {"nothing-captioner": "nothing"},
         nothing="""if True:
             from pydantic import Field
-            from reasonpix.fakes import FakeCaptioner
-            from reasonpix.hookspecs import hookimpl
-            from reasonpix.slots import Options
+            from reasonpix.plugin.fakes import FakeCaptioner
+            from reasonpix.plugin.hookspecs import hookimpl
+            from reasonpix.plugin.components import Options
             class Settings(Options):
                 limit: int | None = Field(5, description="No limit when null")
             class Nothing(FakeCaptioner):

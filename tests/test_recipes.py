@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reasonpix.errors import RecipeError
-from reasonpix.recipes import locate, shipped, summary
+from reasonpix.generation.recipe_catalog import locate, shipped, summary
 
 
 @pytest.mark.parametrize("name", ["mini/part3", "mini/part3.yaml", "recipes/mini/part3.yaml"])

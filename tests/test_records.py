@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from reasonpix.errors import InvalidBox
-from reasonpix.records import Box, Caption, EditPlan, Grounding
+from reasonpix.plugin.types import Box, Caption, EditPlan, Grounding
 
 WIDTH, HEIGHT = 640, 480
 

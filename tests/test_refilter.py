@@ -11,14 +11,20 @@ from typing import Any, ClassVar
 import pytest
 from conftest import Distribution, WriteRecipe
 
-from reasonpix.engine import generate
 from reasonpix.errors import RecipeError, RunError
-from reasonpix.outcomes import StageEntry, current_stages, endings, outcomes, write_stages
-from reasonpix.recipe import load_recipe
-from reasonpix.refilter import refilter
-from reasonpix.resolved import recipe_of
-from reasonpix.run import Plan, Row, RunFolder, Shard
-from reasonpix.survival import SAMPLED, draw_survival, survival, survivals
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import (
+    StageEntry,
+    current_stages,
+    endings,
+    outcomes,
+    write_stages,
+)
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
+from reasonpix.generation.run_recipe import recipe_of
+from reasonpix.inspection.refilter import refilter
+from reasonpix.inspection.threshold_curves import SAMPLED, draw_survival, survival, survivals
 
 EQ1 = {"use": "eq1", "rank": 0.3}
 PAIRS = {"use": "fake-source", "count": 6, "caption": "a bee", "instruction": "add a hole",
@@ -239,8 +245,8 @@ def test_a_large_run_is_drawn_from_a_part_of_it(tmp_path: Path) -> None:
 COUNTING = """
 from typing import ClassVar
 from pydantic import Field
-from reasonpix.hookspecs import hookimpl
-from reasonpix.slots import Options, Scorer
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.components import Options, Scorer
 
 
 class CountingOptions(Options):

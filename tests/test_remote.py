@@ -21,17 +21,18 @@ from conftest import Distribution, WriteRecipe
 from s3_server import BUCKET, s3_server
 from test_llm_runs import PARROT
 
-from reasonpix import ledger_copy
-from reasonpix.engine import generate
+from reasonpix.core.remote_storage import RemoteStorage
+from reasonpix.core.storage import LocalStorage
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import RunError
-from reasonpix.ledger import Call, Ended, Ledger
-from reasonpix.llm import Completion, Conversation, Message
-from reasonpix.publish import publish
-from reasonpix.questions import answer_key
-from reasonpix.recipe import load_recipe
-from reasonpix.remote import RemoteStorage, ledger_file
-from reasonpix.storage import LocalStorage
-from reasonpix.summary import spending
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.statistics import spending
+from reasonpix.llm.ledger import Call, Ended, Ledger
+from reasonpix.llm.ledger_sync import ledger_file
+from reasonpix.llm.requests import answer_key
+from reasonpix.llm.types import Completion, Conversation, Message
+from reasonpix.llm.types import ledger_sync as ledger_copy
 
 needs_s3 = pytest.mark.skipif(
     not (find_spec("s3fs") and find_spec("moto")), reason="needs s3fs and moto[s3]"
@@ -77,7 +78,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 WRITE_FOR_EVER = """
 import sys
 from itertools import count
-from reasonpix.remote import RemoteStorage
+from reasonpix.core.remote_storage import RemoteStorage
 storage = RemoteStorage(sys.argv[1])
 for n in count():
     storage.write("shard", bytes([n % 251]) * int(sys.argv[2]))
@@ -116,7 +117,7 @@ def test_a_file_that_is_sent_in_parts_is_not_there_before_its_last(s3: str) -> N
 def test_a_process_sees_at_once_what_another_one_does(s3: str) -> None:
     code = """
 import sys
-from reasonpix.remote import RemoteStorage
+from reasonpix.core.remote_storage import RemoteStorage
 storage = RemoteStorage(sys.argv[1])
 for name in ("a", "b"):
     input() if name == "b" else None
@@ -163,8 +164,8 @@ def test_a_move_that_does_not_replace(tmp_path: Path) -> None:
 GENERATE = """
 import sys
 from pathlib import Path
-from reasonpix.engine import generate
-from reasonpix.recipe import load_recipe
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.recipe import load_recipe
 generate(load_recipe(Path(sys.argv[1])), sys.argv[2])
 """
 
@@ -214,7 +215,7 @@ WRITE_IN_VAIN = """
 import sys
 import s3fs
 from reasonpix.errors import RunError
-from reasonpix.remote import RemoteStorage
+from reasonpix.core.remote_storage import RemoteStorage
 s3fs.S3FileSystem.retries = 1
 try:
     RemoteStorage(sys.argv[1]).write("plan.json", b"")
@@ -307,7 +308,7 @@ def test_no_password_in_what_a_library_says(tmp_path: Path) -> None:
 
 HOLD = """
 import sys, time
-from reasonpix.remote import RemoteStorage
+from reasonpix.core.remote_storage import RemoteStorage
 storage = RemoteStorage(sys.argv[1])
 storage.beat_s = 0.1
 with storage.held():

@@ -15,13 +15,13 @@ from PIL import Image
 from rich.console import Console
 from test_gallery import HOSTILE, Page
 
-from reasonpix.comparison import Place, compare
+from reasonpix.core.images import encode_png
 from reasonpix.errors import RunError
-from reasonpix.evaluation_folder import COPY, TRUTH, EvaluationFolder, lines
-from reasonpix.images import encode_png
-from reasonpix.intervals import interval
-from reasonpix.records import Problem
-from reasonpix.report import write_report
+from reasonpix.evaluation.bootstrap import interval
+from reasonpix.evaluation.comparison import Place, compare
+from reasonpix.evaluation.report import write_report
+from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder, lines
+from reasonpix.plugin.types import Problem
 
 FILES = ("report.html", "report.csv", "report.json")
 KINDS = ("direct", "reasoning")
@@ -262,8 +262,8 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
     write_report(first)
     # Neither another process nor its hash seed changes them.
     code = (
-        "import sys; from pathlib import Path; from reasonpix.report import write_report\n"
-        "from reasonpix.evaluation_folder import EvaluationFolder\n"
+        "import sys; from pathlib import Path; from reasonpix.evaluation.report import write_report\n"
+        "from reasonpix.evaluation.results import EvaluationFolder\n"
         "write_report(EvaluationFolder(Path(sys.argv[1])))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )

@@ -17,18 +17,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from reasonpix.engine import generate
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import RecipeError
-from reasonpix.gallery import gallery
-from reasonpix.outcomes import funnel, outcomes
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.records import Caption, Choice, Problem, RewriteRequest, Rewriting, SelectRequest
-from reasonpix.run import RunFolder
-from reasonpix.samples import Candidates, Sample, Selection
-from reasonpix.slots import Options, Planner, SourceItem, SourcePair
-from reasonpix.stages import rewrite, select
-from reasonpix.summary import position_bias
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import funnel, outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.generation.samples import Candidates, Sample, Selection
+from reasonpix.generation.stages import rewrite, select
+from reasonpix.generation.statistics import position_bias
+from reasonpix.inspection.gallery import gallery
+from reasonpix.plugin.components import Options, Planner, SourceItem, SourcePair
+from reasonpix.plugin.types import (
+    Caption,
+    Choice,
+    Problem,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
+)
 
 PAIRS = """
 import hashlib
@@ -37,9 +44,9 @@ import io
 from PIL import Image
 from pydantic import Field
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Choice, Problem, Rewriting
-from reasonpix.slots import Options, Planner, Source, SourceItem, SourcePair
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Choice, Problem, Rewriting
+from reasonpix.plugin.components import Options, Planner, Source, SourceItem, SourcePair
 
 
 class PairsOptions(Options):

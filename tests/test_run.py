@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reasonpix.core.hashing import fingerprint, seed_of
 from reasonpix.errors import RunError
-from reasonpix.run import Plan, Row, RunFolder, Shard, fingerprint, seed_of
+from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
 
 SHARD = Shard("000000", 2)
 ROWS = [
@@ -87,7 +88,7 @@ def test_a_killed_writer_leaves_no_partial_file(tmp_path: Path) -> None:
     code = """if True:
         import itertools, sys
         from pathlib import Path
-        from reasonpix.run import Plan, Row, RunFolder, Shard
+        from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
         run = RunFolder(Path(sys.argv[1]))
         for number in itertools.count():
             rows = [Row(str(i), "ok", image=bytes([i]) * 100_000) for i in range(20)]

@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.exported import Export, Graph, Manifest, Port, Shapes
-from reasonpix.runtime_tensorrt import (
+from reasonpix.editing.runtimes.manifest import Export, Graph, Manifest, Port, Shapes
+from reasonpix.editing.runtimes.tensorrt import (
     check_shapes,
     driver_version,
     engine_key,
@@ -22,6 +21,7 @@ from reasonpix.runtime_tensorrt import (
     load,
     spans,
 )
+from reasonpix.errors import ReasonpixError, WeightsError
 
 PROFILE = Shapes(batch=(1, 3, 12), height=(32, 64, 96), width=(32, 64, 96), sequence=(1, 77, 77))
 UNET = Graph(

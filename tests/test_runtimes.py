@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from tiny_model import RESOLUTION, WIDTH, tiny_model, tiny_scheduler
 
-from reasonpix.conversion import convert
+from reasonpix.deployment.export.converters import convert
+from reasonpix.editing.pipeline import ReasonPix2Pix
+from reasonpix.editing.runtimes.base import Network, Networks
+from reasonpix.editing.runtimes.binding import fitted, shape_of
+from reasonpix.editing.runtimes.manifest import Export, Graph, Manifest, Part, Port
+from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.exported import Export, Graph, Manifest, Part, Port
-from reasonpix.fakes import FakeEncoder
-from reasonpix.graphs import torch_networks
-from reasonpix.inference import ReasonPix2Pix
-from reasonpix.networks import Network, Networks
-from reasonpix.ports import fitted, shape_of
-from reasonpix.slots import Options
+from reasonpix.plugin.components import Options
+from reasonpix.plugin.fakes import FakeEncoder
 
 # Schedulers of diffusers make arrays of tensors in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -242,7 +242,7 @@ def test_a_package_that_is_missing(
 
 
 def test_an_onnxruntime_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = import_module("reasonpix.runtime_onnx")
+    runtime = import_module("reasonpix.editing.runtimes.onnx")
     gpu = torch.device("cuda")
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -255,7 +255,7 @@ def test_an_onnxruntime_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_openvino_has_no_gpu_here(tmp_path: Path) -> None:
-    runtime = import_module("reasonpix.runtime_openvino")
+    runtime = import_module("reasonpix.editing.runtimes.openvino")
     with pytest.raises(ReasonpixError, match="openvino computes on the CPU here, not on cuda"):
         runtime.load(Export(tmp_path, manifest("openvino", {})), torch.device("cuda"))
 

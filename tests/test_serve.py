@@ -23,9 +23,9 @@ from PIL import Image
 from serve_files import FakeModel, ask, encoded, faked, figures, picture, serving, started, until
 from tiny_model import write_tiny
 
-from reasonpix.images import decode
-from reasonpix.inference import working_size
-from reasonpix.serve import Limits
+from reasonpix.core.images import decode
+from reasonpix.deployment.server.app import Limits
+from reasonpix.editing.pipeline import working_size
 
 TOKEN = "s3cret-of-the-tests"
 WORDS = "make it rain"

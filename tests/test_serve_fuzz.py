@@ -111,7 +111,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     strict = ("-W", "error", "-W", "ignore::ResourceWarning")
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, *strict, "-m", "reasonpix.cli", "serve", *options],
+            [sys.executable, *strict, "-m", "reasonpix.cli.main", "serve", *options],
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from serve_files import encoded, picture
 
-from reasonpix.checkpoint import Settings
+from reasonpix.deployment.server.sockets import address, listen
+from reasonpix.editing.checkpoint import Settings
 from reasonpix.errors import ReasonpixError
-from reasonpix.listening import address, listen
 
 pytestmark = [
     needs_chromium,
@@ -62,7 +62,7 @@ class Served:
 
 @contextmanager
 def served(folder: Path, token: str | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    from reasonpix.serve_page import mount
+    from reasonpix.deployment.server.ui import mount
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
     app, edits = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Edits()

@@ -13,16 +13,16 @@ from conftest import WriteRecipe
 from PIL import Image
 from pydantic import ValidationError
 
-from reasonpix.engine import generate
+from reasonpix.datasets.publish import publish
 from reasonpix.errors import SourceError
-from reasonpix.outcomes import outcomes
-from reasonpix.plugins import find
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.records import Problem
-from reasonpix.slots import Source, SourceItem, SourcePair
-from reasonpix.sources import InstructPix2Pix
-from reasonpix.testing import SourceContract
+from reasonpix.generation.components.sources import InstructPix2Pix
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.plugin.components import Source, SourceItem, SourcePair
+from reasonpix.plugin.registry import find
+from reasonpix.plugin.testing import SourceContract
+from reasonpix.plugin.types import Problem
 
 
 def source(name: str, **options: object) -> Source[Any]:
@@ -309,8 +309,8 @@ HF = """if True:
     import hashlib, json, sys
     from pathlib import Path
     from reasonpix.errors import SourceError
-    from reasonpix.images import decode
-    from reasonpix.plugins import find
+    from reasonpix.core.images import decode
+    from reasonpix.plugin.registry import find
 
     def pair(made, item):
         if item.pair is None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import WriteRecipe
 
-from reasonpix.engine import generate
 from reasonpix.errors import RunError
-from reasonpix.outcomes import outcomes
-from reasonpix.recipe import load_recipe
-from reasonpix.run import RunFolder
-from reasonpix.status import RunStatus, clean, status, superseded
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.inspection.status import RunStatus, clean, status, superseded
 
 STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
 
@@ -168,7 +168,7 @@ def test_the_process_at_work_is_named(write_recipe: WriteRecipe, tmp_path: Path)
     run = generate(load_recipe(write_recipe()), tmp_path / "run")
     code = """if True:
         import sys
-        from reasonpix.remote import open_storage
+        from reasonpix.core.remote_storage import open_storage
         with open_storage(sys.argv[1]).held():
             print("held", flush=True)
             sys.stdin.read()

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, s3_server
 
+from reasonpix.core.remote_storage import RemoteStorage, open_storage
+from reasonpix.core.storage import LocalStorage, Storage
 from reasonpix.errors import RunError
-from reasonpix.remote import RemoteStorage, open_storage
-from reasonpix.storage import LocalStorage, Storage
 
 S3 = pytest.param(
     "s3",

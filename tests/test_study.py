@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from pair_files import picture
 from study_files import KINDS, METHODS, evaluation, small_study
 
-from reasonpix.cli import main
+from reasonpix.cli.main import main
+from reasonpix.cli.study import study as commands
+from reasonpix.core.images import decode
 from reasonpix.errors import ReasonpixError, RunError
-from reasonpix.evaluation_folder import COPY, TRUTH, EvaluationFolder
-from reasonpix.images import decode
-from reasonpix.study import Study
-from reasonpix.study_commands import study as commands
-from reasonpix.study_creation import create_study
-from reasonpix.study_design import Design
-from reasonpix.study_report import Agreement, agreement, study_report, wilson
+from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder
+from reasonpix.evaluation.study.create import create_study
+from reasonpix.evaluation.study.design import Design
+from reasonpix.evaluation.study.report import Agreement, agreement, study_report, wilson
+from reasonpix.evaluation.study.store import Study
 
 
 @st.composite
@@ -361,8 +361,8 @@ def test_commands(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_study(tmp_path).close()
-    monkeypatch.delitem(sys.modules, "reasonpix.study_server", raising=False)
-    monkeypatch.delattr("reasonpix.study_server", raising=False)
+    monkeypatch.delitem(sys.modules, "reasonpix.evaluation.study.server", raising=False)
+    monkeypatch.delattr("reasonpix.evaluation.study.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     words = ["serve", str(tmp_path / "study")]
     result = CliRunner().invoke(commands, words, **main.context_settings)

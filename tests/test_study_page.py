@@ -10,7 +10,7 @@ import pytest
 from browsing import needs_chromium, opened, started, sync_api
 from study_files import METHODS, serving, small_study
 
-from reasonpix.study import Study
+from reasonpix.evaluation.study.store import Study
 
 pytestmark = needs_chromium
 PHONE = {"width": 360, "height": 640}

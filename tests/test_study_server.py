@@ -14,9 +14,9 @@ import httpx2
 import pytest
 from study_files import METHODS, serving, small_study
 
+from reasonpix.deployment.server.sockets import listen
 from reasonpix.errors import ReasonpixError
-from reasonpix.listening import listen
-from reasonpix.study import Answer, Study
+from reasonpix.evaluation.study.store import Answer, Study
 
 
 def current(page: httpx2.Response) -> int:

@@ -9,17 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reasonpix.records import (
-    Choice,
-    EditPlan,
-    ReplaceRequest,
-    ResolveRequest,
-    RewriteRequest,
-    Rewriting,
-    SelectRequest,
-)
-from reasonpix.slots import Verb
-from reasonpix.tasks import (
+from reasonpix.core.text import content_words, mentions
+from reasonpix.llm.tasks import (
     RESOLVE,
     SELECT,
     TASKS,
@@ -30,7 +21,16 @@ from reasonpix.tasks import (
     read_plan,
     read_rewriting,
 )
-from reasonpix.words import content_words, mentions
+from reasonpix.plugin.components import Verb
+from reasonpix.plugin.types import (
+    Choice,
+    EditPlan,
+    ReplaceRequest,
+    ResolveRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
+)
 
 NOUN = st.text(string.ascii_lowercase, min_size=3, max_size=9)
 # No noun is spelt with digits, so that these can hold none of them.

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from reasonpix import testing
-from reasonpix.fakes import (
+from reasonpix.plugin import testing
+from reasonpix.plugin.components import Options, Planner, SourcePair
+from reasonpix.plugin.fakes import (
     FakeCaptioner,
     FakeEditor,
     FakeEncoder,
@@ -24,16 +25,7 @@ from reasonpix.fakes import (
     FakeScorer,
     FakeSource,
 )
-from reasonpix.records import (
-    Box,
-    Caption,
-    Choice,
-    Entity,
-    Grounding,
-    Problem,
-    Rewriting,
-)
-from reasonpix.slots import Options, Planner, SourcePair
+from reasonpix.plugin.types import Box, Caption, Choice, Entity, Grounding, Problem, Rewriting
 
 # -- components that break a promise -------------------------------------------------------------
 
@@ -387,7 +379,7 @@ def test_an_identity_that_cannot_be_written_is_caught() -> None:
 def test_a_heavy_import_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "spacy.py").write_text("")  # light, but of the name of something heavy
     (tmp_path / "heavy_plugin.py").write_text(
-        "import spacy\nfrom reasonpix.fakes import FakeCaptioner\n"
+        "import spacy\nfrom reasonpix.plugin.fakes import FakeCaptioner\n"
         "class Heavy(FakeCaptioner):\n    pass\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -28,15 +28,15 @@ from test_publish import largest_file
 from tiny_model import RESOLUTION, write_tiny
 from tiny_training import LONG, TESTS, files, log, losses, recipe, run, start, write_training
 
-from reasonpix.checkpoint import load_checkpoint
-from reasonpix.draws import Draws
+from reasonpix.editing.checkpoint import load_checkpoint
+from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.errors import RecipeError, RunError, SourceError, WeightsError
-from reasonpix.fakes import FakeEncoder
-from reasonpix.inference import ReasonPix2Pix
-from reasonpix.objective import Objective
-from reasonpix.slots import ModelOptions
-from reasonpix.train import Progress, train
-from reasonpix.training_log import Log
+from reasonpix.plugin.components import ModelOptions
+from reasonpix.plugin.fakes import FakeEncoder
+from reasonpix.training.loss import Objective
+from reasonpix.training.randomness import Draws
+from reasonpix.training.tracking import Log
+from reasonpix.training.trainer import Progress, train
 
 ENVIRONMENT = {
     **os.environ,

@@ -22,7 +22,7 @@ from conftest import WriteRecipe
 from pair_files import parquet, picture, rows
 from tiny_training import LONG, files, losses, run, start, write_training
 
-from reasonpix.cli import main
+from reasonpix.cli.main import main
 
 # Schedulers of diffusers make arrays of tensors in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -192,7 +192,7 @@ def test_a_missing_extra_is_named(arguments: str, extra: str, here: Path) -> Non
     code = f"""if True:
         import sys
         sys.modules["diffusers"] = None
-        from reasonpix.cli import main
+        from reasonpix.cli.main import main
         main({arguments.split()})
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -203,7 +203,7 @@ def test_a_missing_extra_is_named(arguments: str, extra: str, here: Path) -> Non
 def test_help_imports_nothing_heavy() -> None:
     code = """if True:
         import sys
-        from reasonpix.cli import main
+        from reasonpix.cli.main import main
         try:
             main(["train", "--help"])
         except SystemExit:

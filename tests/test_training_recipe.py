@@ -11,14 +11,10 @@ import yaml
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
-from reasonpix.cli import main
+from reasonpix.cli.main import main
 from reasonpix.errors import RecipeError
-from reasonpix.recipes import command_of, shipped
-from reasonpix.training_recipe import (
-    TrainingRecipe,
-    load_training_recipe,
-    schema,
-)
+from reasonpix.generation.recipe_catalog import command_of, shipped
+from reasonpix.training.recipe import TrainingRecipe, load_training_recipe, schema
 
 pytest.importorskip("reasonpix_llava", reason="the plugin of encoders is not installed")
 

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reasonpix.errors import WeightsError
-from reasonpix.slots import ModelOptions
-from reasonpix.weights import check_weights, digest, find_gguf, pretrained, unpack_gguf
+from reasonpix.plugin.components import ModelOptions
+from reasonpix.plugin.weights import check_weights, digest, find_gguf, pretrained, unpack_gguf
 
 
 def weights(folder: Path, **files: str) -> Path:
@@ -210,7 +210,7 @@ def test_what_a_killed_process_left_does_no_harm(tiny: Path, tmp_path: Path) -> 
 
 def test_processes_may_unpack_at_once(tiny: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from pathlib import Path; from reasonpix.weights import unpack_gguf; "
+        "import sys, torch; from pathlib import Path; from reasonpix.plugin.weights import unpack_gguf; "
         "folder = unpack_gguf(Path(sys.argv[1]), torch.float32, Path(sys.argv[2])); "
         "print(folder, (folder / 'model.safetensors').stat().st_mtime_ns)"
     )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonpix.words import (
+from reasonpix.core.text import (
     FUNCTION_WORDS,
     bare,
     canonical,

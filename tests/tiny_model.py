@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from reasonpix.checkpoint import Checkpoint, Settings, save_checkpoint
-from reasonpix.model import ConnectorConfig, EditingModel, Kind, TextStates, build_connector
-from reasonpix.slots import Options
-from reasonpix.uses import Use
+from reasonpix.editing.checkpoint import Checkpoint, Settings, save_checkpoint
+from reasonpix.editing.model import ConnectorConfig, EditingModel, Kind, TextStates, build_connector
+from reasonpix.plugin.components import Options
+from reasonpix.plugin.spec import Use
 
 H_WIDTH = 8
 """Width of `fake-encoder`'s states."""

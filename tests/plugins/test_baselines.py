@@ -28,11 +28,11 @@ from reasonpix_mini import world
 from tiny_model import RESOLUTION, TOKENS, tiny_scheduler, tiny_text, tiny_unet, tiny_vae
 from tiny_model import write_tiny as write_editing_model
 
+from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.inference import ReasonPix2Pix
-from reasonpix.records import Problem
-from reasonpix.slots import MethodRequest
-from reasonpix.testing import MethodContract
+from reasonpix.plugin.components import MethodRequest
+from reasonpix.plugin.testing import MethodContract
+from reasonpix.plugin.types import Problem
 
 # Schedulers of diffusers make arrays of tensors in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -18,8 +18,8 @@ from reasonpix_mini import world
 from reasonpix_mini.measure.captions import mentioned
 
 from reasonpix.errors import WeightsError
-from reasonpix.records import Caption, Problem
-from reasonpix.testing import CaptionerContract
+from reasonpix.plugin.testing import CaptionerContract
+from reasonpix.plugin.types import Caption, Problem
 
 MINI = Path(str(resources.files("reasonpix_mini"))) / "checkpoints" / "blip2"
 

@@ -16,7 +16,7 @@ from reasonpix_mini.training import text as mini_text
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from reasonpix.errors import WeightsError
-from reasonpix.testing import EncoderContract, photographs
+from reasonpix.plugin.testing import EncoderContract, photographs
 
 MINI = Path(str(resources.files("reasonpix_mini"))) / "checkpoints" / "gligen"
 TOKENS, WIDTH = 12, 16

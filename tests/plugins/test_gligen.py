@@ -21,9 +21,9 @@ from reasonpix_gligen.geometry import Window, cells, too_small
 from reasonpix_mini import world
 
 from reasonpix.errors import WeightsError
-from reasonpix.records import Box, Problem
-from reasonpix.slots import EditRequest
-from reasonpix.testing import EditorContract
+from reasonpix.plugin.components import EditRequest
+from reasonpix.plugin.testing import EditorContract
+from reasonpix.plugin.types import Box, Problem
 
 MINI = Path(str(resources.files("reasonpix_mini"))) / "checkpoints" / "gligen"
 QUICK: dict[str, Any] = {

@@ -18,8 +18,8 @@ from reasonpix_mini import world
 from reasonpix_mini.measure.grounding import THRESHOLD
 
 from reasonpix.errors import WeightsError
-from reasonpix.records import Box, Grounding, Problem
-from reasonpix.testing import GrounderContract
+from reasonpix.plugin.testing import GrounderContract
+from reasonpix.plugin.types import Box, Grounding, Problem
 
 FOLDER = resources.files("reasonpix_mini") / "checkpoints" / "grounding-dino"
 

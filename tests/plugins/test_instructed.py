@@ -10,8 +10,8 @@ from reasonpix_mini import world
 from reasonpix_mini.measure.instructed import Case, cases, judged
 from reasonpix_mini.training.plain import plain
 
-from reasonpix import plugins
-from reasonpix.inference import ReasonPix2Pix
+from reasonpix.editing.pipeline import ReasonPix2Pix
+from reasonpix.plugin import registry as plugins
 
 MODELS = ("mini/instruct-pix2pix", "mini/reasonpix2pix")
 SCENES = 16

@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.records import Problem
-from reasonpix.testing import EncoderContract, photographs
+from reasonpix.plugin.testing import EncoderContract, photographs
+from reasonpix.plugin.types import Problem
 
 MINI = Path(str(resources.files("reasonpix_mini"))) / "checkpoints" / "llava"
 IMAGE_TOKENS = 4
@@ -422,14 +422,14 @@ def test_the_image_may_come_last_where_all_states_are_taken(whole: Path) -> None
 
 
 def test_names_lead_to_both_encoders() -> None:
-    from reasonpix import plugins
+    from reasonpix.plugin import registry as plugins
 
     assert plugins.find("encoder", "llava") is Llava
     assert plugins.find("encoder", "clip-text").__name__ == "ClipText"
 
 
 def test_both_checkpoints_enter_the_fingerprint(parts: tuple[Path, Path], tmp_path: Path) -> None:
-    from reasonpix import plugins
+    from reasonpix.plugin import registry as plugins
 
     eyes, language = parts
 

@@ -22,8 +22,8 @@ import pytest
 import yaml
 from llm_server import Server, served
 
-from reasonpix.ledger import Ledger
-from reasonpix.llm import Price
+from reasonpix.llm.ledger import Ledger
+from reasonpix.llm.types import Price
 
 KEY = "sk-recognisable-0123456789"
 RECORDS = 500
@@ -84,7 +84,7 @@ class Run:
         assert self.finish(process) == -signal.SIGKILL
 
     def command(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "reasonpix.cli", *map(str, arguments)]
+        return [sys.executable, "-m", "reasonpix.cli.main", *map(str, arguments)]
 
     @property
     def path(self) -> Path:

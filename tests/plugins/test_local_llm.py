@@ -32,9 +32,9 @@ from transformers import (
 )
 
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.llm import Completion, Conversation, Message, Unavailable
-from reasonpix.records import Problem, ResolveRequest
-from reasonpix.testing import PlannerContract
+from reasonpix.llm.types import Completion, Conversation, Message, Unavailable
+from reasonpix.plugin.testing import PlannerContract
+from reasonpix.plugin.types import Problem, ResolveRequest
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

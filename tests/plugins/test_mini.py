@@ -23,8 +23,10 @@ from reasonpix_mini import world
 from reasonpix_mini.lexicon import Lexicon, LexiconOptions, canonical, mentioned
 from reasonpix_mini.stickers import Stickers, StickersOptions
 
-from reasonpix import hookspecs
-from reasonpix.records import (
+from reasonpix.plugin import hookspecs
+from reasonpix.plugin.components import SourceItem
+from reasonpix.plugin.testing import PlannerContract, SourceContract
+from reasonpix.plugin.types import (
     Choice,
     EditPlan,
     Problem,
@@ -33,8 +35,6 @@ from reasonpix.records import (
     Rewriting,
     SelectRequest,
 )
-from reasonpix.slots import SourceItem
-from reasonpix.testing import PlannerContract, SourceContract
 
 LEXICON = Path(reasonpix_mini.__file__).with_name("lexicon.yaml")
 CHECKPOINTS = LEXICON.with_name("checkpoints")

@@ -22,7 +22,7 @@ from reasonpix_mini.training import dino as dino_training
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from reasonpix import plugins
+from reasonpix.plugin import registry as plugins
 
 SCENES = 60
 NAMES = ("clip", "dino")

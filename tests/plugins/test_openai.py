@@ -23,16 +23,17 @@ from reasonpix_openai import GPT35TurboOptions, GPT35TurboPlanner, OpenAIOptions
 from reasonpix_openai import batches as batch_limits
 from reasonpix_openai.replies import Replies
 
-from reasonpix import hookspecs, plugins
-from reasonpix.calling import caller_for
-from reasonpix.engine import generate
 from reasonpix.errors import ReasonpixError, RecipeError
-from reasonpix.ledger import Ledger
-from reasonpix.llm import Completion, Conversation, Price, Unavailable
-from reasonpix.recipe import load_recipe
-from reasonpix.records import EditPlan, Problem, ReplaceRequest
-from reasonpix.tasks import REPLACE
-from reasonpix.testing import PlannerContract
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.llm.dispatch import caller_for
+from reasonpix.llm.ledger import Ledger
+from reasonpix.llm.tasks import REPLACE
+from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
+from reasonpix.plugin import hookspecs
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.testing import PlannerContract
+from reasonpix.plugin.types import EditPlan, Problem, ReplaceRequest
 
 KEY = "sk-recognisable-0123456789"
 PRICE = Price(prompt=1, completion=2)

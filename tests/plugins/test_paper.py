@@ -9,9 +9,9 @@ import click
 import pytest
 from reasonpix_mini.paper import Step, figure15, table3
 
-from reasonpix.catalogue import load_any
-from reasonpix.cli import main
-from reasonpix.recipes import locate
+from reasonpix.cli.main import main
+from reasonpix.cli.recipes import load_any
+from reasonpix.generation.recipe_catalog import locate
 
 STEPS = [*table3(), *figure15()]
 

@@ -12,13 +12,13 @@ import pytest
 import skimage
 from PIL import Image
 
-from reasonpix.engine import generate
-from reasonpix.gallery import gallery
-from reasonpix.outcomes import funnel, outcomes
-from reasonpix.publish import publish
-from reasonpix.recipe import load_recipe
-from reasonpix.recipes import locate
-from reasonpix.run import RunFolder
+from reasonpix.datasets.publish import publish
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import funnel, outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.recipe_catalog import locate
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.inspection.gallery import gallery
 
 SMALL = ("source.count=6", "shard_size=3", "pipeline.editor.num_inference_steps=3")
 
@@ -77,7 +77,7 @@ def test_batch_size_and_order_change_no_byte(run: Path, tmp_path: Path) -> None:
 
 
 def test_killed_and_resumed_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "reasonpix.cli", "generate", "mini/part3"]
+    command = [sys.executable, "-m", "reasonpix.cli.main", "generate", "mini/part3"]
     command += ["--out", str(tmp_path / "run"), *(f"--set={override}" for override in SMALL)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     edits = tmp_path / "run" / "stages"

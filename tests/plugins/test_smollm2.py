@@ -17,13 +17,13 @@ from reasonpix_local_llm import LocalLLM
 from reasonpix_mini import world
 from test_local_llm import ask, assert_rows_are_independent, loaded, strict, texts
 
-from reasonpix import plugins
-from reasonpix.engine import generate
-from reasonpix.outcomes import outcomes
-from reasonpix.recipe import load_recipe
-from reasonpix.records import EditPlan, ReplaceRequest
-from reasonpix.run import RunFolder
-from reasonpix.tasks import REPLACE
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.llm.tasks import REPLACE
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.types import EditPlan, ReplaceRequest
 
 PROMPT = {
     "system": "Answer with one JSON object.",

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from reasonpix_mini import world
 from reasonpix_spacy import Spacy, SpacyOptions
 
-from reasonpix import hookspecs
 from reasonpix.errors import WeightsError
-from reasonpix.records import Caption, Entity
-from reasonpix.testing import EntityExtractorContract
+from reasonpix.plugin import hookspecs
+from reasonpix.plugin.testing import EntityExtractorContract
+from reasonpix.plugin.types import Caption, Entity
 
 
 class TestContract(EntityExtractorContract):

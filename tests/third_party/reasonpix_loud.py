@@ -6,9 +6,9 @@ from typing import ClassVar
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Caption, Problem
-from reasonpix.slots import Captioner, Options
+from reasonpix.plugin.components import Captioner, Options
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Caption, Problem
 
 
 class Emphasis(BaseModel):

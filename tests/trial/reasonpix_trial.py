@@ -17,9 +17,7 @@ from typing import Any, ClassVar
 from PIL import Image
 from pydantic import Field
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Box, Caption, EditPlan, Entity, Grounding, Problem, ReplaceRequest
-from reasonpix.slots import (
+from reasonpix.plugin.components import (
     Captioner,
     Edit,
     Editor,
@@ -32,6 +30,16 @@ from reasonpix.slots import (
     Scorer,
     Source,
     SourceItem,
+)
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import (
+    Box,
+    Caption,
+    EditPlan,
+    Entity,
+    Grounding,
+    Problem,
+    ReplaceRequest,
 )
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, field_validator
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Problem
-from reasonpix.slots import Method, MethodRequest, ModelOptions
+from reasonpix.plugin.components import Method, MethodRequest, ModelOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Problem
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,7 +134,7 @@ class _Baseline(Method[O_co]):
 
     def check(self) -> None:
         """See that the model is a pipeline. Raises `WeightsError`."""
-        from reasonpix.checkpoint import check_pipeline
+        from reasonpix.editing.checkpoint import check_pipeline
 
         check_pipeline(self.options)
 

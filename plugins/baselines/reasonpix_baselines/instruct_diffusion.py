@@ -12,13 +12,13 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from PIL.Image import Image
 
-from reasonpix.checkpoint import load_checkpoint
+from reasonpix.editing.checkpoint import load_checkpoint
+from reasonpix.editing.runtimes.base import TorchNetwork
+from reasonpix.editing.runtimes.modules import UNetGraph
+from reasonpix.editing.sampler import Branches, denoise
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.graphs import UNetGraph
-from reasonpix.networks import TorchNetwork
-from reasonpix.sampling import Branches, denoise
-from reasonpix.slots import MethodRequest
-from reasonpix.weights import choose_device, choose_dtype
+from reasonpix.plugin.components import MethodRequest
+from reasonpix.plugin.weights import choose_device, choose_dtype
 from reasonpix_baselines import InstructDiffusionOptions
 from reasonpix_baselines.latents import Latents, in_batches, rows_of
 

@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from reasonpix.checkpoint import cell
+from reasonpix.core.memory import is_out_of_memory
+from reasonpix.editing.checkpoint import cell
+from reasonpix.editing.pipeline import CPU_ROWS, SMALL_UNET, working_size
 from reasonpix.errors import ReasonpixError
-from reasonpix.inference import CPU_ROWS, SMALL_UNET, working_size
-from reasonpix.memory import is_out_of_memory
 from reasonpix_baselines import BaselineOptions
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from reasonpix.checkpoint import read_parts
+from reasonpix.editing.checkpoint import read_parts
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.weights import choose_device, choose_dtype
+from reasonpix.plugin.weights import choose_device, choose_dtype
 from reasonpix_baselines import InversionOptions
 from reasonpix_baselines.latents import Latents, rows_of
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from reasonpix.errors import WeightsError
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Caption, Problem
-from reasonpix.slots import Captioner, ModelOptions
-from reasonpix.weights import choose_device, choose_dtype, pretrained
+from reasonpix.plugin.components import Captioner, ModelOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Caption, Problem
+from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from reasonpix.errors import WeightsError
-from reasonpix.weights import choose_device, choose_dtype, pretrained
+from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 from reasonpix_gligen.geometry import cells
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from reasonpix.errors import InvalidBox
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Box, Grounding, Problem
-from reasonpix.slots import Grounder, ModelOptions
-from reasonpix.weights import choose_device, choose_dtype, pretrained
+from reasonpix.plugin.components import Grounder, ModelOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Box, Grounding, Problem
+from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 
 if TYPE_CHECKING:
     import torch

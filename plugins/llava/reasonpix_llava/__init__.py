@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Problem
-from reasonpix.slots import MLLMEncoder, ModelOptions
+from reasonpix.plugin.components import MLLMEncoder, ModelOptions
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Problem
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from reasonpix.errors import WeightsError
-from reasonpix.weights import choose_device, choose_dtype, pretrained
+from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 
 if TYPE_CHECKING:
     from reasonpix_llava import ClipTextOptions

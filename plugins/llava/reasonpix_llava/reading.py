@@ -30,8 +30,8 @@ from transformers import (
 from transformers.utils import logging
 
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.records import Problem
-from reasonpix.weights import choose_device, choose_dtype, find_gguf, pretrained, unpack_gguf
+from reasonpix.plugin.types import Problem
+from reasonpix.plugin.weights import choose_device, choose_dtype, find_gguf, pretrained, unpack_gguf
 from reasonpix_llava import IMAGE, INSTRUCTION
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from reasonpix.errors import ReasonpixError
-from reasonpix.hookspecs import hookimpl
-from reasonpix.llm import Completion, Conversation, Price, Unavailable
-from reasonpix.planning import LLMPlanner, LLMPlannerOptions
-from reasonpix.records import Problem
-from reasonpix.slots import ModelOptions, Planner
-from reasonpix.weights import check_weights, digest, find_gguf
+from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
+from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
+from reasonpix.plugin.components import ModelOptions, Planner
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Problem
+from reasonpix.plugin.weights import check_weights, digest, find_gguf
 
 if TYPE_CHECKING:
     from reasonpix_local_llm.decoding import Writer

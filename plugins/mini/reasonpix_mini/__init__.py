@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from reasonpix.hookspecs import hookimpl
-from reasonpix.slots import Options, Planner, Source
+from reasonpix.plugin.components import Options, Planner, Source
+from reasonpix.plugin.hookspecs import hookimpl
 
 from .lexicon import Lexicon
 from .stickers import Stickers

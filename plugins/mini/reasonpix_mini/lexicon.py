@@ -18,7 +18,8 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from reasonpix.records import (
+from reasonpix.plugin.components import Options, Planner
+from reasonpix.plugin.types import (
     Choice,
     EditPlan,
     Problem,
@@ -27,7 +28,6 @@ from reasonpix.records import (
     Rewriting,
     SelectRequest,
 )
-from reasonpix.slots import Options, Planner
 
 from . import world
 

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from reasonpix.errors import ReasonpixError
-from reasonpix.llm import Unavailable
+from reasonpix.llm.types import Unavailable
 
 if TYPE_CHECKING:
     from openai import OpenAI

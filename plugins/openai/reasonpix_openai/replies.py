@@ -15,8 +15,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from reasonpix.errors import ReasonpixError
-from reasonpix.llm import Completion, Unavailable
-from reasonpix.records import Problem
+from reasonpix.llm.types import Completion, Unavailable
+from reasonpix.plugin.types import Problem
 
 SECRET_LENGTH = 8
 """Shorter keys, such as the EMPTY that local servers are given, are no secret, but common words."""

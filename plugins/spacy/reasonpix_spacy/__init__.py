@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from reasonpix.errors import WeightsError
-from reasonpix.hookspecs import hookimpl
-from reasonpix.records import Caption, Entity, Problem
-from reasonpix.slots import EntityExtractor, Options
-from reasonpix.weights import digest
+from reasonpix.plugin.components import EntityExtractor, Options
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Caption, Entity, Problem
+from reasonpix.plugin.weights import digest
 
 if TYPE_CHECKING:
     from spacy.tokens import Doc, Span

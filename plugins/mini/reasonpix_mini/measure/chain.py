@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reasonpix.checkpoint import load_checkpoint, read_parts
-from reasonpix.inference import ReasonPix2Pix
-from reasonpix.records import Problem
-from reasonpix.slots import MLLMEncoder, ModelOptions
+from reasonpix.editing.checkpoint import load_checkpoint, read_parts
+from reasonpix.editing.pipeline import ReasonPix2Pix
+from reasonpix.plugin.components import MLLMEncoder, ModelOptions
+from reasonpix.plugin.types import Problem
 from reasonpix_mini import world
 from reasonpix_mini.measure.instructed import HINTS, Case, cases, judged
 

@@ -41,8 +41,8 @@ def measure(
     from PIL import Image
     from reasonpix_gligen import Gligen, GligenOptions
 
-    from reasonpix.records import Box
-    from reasonpix.slots import EditRequest
+    from reasonpix.plugin.components import EditRequest
+    from reasonpix.plugin.types import Box
     from reasonpix_mini.training.judge import Judge
     from reasonpix_mini.training.vae import psnr, to_pixels, to_tensor
 

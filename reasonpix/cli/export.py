@@ -1,0 +1,124 @@
+"""The command that exports a model for another runtime."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reasonpix.cli import console
+from reasonpix.errors import needing
+
+if TYPE_CHECKING:
+    from reasonpix.deployment.export.export import Exported
+    from reasonpix.editing.runtimes.manifest import Format, Precision
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--to",
+    "format",
+    type=click.Choice(["onnx", "openvino", "tensorrt"]),
+    required=True,
+    help="The runtime to export for.",
+)
+@click.option(
+    "--samples",
+    required=True,
+    metavar="BENCHMARK",
+    help="What the export is tried on: a folder that `reasonpix benchmark` wrote, or any other "
+    "that `reasonpix evaluate` reads.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Cases of it, from the first on; each with all its instructions.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A new folder for all that is needed but the UNet's PyTorch weights, or one that holds "
+    "exports of the same weights. Without it the export goes into MODEL, a folder.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Of the networks; int8 is of weights alone.",
+)
+@click.option("--vae", is_flag=True, help="Export the VAE's encoder and decoder too.")
+@click.option("--force", is_flag=True, help="Replace an export of the same format.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Denoising steps to try.")
+@click.option("--clip", metavar="MODEL", help="Model of CLIP-I and CLIP-T.")
+@click.option("--dino", metavar="MODEL", help="Model of DINO.")
+@click.option("--split", default="test", show_default=True, help="Split of BENCHMARK to read.")
+@console.revision_option
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+def export(
+    model: str,
+    format: Format,
+    samples: str,
+    count: int,
+    out: Path | None,
+    precision: Precision,
+    vae: bool,
+    force: bool,
+    steps: int | None,
+    clip: str | None,
+    dino: str | None,
+    split: str,
+    revision: str | None,
+    device: str,
+) -> None:
+    """Export MODEL's UNet for a runtime, and prove on BENCHMARK that it edits as PyTorch does.
+
+    An export that does not is refused, and nothing is written.
+    """
+    with needing("edit"):
+        from reasonpix.deployment.export.export import Wish
+        from reasonpix.deployment.export.export import export as write
+    from reasonpix.evaluation.benchmark import BenchmarkOptions
+    from reasonpix.evaluation.metrics import MetricsOptions
+    from reasonpix.plugin.components import ModelOptions
+
+    measures = {"clip": clip, "dino": dino}
+    wish = Wish(
+        model=ModelOptions(model=model, revision=revision, device=device),
+        format=format,
+        benchmark=BenchmarkOptions(path=samples, split=split, limit=count),
+        precision=precision,
+        vae=vae,
+        steps=steps,
+        metrics=MetricsOptions.model_validate({k: v for k, v in measures.items() if v}),
+    )
+    try:
+        with console.stoppable():
+            done = write(wish, out, force=force, report=lambda what: click.echo(what, err=True))
+    except KeyboardInterrupt as stopped:
+        click.echo("stopped; nothing was written", err=True)
+        sys.exit(128 + (stopped.args or (2,))[0])
+    _show(done)
+
+
+def _show(done: Exported) -> None:
+    parity, manifest = done.parity, done.manifest
+    click.echo(f"{parity.edits} edits of {parity.steps} steps, beside PyTorch's in float32:")
+    for what, found, wanted, _ in parity.rows():
+        click.echo(f"  {what:<48} {found:>10}  {wanted}")
+    size = f"{done.size / 1e6:.1f} MB"
+    click.echo(f"{manifest.format} {manifest.precision}, {size}, in {done.folder}; edit with it:")
+    folder = shlex.quote(str(done.folder.parent))
+    click.echo(
+        f"reasonpix edit IMAGE --instruction TEXT --model {folder} --runtime {manifest.format}"
+    )
+
+
+COMMANDS = (export,)

@@ -1,0 +1,113 @@
+"""Publish the accepted samples of a finished run as a dataset, in one of several forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from reasonpix.core.atomic_dir import appearing
+from reasonpix.datasets import preference
+from reasonpix.datasets import writers as layouts
+from reasonpix.datasets.card import Form, card
+from reasonpix.datasets.writers import Written
+from reasonpix.errors import RunError
+from reasonpix.generation.outcomes import Outcome, outcomes
+from reasonpix.generation.run_folder import RunFolder
+
+_FACTS = (
+    "`direct_instruction`, `edited_caption` and `candidates` (of which `chosen` is the index of "
+    "the one taken) belong to rewritten pairs; `selected`, `target` and `box` (XYXY in pixels of "
+    "the input image) to replaced objects. `source_id` names the image in its source."
+)
+
+
+_TRIPLES = "triples of input image, reasoning instruction and edited image"
+
+FORMS: Mapping[str, Form] = {
+    "hf": Form(
+        what=_TRIPLES,
+        columns="`input_image`, `edit_prompt`, `edited_image` are what diffusers' InstructPix2Pix "
+        "trainer reads: `edit_prompt` is the reasoning instruction, images are lossless. "
+        f"{_FACTS} `scores` is JSON of what the filters measured.",
+        data="data/train-*.parquet",
+        features=layouts.FEATURES,
+    ),
+    "instruct-pix2pix": Form(
+        what=_TRIPLES,
+        columns="A folder for each sample, listed in `seeds.json`: `0_0.jpg` before and `0_1.jpg` "
+        "after (JPEG of quality 100, colours not subsampled); `prompt.json` with the caption "
+        "before (`input`), the reasoning instruction (`edit`) and the caption after (`output`); "
+        "`facts.jsonl` with what else is known. Where an object was replaced, `output` is "
+        "derived: the caption before, with the target's name for the selected category's. "
+        f"{_FACTS} `scores` is what the filters measured.",
+    ),
+    "webdataset": Form(
+        what=_TRIPLES,
+        columns="Each sample is `<record_id>.input.png`, `.edited.png` (both lossless) and "
+        "`.json`, where `edit_prompt` is the reasoning instruction and what is not known is left "
+        f"out. {_FACTS} `scores` is what the filters measured.",
+        data="data/train-*.tar",
+    ),
+    "preference": Form(
+        what="preference pairs of instructions",
+        columns="`prompt` is what P_gen was asked, `chosen` and `rejected` are answers to it: the "
+        "candidate that P_select chose, and one that it did not, in the form that the prompt asks "
+        "for. `agreement` is the share of the orders asked in which P_select chose that candidate, "
+        "null where fewer than two were answered; `chosen_votes` and `rejected_votes` count the "
+        "orders for either. `record_id` names the sample.",
+        task="text-generation",
+        data="data/train-*.parquet",
+        features=preference.FEATURES,
+    ),
+}
+"""The forms by the name that `reasonpix publish --to` takes."""
+
+Writer = Callable[[RunFolder, Iterator[Outcome], Path], Written]
+
+_WRITERS: Mapping[str, Writer] = {
+    "hf": lambda run, accepted, folder: layouts.write_parquet(accepted, folder),
+    "instruct-pix2pix": lambda run, accepted, folder: layouts.write_instruct_pix2pix(
+        accepted, folder
+    ),
+    "webdataset": lambda run, accepted, folder: layouts.write_webdataset(accepted, folder),
+    "preference": lambda run, accepted, folder: preference.write_preference(
+        accepted, folder, preference.prompt_of(run)
+    ),
+}
+
+
+def publish(
+    run: RunFolder,
+    out: Path,
+    to: str = "hf",
+    report: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Write the accepted samples of `run` to the new folder `out`; returns the number of rows.
+
+    `to` is one of `FORMS`. The folder appears complete or not at all, and the same run gives the
+    same bytes. `report` is told how many samples are read. Raises `RunError` when the run is not
+    finished, accepted nothing or does not suit the form, and when `out` exists or cannot be
+    written.
+    """
+    form = FORMS[to]
+    with appearing(out, "publish") as draft:
+        written = _WRITERS[to](run, accepted(run, report), draft)
+        if written.rows == 0:
+            raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")
+        (draft / "README.md").write_text(card(run, form, written), encoding="utf-8")
+    return written.rows
+
+
+def accepted(
+    run: RunFolder, report: Callable[[int], None] = lambda done: None
+) -> Iterator[Outcome]:
+    """The outcomes of a run that a dataset is made of. Raises `RunError`."""
+    done = 0
+    try:
+        for outcome in outcomes(run):
+            if outcome.status == "ok":
+                done += 1
+                report(done)
+                yield outcome
+    except OSError as error:
+        raise RunError(f"{run} cannot be read: {error}") from error

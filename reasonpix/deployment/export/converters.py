@@ -1,0 +1,295 @@
+"""The networks of an editing model, written as files of ONNX or OpenVINO.
+
+A network is traced by `torch.export`, with all sides free that may be any number: batch, height,
+width, and tokens. The same weights and versions give the same files.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reasonpix.editing.checkpoint import Checkpoint, cell
+from reasonpix.editing.runtimes.binding import shape_of
+from reasonpix.editing.runtimes.manifest import Dtype, Format, Graph, Part, Port, Precision, Shapes
+from reasonpix.editing.runtimes.modules import (
+    PlainAttention,
+    UNetGraph,
+    VaeDecoderGraph,
+    VaeEncoderGraph,
+)
+from reasonpix.editing.runtimes.openvino import import_openvino
+
+_TRACED = {"batch": 3, "height": 2, "width": 3, "sequence": 5}
+"""Sizes that a network is traced with, all different, or they would be taken for the same side.
+Height and width count the coarsest cells."""
+
+_OPSET, _OPSET_OF_BFLOAT16 = 20, 22
+"""Of ONNX. The runtimes' optimisers know the older one best; it has no convolution of bfloat16."""
+
+_BLOCK = 32
+"""Weights that share a scale in int8: more of them would not make the file smaller by much."""
+
+_DTYPES: dict[Precision, Dtype] = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+def convert(
+    checkpoint: Checkpoint,
+    format: Format,
+    precision: Precision,
+    parts: Sequence[Part],
+    folder: Path,
+) -> dict[Part, Graph]:
+    """Write these networks into `folder`. The checkpoint is on the CPU, in float32, and stays so.
+
+    Weights are in a file of their own (`unet.onnx.data`, `unet.bin`): those above 2 GB have to be.
+    """
+    graphs: dict[Part, Graph] = {}
+    for part in parts:
+        # OpenVINO casts inside; of ONNX inputs and outputs are as precise as what is computed.
+        dtype = "float32" if format == "openvino" else _DTYPES.get(precision, "float32")
+        suffix = "xml" if format == "openvino" else "onnx"
+        graph = graphs[part] = describe(checkpoint, part, f"{part}.{suffix}", dtype)
+        # A VAE is small, and every error of it is seen.
+        reduced = "fp32" if precision == "int8" and part != "unet" else precision
+        with quiet():
+            if format == "openvino":
+                with TemporaryDirectory(dir=folder) as traced:
+                    file = Path(traced, f"{part}.onnx")
+                    _write_onnx(checkpoint, part, graph, file, PlainAttention())
+                    _write_openvino(file, folder / graph.file, reduced)
+            else:
+                # Of bfloat16 the operator is not known to be everywhere.
+                fused = format == "onnx" and precision != "bf16"
+                attention = _FusedAttention() if fused else PlainAttention()
+                _write_onnx(checkpoint, part, graph, folder / graph.file, attention)
+                if reduced == "int8":
+                    _quantise_onnx(folder / graph.file)
+    return graphs
+
+
+def describe(checkpoint: Checkpoint, part: Part, file: str, dtype: Dtype) -> Graph:
+    """What goes in and comes out, as `reasonpix.editing.runtimes.modules` says."""
+    unet, times = checkpoint.model.unet.config, cell(checkpoint.vae)
+    pixels = Port(
+        name="pixels", dtype=dtype, shape=("batch", 3, f"{times}*height", f"{times}*width")
+    )
+    latents = Port(
+        name="latents", dtype=dtype, shape=("batch", unet.out_channels, "height", "width")
+    )
+    if part == "vae_encoder":
+        return Graph(file=file, inputs=(pixels,), output=latents)
+    if part == "vae_decoder":
+        return Graph(file=file, inputs=(latents,), output=pixels)
+    tokens = ("batch", "sequence")
+    return Graph(
+        file=file,
+        inputs=(
+            Port(name="sample", dtype=dtype, shape=("batch", unet.in_channels, "height", "width")),
+            Port(name="timestep", dtype="float32", shape=("batch",)),
+            Port(
+                name="encoder_hidden_states",
+                dtype=dtype,
+                shape=(*tokens, unet.cross_attention_dim),
+            ),
+            Port(name="encoder_attention_mask", dtype="bool", shape=tokens),
+        ),
+        output=latents.model_copy(update={"name": "prediction"}),
+    )
+
+
+def stride(checkpoint: Checkpoint) -> int:
+    """Latents to a side of the UNet's coarsest cell."""
+    return int(2 ** (len(checkpoint.model.unet.config.block_out_channels) - 1))
+
+
+def profile(checkpoint: Checkpoint) -> Shapes:
+    """The sizes that TensorRT is to be good for.
+
+    Eight edits of three branches each, which is how many a GPU is given at once unless another
+    batch size is asked for; sides up to the model's resolution. Memory is taken for the largest.
+    """
+    step = stride(checkpoint)
+    # As the longer side of an image is rounded.
+    cells = round(checkpoint.settings.resolution / (cell(checkpoint.vae) * step))
+    side = max(1, cells) * step
+    sides = (step, side, side)
+    tokens = checkpoint.model.connector.config.tokens, len(checkpoint.model.null)
+    # Those of a long instruction are a multiple of those of none.
+    sequence = (min(tokens), max(tokens), 8 * max(tokens))
+    return Shapes(batch=(1, 24, 24), height=sides, width=sides, sequence=sequence)
+
+
+def weights_digest(unet: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values: the same however they are stored."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.float().contiguous().cpu().numpy()).cast("B"))
+    return digest.hexdigest()
+
+
+# -- ONNX -----------------------------------------------------------------------------------------
+
+
+def _write_onnx(
+    checkpoint: Checkpoint, part: Part, graph: Graph, file: Path, attention: PlainAttention
+) -> None:
+    import onnx
+
+    sizes = {
+        name: size * (stride(checkpoint) if name in ("height", "width") else 1)
+        for name, size in _TRACED.items()
+    }
+    bfloat16 = graph.output.dtype == "bfloat16"
+    dtype = getattr(torch, graph.output.dtype)
+    with _module(checkpoint, part, dtype, attention) as module, torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(_example(port, sizes) for port in graph.inputs),
+            dynamo=True,
+            opset_version=_OPSET_OF_BFLOAT16 if bfloat16 else _OPSET,
+            input_names=[port.name for port in graph.inputs],
+            output_names=[graph.output.name],
+            dynamic_shapes={
+                port.name: {
+                    number: side.rpartition("*")[2]
+                    for number, side in enumerate(port.shape)
+                    if isinstance(side, str)
+                }
+                for port in graph.inputs
+            },
+            verbose=False,
+        )
+        _forget_origins(program.model)
+        program.save(str(file), external_data=True)
+    onnx.checker.check_model(str(file), full_check=True)
+
+
+class _FusedAttention(PlainAttention):
+    """Self-attention as ONNX Runtime's own operator, which never holds all scores at once.
+
+    It is in its domain `com.microsoft`. Cross-attention, which has few scores and a mask, is plain.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """As `PlainAttention`."""
+        if encoder_hidden_states is not None or attention_mask is not None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+        query, key, value = (it(hidden_states) for it in (attn.to_q, attn.to_k, attn.to_v))
+        seen = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            (query, key, value),
+            {"num_heads": attn.heads, "scale": attn.scale},
+            dtype=query.dtype,
+            shape=query.shape,
+            version=1,
+        )
+        attended: Tensor = attn.to_out[0](seen)
+        return attended
+
+
+@contextmanager
+def _module(
+    checkpoint: Checkpoint, part: Part, dtype: torch.dtype, attention: PlainAttention
+) -> Iterator[nn.Module]:
+    """The network as it is traced; the checkpoint's own is what it was afterwards."""
+    unet, vae = checkpoint.model.unet, checkpoint.vae
+    if part != "unet":
+        own = vae if dtype == torch.float32 else nn.Module.to(copy.deepcopy(vae), dtype)
+        yield (VaeEncoderGraph if part == "vae_encoder" else VaeDecoderGraph)(own).eval()
+        return
+    own = unet if dtype == torch.float32 else copy.deepcopy(unet).to(dtype)
+    processors = dict(own.attn_processors)
+    own.set_attn_processor(attention)
+    try:
+        yield UNetGraph(own).eval()
+    finally:
+        own.set_attn_processor(processors)
+
+
+def _example(port: Port, sizes: dict[str, int]) -> torch.Tensor:
+    return torch.ones(shape_of(port, sizes), dtype=getattr(torch, port.dtype))
+
+
+def _forget_origins(model: Any) -> None:
+    """Drop what tells of each node where in the code it came from: paths, numbers of a process."""
+    for node in model.graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+
+
+def _quantise_onnx(file: Path) -> None:
+    """Weights of matrix products to int8 by onnxruntime's own tool; activations stay float32.
+
+    It has none for the weights of convolutions alone.
+    """
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(onnx.load(file), bits=8, block_size=_BLOCK, is_symmetric=True)
+    quantizer.process()
+    Path(f"{file}.data").unlink()  # or the new weights would be added to it
+    quantizer.model.save_model_to_file(str(file), use_external_data_format=True)
+
+
+# -- OpenVINO -------------------------------------------------------------------------------------
+
+
+def _write_openvino(onnx: Path, file: Path, precision: Precision) -> None:
+    openvino = import_openvino()
+    model = openvino.convert_model(onnx)
+    if precision == "int8":
+        import nncf
+
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    for number, node in enumerate(model.get_ordered_ops()):
+        # Nodes without a name of their own are counted through, over all that a process has made.
+        if re.fullmatch(r"[A-Z]\w*_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{node.get_type_name()}.{number}")
+    openvino.save_model(model, file, compress_to_fp16=precision == "fp16")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters and converters tell of their own workings: it is checked, not told."""
+    root = logging.getLogger()
+    before, handlers, level = logging.root.manager.disable, list(root.handlers), root.level
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        root.handlers[:] = handlers  # onnxruntime.quantization adds one when it is imported
+        root.setLevel(level)

@@ -1,0 +1,139 @@
+"""Edit images by a server of `reasonpix serve`.
+
+```python
+with reasonpix.Client("http://127.0.0.1:8000") as client:
+    client.edit("street.jpg", "it got cold over night").save("edited.png")
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from reasonpix.core.images import UndecodableImage, decode, encode_png, rgb
+from reasonpix.errors import ReasonpixError, needing
+
+if TYPE_CHECKING:
+    import httpx2
+
+_LATER = (429, 503)
+
+
+class Client:
+    """Asks the server at `url` for edits; `token` is the server's, where it has one.
+
+    An edit may take `timeout` seconds in all. Where the server has no room, or is not ready, it is
+    asked again when it said to. Any number of threads may share a client.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, timeout: float = 600) -> None:
+        with needing("client"):
+            import httpx2
+        self._url = url.rstrip("/")
+        self._timeout = timeout
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            # As many connections as there are threads that ask.
+            limits = httpx2.Limits(max_connections=None)
+            self._http = httpx2.Client(base_url=self._url, headers=headers, limits=limits)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise ReasonpixError(f"{url}: no address of a server: {error}") from error
+
+    def edit(
+        self,
+        image: Image.Image | Path | str,
+        instruction: str,
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        resolution: int | None = None,
+    ) -> Image.Image:
+        """The edited image, RGB, of the size of the input.
+
+        `image` is one that is open, of any mode, or a file, which is sent as it is. What is None is
+        as the model's settings say; other names are as in `ReasonPix2Pix`. Raises `ReasonpixError`
+        with the server's words where it refuses, and where it cannot be reached in time.
+        """
+        given = {
+            "guidance_scale": guidance_scale,
+            "image_guidance_scale": image_guidance_scale,
+            "steps": num_inference_steps,
+            "resolution": resolution,
+        }
+        fields = {name: str(value) for name, value in given.items() if value is not None}
+        fields |= {"instruction": instruction, "seed": str(seed)}
+        files = {"image": ("image", _data(image))}
+        deadline = monotonic() + self._timeout
+        while True:
+            answer = self._post(fields, files, deadline - monotonic())
+            if answer.status_code == 200:
+                break
+            seconds = _seconds(answer)
+            if answer.status_code not in _LATER or monotonic() + seconds > deadline:
+                raise ReasonpixError(f"{self._url}: {_words(answer)}")
+            sleep(seconds)
+        try:
+            return decode(answer.content)
+        except UndecodableImage as error:
+            raise ReasonpixError(
+                f"{self._url}: the answer is no image ({error}); is this a reasonpix server?"
+            ) from error
+
+    def _post(
+        self, fields: dict[str, str], files: dict[str, tuple[str, bytes]], seconds: float
+    ) -> httpx2.Response:
+        import httpx2
+
+        try:
+            return self._http.post("/v1/edits", data=fields, files=files, timeout=max(0, seconds))
+        except httpx2.TimeoutException as error:
+            raise ReasonpixError(
+                f"{self._url}: no answer within {self._timeout:g} s; give Client a longer timeout, "
+                "or ask for fewer steps"
+            ) from error
+        except httpx2.HTTPError as error:
+            raise ReasonpixError(
+                f"{self._url} cannot be asked: {error}; see that the server runs there"
+            ) from error
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def _data(image: Image.Image | Path | str) -> bytes:
+    try:
+        if isinstance(image, Image.Image):
+            return encode_png(rgb(image))
+        return Path(image).read_bytes()
+    except UndecodableImage as error:
+        raise ReasonpixError(f"image: {error}") from error
+    except OSError as error:
+        raise ReasonpixError(f"{image}: {error.strerror or error}") from error
+
+
+def _seconds(answer: httpx2.Response) -> float:
+    """How long to wait, as the server says; a proxy that says nothing, or a date, gets a second."""
+    told = answer.headers.get("retry-after", "")
+    return max(1, int(told)) if told.isdecimal() else 1
+
+
+def _words(answer: httpx2.Response) -> str:
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {answer.status_code}, which a reasonpix server does not give this way"

@@ -1,0 +1,168 @@
+"""What /openapi.json says: each route, each answer it can give, the bounds of what is sent."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+from fastapi import FastAPI, Response
+from pydantic import BaseModel, Field
+
+from reasonpix.core.images import FORMATS
+from reasonpix.deployment.server.request import EditForm
+
+ABOUT = "Edit images by instructions, with one model."
+
+_MEDIA_TYPES = {"JPEG": "image/jpeg", "PPM": "image/x-portable-pixmap"}
+
+
+class Png(Response):
+    """A PNG."""
+
+    media_type = "image/png"
+
+
+class Text(Response):
+    """Figures as Prometheus reads them."""
+
+    media_type = "text/plain"
+
+
+class Error(BaseModel):
+    """Why there is no edit."""
+
+    detail: str = Field(description="Where, what, and how to mend it")
+
+
+class Status(BaseModel):
+    """That all is well."""
+
+    status: str
+
+
+class ModelFacts(BaseModel):
+    """What is served."""
+
+    name: str
+    runtime: str
+    device: str
+    settings: dict[str, int | float] = Field(
+        description="What is taken where a request does not say"
+    )
+    limits: dict[str, int | float] = Field(description="What a request may ask for")
+
+
+_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+
+
+def _error(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": _ERROR, "headers": headers}
+
+
+def _later(description: str) -> dict[str, Any]:
+    schema = {"type": "integer", "minimum": 1}
+    return _error(
+        description, **{"Retry-After": {"description": "Seconds to wait", "schema": schema}}
+    )
+
+
+_UNAUTHORIZED = {
+    401: _error(
+        "The token is missing or wrong",
+        **{"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}},
+    )
+}
+_FAILED = {500: _error("The server failed; its log says why")}
+
+
+def _request_body() -> dict[str, Any]:
+    schema = EditForm.model_json_schema()
+    kinds = ", ".join(_MEDIA_TYPES.get(it, f"image/{it.lower()}") for it in FORMATS)
+    image = {
+        "type": "string",
+        "format": "binary",
+        "description": f"A file of one of {', '.join(FORMATS)}; turned as its EXIF data say",
+    }
+    for field in schema["properties"].values():
+        # A form has no null: what is not sent is left out.
+        if options := field.pop("anyOf", None):
+            field |= options[0]
+            field.pop("default", None)
+    form = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["image", *schema["required"]],
+        "properties": {"image": image, **schema["properties"]},
+    }
+    content = {"schema": form, "encoding": {"image": {"contentType": kinds}}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}
+
+
+EDITS: dict[str, Any] = {
+    "operation_id": "edit",
+    "summary": "Edit an image",
+    "description": "The same image, fields and model give the same pixels.",
+    "response_class": Png,
+    "responses": {
+        200: {
+            "description": "The edited image, of the size of the input (upright)",
+            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        400: _error("The body is no form"),
+        **_UNAUTHORIZED,
+        408: _error("The request did not arrive in time"),
+        413: _error("The image has too many bytes or pixels"),
+        415: _error("The request is no multipart/form-data"),
+        422: _error("A field is wrong, or the image cannot be read or edited"),
+        429: _later("As many edits as there may be are under way"),
+        **_FAILED,
+        503: _later("The model is being loaded, the server is stopping, or memory ran out"),
+        504: _error("The edit took too long"),
+    },
+    "openapi_extra": _request_body(),
+}
+MODEL: dict[str, Any] = {
+    "operation_id": "model",
+    "summary": "What is served",
+    "response_model": ModelFacts,
+    "responses": {
+        **_UNAUTHORIZED,
+        **_FAILED,
+        503: _later("The model is being loaded, or the server is stopping"),
+    },
+}
+METRICS: dict[str, Any] = {
+    "operation_id": "metrics",
+    "summary": "Figures for Prometheus",
+    "response_class": Text,
+    "responses": {**_UNAUTHORIZED, **_FAILED},
+}
+HEALTHZ: dict[str, Any] = {
+    "operation_id": "healthz",
+    "summary": "Whether the process lives",
+    "response_model": Status,
+    "responses": _FAILED,
+}
+READYZ: dict[str, Any] = {
+    "operation_id": "readyz",
+    "summary": "Whether edits are taken",
+    "response_model": Status,
+    "responses": {**_FAILED, 503: _later("The model is being loaded, or the server is stopping")},
+}
+
+
+def document(app: FastAPI, secured: bool, maxima: dict[str, int]) -> dict[str, Any]:
+    """The OpenAPI document; `maxima` are of the form's fields, as far as they are known."""
+    made = deepcopy(app.openapi())
+    made["components"]["schemas"]["Error"] = Error.model_json_schema()
+    if secured:
+        scheme = {"type": "http", "scheme": "bearer"}
+        made["components"]["securitySchemes"] = {"token": scheme}
+        for operations in made["paths"].values():
+            for operation in operations.values():
+                if "401" in operation["responses"]:
+                    operation["security"] = [{"token": []}]
+    body = made["paths"]["/v1/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    for name, maximum in maxima.items():
+        body["schema"]["properties"][name]["maximum"] = maximum
+    return made

@@ -1,0 +1,120 @@
+"""Exported networks computed by ONNX Runtime, on a CPU or an NVIDIA GPU.
+
+Inputs are read and results written in the memory of PyTorch's tensors (IO binding): nothing is
+copied on the way, also on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reasonpix.editing.runtimes.base import Network
+from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
+from reasonpix.editing.runtimes.manifest import Export, Graph
+from reasonpix.errors import ReasonpixError, WeightsError, needing
+
+_ELEMENTS = {"float32": 1, "bool": 9, "float16": 10, "bfloat16": 16}
+"""ONNX's numbers (TensorProto.DataType) for the types of a port."""
+
+
+def load(export: Export, device: torch.device, threads: int | None = None) -> dict[str, Network]:
+    """The networks of an export, ready to compute on a CPU or a GPU.
+
+    `threads` of the CPU are as many as PyTorch computes with unless they are given. Raises
+    `ReasonpixError` where ONNX Runtime is not installed or is not one for the device, and
+    `WeightsError` for what it cannot load.
+    """
+    on_gpu = device.type == "cuda"
+    with needing("onnx-gpu" if on_gpu else "onnx"):
+        import onnxruntime
+    provider: Any = "CPUExecutionProvider"
+    if on_gpu:
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise ReasonpixError(
+                f"onnx: the installed ONNX Runtime {onnxruntime.__version__} computes on the CPU "
+                "alone: pip uninstall onnxruntime, then pip install 'reasonpix[onnx-gpu]'; or "
+                "choose --device cpu"
+            )
+        onnxruntime.preload_dlls()  # those that PyTorch came with
+        device = torch.device("cuda", device.index or 0)
+        # TF32 is no float32, and a search for the fastest algorithm finds another each time.
+        options = {"device_id": device.index, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
+        provider = ("CUDAExecutionProvider", options)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # errors
+    settings.intra_op_num_threads = threads or torch.get_num_threads()
+    # Threads that wait by spinning gain nothing, and take the cores from everything else.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    networks: dict[str, Network] = {}
+    for part, graph in export.manifest.graphs.items():
+        session = _session(export.file(part), settings, provider)
+        networks[part] = OnnxNetwork(session, graph, device)
+    return networks
+
+
+def _session(file: Path, settings: Any, provider: Any) -> Any:
+    from onnxruntime import InferenceSession
+
+    try:
+        session = InferenceSession(file, settings, providers=[provider])
+    except Exception as error:  # its own have no common base
+        raise WeightsError(
+            f"{file}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}); on a CPU it "
+            "computes fp32 and int8 exports; or choose another runtime"
+        ) from error
+    # Where CUDA's libraries are missing it would compute on the CPU, and not say so.
+    wanted = provider if isinstance(provider, str) else provider[0]
+    if wanted not in session.get_providers():
+        raise ReasonpixError(
+            "onnx: ONNX Runtime cannot use the GPU (its own words stand above); its CUDA and cuDNN "
+            "must be the versions of PyTorch's: pip install 'reasonpix[onnx-gpu]'; or choose "
+            "--device cpu"
+        )
+    return session
+
+
+class OnnxNetwork(ExportedNetwork):
+    """A session of ONNX Runtime."""
+
+    def __init__(self, session: Any, graph: Graph, device: torch.device) -> None:
+        super().__init__(graph, device)
+        self._session = session
+
+    def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
+        """What computes the network on these tensors, which must be contiguous."""
+        tensors, sizes = fitted(self._graph, inputs, self._device)
+        port = self._graph.output
+        shape = shape_of(port, sizes)
+        tensors[port.name] = torch.empty(shape, dtype=self.dtype, device=self._device)
+        binding = self._session.io_binding()
+        place = (self._device.type, self._device.index or 0)
+        for put, ports in (
+            (binding.bind_input, self._graph.inputs),
+            (binding.bind_output, [port]),
+        ):
+            for it in ports:
+                tensor = tensors[it.name]
+                put(it.name, *place, _ELEMENTS[it.dtype], tuple(tensor.shape), tensor.data_ptr())
+        return _Bound(self._session, binding, tensors, tensors[port.name])
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A session and its tensors, which must live as long as their memory is bound."""
+
+    session: Any
+    binding: Any
+    tensors: dict[str, Tensor]
+    output: Tensor
+
+    def __call__(self) -> Tensor:
+        if self.output.is_cuda:  # the session has a stream of its own, and waits for it at the end
+            torch.cuda.current_stream(self.output.device).synchronize()
+        self.session.run_with_iobinding(self.binding)
+        return self.output

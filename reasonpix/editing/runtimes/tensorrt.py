@@ -1,0 +1,271 @@
+"""TensorRT: engines built from an export's ONNX on the GPU that runs them, and kept beside it.
+
+An engine computes on the kind of GPU, the driver and the TensorRT it was built with, and for the
+sizes of its optimisation profile. It is built when it is first wanted, which takes minutes, and
+kept as `tensorrt/engines/KEY.engine`; KEY is a digest of all that it depends on, so what is out of
+date is never read. Engines may be deleted at any time. They are programs: never take one from
+somebody else.
+
+Written against NVIDIA's Python API of TensorRT 10 and 11. What stands here above `load` needs
+neither TensorRT nor a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from reasonpix.editing.runtimes.base import Network
+from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
+from reasonpix.editing.runtimes.manifest import Export, Graph, Part, Shapes
+from reasonpix.errors import ReasonpixError, WeightsError, needing
+
+ENGINES = "REASONPIX_ENGINES"
+"""Environment variable: the folder to keep engines in, where the export's cannot be written."""
+
+Shape = tuple[int, ...]
+Span = tuple[Shape, Shape, Shape]
+"""Of an input: the smallest shape, the one to be fastest with, the largest."""
+
+_LOG = logging.getLogger(__name__)
+_DIGEST = 32
+"""Bytes at a kept engine's start: the SHA-256 of all others."""
+
+
+def spans(part: Part, graph: Graph, profile: Shapes) -> dict[str, Span]:
+    """The optimisation profile of a network: the shapes of each input, (least, usual, most).
+
+    `profile` counts latents; a VAE computes one image at a time.
+    """
+    sizes = profile.model_dump()
+    if part != "unet":
+        sizes["batch"] = (1, 1, 1)
+    least, usual, most = ({name: it[at] for name, it in sizes.items()} for at in range(3))
+    return {
+        port.name: (shape_of(port, least), shape_of(port, usual), shape_of(port, most))
+        for port in graph.inputs
+    }
+
+
+def engine_key(export: Export, part: Part, platform: Mapping[str, str]) -> str:
+    """A digest of what an engine depends on: the network, its profile, and `platform`."""
+    assert export.manifest.profile is not None
+    graph = export.manifest.graphs[part]
+    depends = {
+        "onnx": {
+            name: digest
+            for name, digest in export.manifest.files.items()
+            if name == graph.file or name.startswith(f"{graph.file}.")
+        },
+        "profile": spans(part, graph, export.manifest.profile),
+        "platform": dict(platform),
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def driver_version() -> str:
+    """NVIDIA's driver, such as 580.65.06, as nvidia-smi tells. Raises `ReasonpixError`."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout
+        return told.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise ReasonpixError(
+            "TensorRT: the driver's version is not known, because nvidia-smi failed "
+            f"({error}); a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        ) from error
+
+
+def kept_engine(file: Path, build: Callable[[], bytes]) -> bytes:
+    """The engine in this file, built where there is none or a damaged one.
+
+    An engine gets its name when all of it is written; of several processes that build the same one
+    the last wins. Raises `WeightsError` where the folder cannot be written, before it is built.
+    """
+    draft = file.with_suffix(f".{uuid4().hex}.part")
+    try:
+        if (engine := _read(file)) is not None:
+            return engine
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+        try:
+            engine = build()
+            draft.write_bytes(hashlib.sha256(engine).digest() + engine)
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise WeightsError(
+            f"{file.parent}: TensorRT's engine cannot be kept here ({error.strerror or error}), "
+            "and building it takes minutes; let this folder be written, or name another by the "
+            f"environment variable {ENGINES}"
+        ) from error
+    return engine
+
+
+def _read(file: Path) -> bytes | None:
+    try:
+        kept = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, engine = kept[:_DIGEST], kept[_DIGEST:]
+    if engine and hashlib.sha256(engine).digest() == digest:
+        return engine
+    _LOG.warning("%s is damaged and is built again", file)
+    return None
+
+
+def check_shapes(graph: Graph, profile: Mapping[str, Span], tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ReasonpixError` for inputs outside the network's profile."""
+    for name, (least, _, most) in profile.items():
+        shape = tuple(tensors[name].shape)
+        if not all(low <= it <= high for low, it, high in zip(least, shape, most, strict=True)):
+            raise ReasonpixError(
+                f"{graph.file}: {name} is {_sides(shape)}, and the export's profile for TensorRT "
+                f"goes from {_sides(least)} to {_sides(most)}; choose a resolution, a batch size "
+                "and an instruction within it, or another runtime"
+            )
+
+
+def _sides(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def load(export: Export, device: torch.device, threads: int | None = None) -> dict[str, Network]:
+    """The networks of an export, their engines built where there are none yet.
+
+    `threads` has no meaning here. Raises `ReasonpixError` without a GPU or TensorRT, and where an
+    engine can be neither built nor kept.
+    """
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise ReasonpixError(
+            f"TensorRT computes on an NVIDIA GPU, not on {device}: choose another runtime (torch, "
+            "onnx, openvino); on a machine with a GPU it needs a CUDA build of PyTorch, and "
+            "pip install 'reasonpix[tensorrt]'"
+        )
+    with needing("tensorrt"):
+        import tensorrt
+    if export.manifest.profile is None:
+        raise WeightsError(f"{export.folder}: the manifest has no profile; export the model again")
+    folder = Path(os.environ.get(ENGINES) or export.folder / "engines")
+    networks: dict[str, Network] = {}
+    with torch.cuda.device(device):
+        device = torch.device("cuda", torch.cuda.current_device())
+        platform = {
+            "gpu": torch.cuda.get_device_name(),
+            "capability": ".".join(map(str, torch.cuda.get_device_capability())),
+            "driver": driver_version(),
+            "tensorrt": str(tensorrt.__version__),
+        }
+        for part, graph in export.manifest.graphs.items():
+            profile = spans(part, graph, export.manifest.profile)
+            file = folder / f"{engine_key(export, part, platform)}.engine"
+            build = partial(_build, tensorrt, export.file(part), profile)
+            engine = _Engine(tensorrt, file, build)
+            networks[part] = TensorRTNetwork(engine, graph, profile, device)
+    return networks
+
+
+class _Engine:
+    """An engine that is ready to run, with what must live as long as it does."""
+
+    def __init__(self, trt: Any, file: Path, build: Callable[[], bytes]) -> None:
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(kept_engine(file, build))
+        if self._engine is None:  # whole, and yet TensorRT will not have it
+            file.unlink(missing_ok=True)
+            self._engine = self._runtime.deserialize_cuda_engine(kept_engine(file, build))
+        self.context = self._engine and self._engine.create_execution_context()
+        if self.context is None:
+            raise WeightsError(
+                f"{file}: TensorRT cannot run the engine that it built (its own words stand "
+                "above); free memory on the GPU, or choose another runtime"
+            )
+
+
+class TensorRTNetwork(ExportedNetwork):
+    """An engine, which reads and writes tensors of PyTorch where they lie."""
+
+    def __init__(
+        self, engine: _Engine, graph: Graph, profile: Mapping[str, Span], device: torch.device
+    ) -> None:
+        super().__init__(graph, device)
+        self._engine, self._profile = engine, profile
+        self._stream = torch.cuda.Stream(device)
+        """On the default stream TensorRT would wait for the GPU at each call."""
+
+    def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
+        """What computes the engine on these tensors; an absent mask is one of all tokens.
+
+        It runs in the order of torch's current stream.
+        """
+        tensors, _ = fitted(self._graph, inputs, self._device)
+        check_shapes(self._graph, self._profile, tensors)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        context, output = self._engine.context, self._graph.output.name
+
+        def place() -> None:
+            for name, shape in shapes.items():
+                self._ask(context.set_input_shape(name, shape), f"shape of {name}")
+            for name, tensor in tensors.items():
+                self._ask(context.set_tensor_address(name, tensor.data_ptr()), f"place of {name}")
+
+        with torch.cuda.device(self._device):
+            place()
+            made = tuple(context.get_tensor_shape(output))
+            tensors[output] = torch.empty(made, dtype=self.dtype, device=self._device)
+
+        def compute() -> Tensor:
+            with torch.cuda.device(self._device):
+                place()  # other tensors may have been bound since
+                current = torch.cuda.current_stream()
+                self._stream.wait_stream(current)
+                self._ask(context.execute_async_v3(self._stream.cuda_stream), "computation")
+                current.wait_stream(self._stream)
+            return tensors[output]
+
+        return compute
+
+    def _ask(self, done: bool, what: str) -> None:
+        if not done:
+            raise ReasonpixError(
+                f"{self._graph.file}: TensorRT refuses the {what} (its own words stand above)"
+            )
+
+
+def _build(trt: Any, onnx: Path, profile: Mapping[str, Span]) -> bytes:
+    """An engine in the precisions that the ONNX file is written in, float32 without TF32."""
+    _LOG.warning("TensorRT builds the engine of %s for this GPU: minutes, once", onnx)
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    # TensorRT 11 knows no other networks, and a later one may do without the flag.
+    typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx)):
+        errors = "; ".join(str(parser.get_error(at)) for at in range(parser.num_errors))
+        raise WeightsError(f"{onnx}: TensorRT {trt.__version__} cannot read it: {errors}")
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    shapes = builder.create_optimization_profile()
+    for name, (least, usual, most) in profile.items():
+        shapes.set_shape(name, least, usual, most)
+    config.add_optimization_profile(shapes)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise WeightsError(
+            f"{onnx}: TensorRT {trt.__version__} cannot build an engine (its own words stand "
+            "above); free memory on the GPU, or export with a smaller profile"
+        )
+    return bytes(engine)

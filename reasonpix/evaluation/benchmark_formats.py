@@ -1,0 +1,307 @@
+"""Where benchmarks lie: tables of pairs, MagicBrush's released folder, SmartEdit's Reason-Edit.
+
+Each layout gives drafts of cases, from which nothing was read yet but names and words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reasonpix.datasets.reader import Rows
+from reasonpix.errors import SourceError
+from reasonpix.evaluation.cases import DIRECT
+from reasonpix.generation.components.sources import file_bytes
+
+REASONING = "reasoning"
+"""The kind of instruction that only hints at what comes."""
+
+Read = Callable[[], bytes]
+"""Gives an encoded image. Raises `OSError`."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A row of a benchmark as it was found; nothing of it is checked. Absent cells are None."""
+
+    row: str
+    """The file and the row in it, for messages."""
+    id: str
+    instructions: Mapping[str, object]
+    """By kind."""
+    input: Read
+    truth: Read | None = None
+    mask: Read | None = None
+    caption: object = None
+    edited_caption: object = None
+    target: object = None
+    box: object = None
+    """XYXY in pixels of the input image."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+Found = Draft | tuple[str, str]
+"""A draft; or a row's name, and why there is none."""
+
+
+# -- Tables of pairs ------------------------------------------------------------------------------
+
+_FACTS = ("record_id", "caption", "edited_caption", "selected", "target", "box")
+_TURN = ("img_id", "turn_index")
+
+
+def table(
+    rows: Rows, instructions: Mapping[str, str] | None, captions: Path | None
+) -> Iterator[Found]:
+    """What `reasonpix benchmark` and `publish` write, and the columns of others, as MagicBrush's.
+
+    `instructions` are columns by kind; by default direct and reasoning of a dataset of ours, and
+    direct of others. `captions` is for rows that MagicBrush's columns number.
+    """
+    kinds = instructions or _kinds(rows)
+    rows.require(list(kinds.values()))
+    known = [name for name in (*_FACTS, *_TURN) if name in rows.columns]
+    told = _Captions(captions) if captions else None
+    if told and not set(_TURN) <= set(known):
+        raise SourceError(
+            f"captions: {rows.where} has no columns img_id and turn_index to look them up by"
+        )
+    for number, cells in enumerate(rows.texts(list(dict.fromkeys([*kinds.values(), *known])))):
+        name = rows.name(number)
+        if isinstance(cells, OSError):
+            yield name, str(cells)
+            continue
+        words = {kind: cells[column] for kind, column in kinds.items()}
+        try:
+            turn = _turn(cells, told) if set(_TURN) <= set(known) else {}
+        except (OSError, ValueError) as error:
+            yield name, str(error)
+            continue
+        yield Draft(
+            row=name,
+            instructions=words,
+            input=partial(_of_pair, rows, number, 0),
+            truth=partial(_of_pair, rows, number, 1),
+            mask=partial(rows.mask, number) if rows.has_masks else None,
+            target=cells.get("target"),
+            box=cells.get("box"),
+            **({"id": f"row-{number:06d}"} | _own(cells) | turn),
+        )
+
+
+def _kinds(rows: Rows) -> Mapping[str, str]:
+    if "direct_instruction" in rows.columns:
+        return {DIRECT: "direct_instruction", REASONING: rows.instruction}
+    return {DIRECT: rows.instruction}
+
+
+def _of_pair(rows: Rows, number: int, which: int) -> bytes:
+    return rows.images(number)[which]
+
+
+def _own(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """What only a dataset of ours tells."""
+    selected, target = cells.get("selected"), cells.get("target")
+    own: dict[str, Any] = {name: cells.get(name) for name in ("caption", "edited_caption")}
+    if cells.get("record_id") is not None:
+        own["id"] = str(cells["record_id"])
+    if selected and target:
+        own["groups"] = {"category": str(selected), "edit": f"{selected} → {target}"}
+    return own
+
+
+def _turn(cells: Mapping[str, Any], captions: _Captions | None) -> dict[str, Any]:
+    """Of MagicBrush's columns. Raises `OSError` and `ValueError`."""
+    if missing := [name for name in _TURN if cells[name] is None]:
+        raise OSError(f"has no {' and no '.join(missing)}")
+    image, turn = str(cells["img_id"]), int(cells["turn_index"])
+    facts: dict[str, Any] = {"id": f"{image}-{turn}", "groups": {"turn": str(turn)}}
+    if captions:
+        before = f"{image}-output{turn - 1}.png" if turn > 1 else f"{image}-input.png"
+        facts |= captions.of(image, before, f"{image}-output{turn}.png")
+    return facts
+
+
+# -- MagicBrush -----------------------------------------------------------------------------------
+
+SESSIONS = "edit_sessions.json"
+CAPTIONS = "global_descriptions.json"
+
+
+def magicbrush(where: str, folder: Path, captions: Path | None) -> Iterator[Found]:
+    """The folder that MagicBrush's test set comes in (OSU-NLP-Group/MagicBrush).
+
+    ```
+    edit_sessions.json         {image: [{"input", "mask", "output", "instruction"}, …]}, by turns
+    global_descriptions.json   {image: {file: caption}}, of inputs and outputs
+    images/<image>/<file>      139-input.png, 139-mask1.png, 139-output1.png, …
+    ```
+
+    Every turn is a case: from its own input, which is the output of the turn before, as in the
+    single-turn setting of their evaluation.
+    """
+    if captions is None and (folder / CAPTIONS).is_file():
+        captions = folder / CAPTIONS
+    told = _Captions(captions) if captions else None
+    for image, turns in _json(folder / SESSIONS, "{image: [turn, …]}").items():
+        for number, turn in enumerate(turns if isinstance(turns, list) else [turns], 1):
+            shown = image.encode(errors="backslashreplace").decode()  # no half characters
+            name = f"{where}/{SESSIONS} {shown} turn {number}"
+            try:
+                yield _session_turn(folder / "images" / image, name, image, number, turn, told)
+            except OSError as error:
+                yield name, str(error)
+
+
+def _session_turn(
+    folder: Path, name: str, image: str, number: int, turn: Any, captions: _Captions | None
+) -> Draft:
+    files = [turn.get(key) if isinstance(turn, dict) else None for key in ("input", "output")]
+    missing = [key for key, file in zip(("input", "output"), files, strict=True) if not file]
+    if missing:
+        raise OSError(f"names no {' and no '.join(missing)}")
+    before, after = map(str, files)
+    told = captions.of(image, before, after) if captions else {}
+    return Draft(
+        row=name,
+        id=f"{image}-{number}",
+        instructions={DIRECT: turn.get("instruction")},
+        input=partial(_file, folder / before),
+        truth=partial(_file, folder / after),
+        mask=partial(_file, folder / str(turn["mask"])) if turn.get("mask") else None,
+        groups={"turn": str(number)},
+        **told,
+    )
+
+
+class _Captions:
+    """MagicBrush's global_descriptions.json."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._captions = _json(path, "{image: {file: caption}}")
+
+    def of(self, image: str, before: str, after: str) -> dict[str, Any]:
+        """The two captions of a turn. Raises `OSError` when there is none of the edited image."""
+        named = self._captions.get(image)
+        known = named if isinstance(named, dict) else {}
+        if not known.get(after):
+            raise OSError(f"{self._path.name} has no caption of {after}")
+        return {"caption": known.get(before), "edited_caption": known[after]}
+
+
+# -- Reason-Edit ----------------------------------------------------------------------------------
+
+_MASK = "_mask.jpg"
+"""The end of a mask's name; before it stands the name of its image."""
+
+_CLIP = "CLIP:"
+"""Between the instruction and what CLIP should find in the mask."""
+
+_SCENARIOS = {
+    "1-Left-Right": "Left_Right_text.txt",
+    "2-Relative-Size": "Size_text.txt",
+    "3-Mirror": "Mirror_text.txt",
+    "4-Color": "Color_text.txt",
+    "5-Multiple-Objects": "MultipleObjects_text.txt",
+    "6-Reasoning": "Reason_test.txt",
+}
+"""The folders of Reason-Edit, and the texts in them."""
+
+
+def scenarios(folder: Path) -> dict[str, Path]:
+    """The folders of Reason-Edit by their names: `folder`, those in it, and those one deeper.
+
+    SmartEdit's scripts search for the first five at any depth.
+    """
+    inside = _folders(folder)
+    places = [folder, *inside]
+    if any(place.name in _SCENARIOS for place in places):  # or it is none, and perhaps large
+        places += [deeper for place in inside for deeper in _folders(place)]
+    found = {place.name: place for place in reversed(places) if place.name in _SCENARIOS}
+    return dict(sorted(found.items()))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def reason_edit(where: str, folder: Path) -> Iterator[Found]:
+    """Reason-Edit, the benchmark of SmartEdit (TencentARC/SmartEdit, test/metrics_evaluation.py).
+
+    ```
+    1-Left-Right/001.png …           the images
+                 001_mask.jpg …      white: where the edit may change them
+                 Left_Right_text.txt a line for each image: `instruction CLIP: target`
+    2-Relative-Size … 6-Reasoning    the same, with a text file of another name
+    ```
+
+    Lines belong to images by the order of the images' names, and masks too, as in SmartEdit's own
+    scripts; but 10_mask.jpg, which sorts before 1_mask.jpg, comes after it as 10.png does. There
+    are no ground-truth images.
+    """
+    for scenario, place in scenarios(folder).items():
+        images = _visible(place, ".png")
+        masks = sorted(_visible(place, _MASK), key=_marked_image)
+        text = place / _SCENARIOS[scenario]
+        lines = _lines(text)
+        if len(lines) != len(images) or len(masks) not in (0, len(images)):
+            raise SourceError(
+                f"{where}/{scenario}: {len(images)} images (*.png), {len(masks)} masks "
+                f"(*{_MASK}) and {len(lines)} lines in {text.name}; they belong together by "
+                "their order, so there must be as many of each"
+            )
+        for number, (image, line) in enumerate(zip(images, lines, strict=True)):
+            instruction, _, target = line.partition(_CLIP)
+            yield Draft(
+                row=f"{where}/{scenario}/{text.name} line {number + 1}",
+                id=f"{scenario}-{image.stem}",
+                instructions={REASONING: instruction.strip()},
+                input=partial(_file, image),
+                mask=partial(_file, masks[number]) if masks else None,
+                target=target.strip() or None,
+                groups={"scenario": scenario},
+            )
+
+
+def _visible(folder: Path, ending: str) -> list[Path]:
+    """The files with this ending, by name; hidden ones are what file managers leave."""
+    return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+
+
+def _marked_image(mask: Path) -> str:
+    return f"{mask.name.removesuffix(_MASK)}.png"
+
+
+# -- Files ----------------------------------------------------------------------------------------
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from error
+    return text.rstrip().split("\n")
+
+
+def _json(path: Path, wanted: str) -> dict[str, Any]:
+    try:
+        found = json.loads(file_bytes(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: cannot be read: {error}; expected {wanted}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path}: expected {wanted}")
+    return found
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return file_bytes(path)
+    except OSError as error:
+        raise OSError(f"{path.name}: {error.strerror}") from error
+    except ValueError as error:  # a name that no file can have
+        raise OSError(f"{path.name!r}: {error}") from error

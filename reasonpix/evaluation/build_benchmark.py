@@ -1,0 +1,193 @@
+"""Make a benchmark of a run over test images: what Table 3 of the paper is measured on.
+
+Each row holds an input image and its caption, the ground-truth edit and its caption, a direct and a
+reasoning instruction (section 3.2 of the paper), and no image and no reasoning instruction of the
+datasets that are trained on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reasonpix.core.atomic_dir import appearing
+from reasonpix.core.hashing import seed_of
+from reasonpix.core.images import UndecodableImage, decode, pixel_digest
+from reasonpix.core.parallel import THREADS, ahead
+from reasonpix.core.text import words_of
+from reasonpix.datasets.card import Form, card
+from reasonpix.datasets.open_reader import open_rows
+from reasonpix.datasets.publish import accepted
+from reasonpix.datasets.reader import Rows
+from reasonpix.datasets.writers import (
+    FEATURES,
+    FILE,
+    GROUP,
+    Row,
+    Written,
+    derived_caption,
+    image_bytes,
+    named,
+    parquet_row,
+    schema_of,
+    write_rows,
+)
+from reasonpix.errors import RunError, SourceError
+from reasonpix.generation.components.sources import is_text
+from reasonpix.generation.outcomes import Outcome
+from reasonpix.generation.run_folder import RunFolder
+
+TEMPLATES = (
+    "Turn the {selected} to {target}.",
+    "Turn the {selected} into {target}.",
+    "Replace the {selected} with {target}.",
+    "Change the {selected} to {target}.",
+    "Swap the {selected} for {target}.",
+    "Make the {selected} {target}.",
+    "Put {target} in the place of the {selected}.",
+    "Instead of the {selected}, show {target}.",
+)
+"""Direct instructions; the first is the paper's "Turn A to B"."""
+
+_FORM = Form(
+    what="test cases",
+    title="A benchmark for reasoning edits, made with reasonpix",
+    columns="`input_image` and `caption`; the ground truth `edited_image` and `edited_caption` "
+    "(the caption before, with the target's name for the selected category's); "
+    "`direct_instruction`, from a template drawn by the record; `edit_prompt` is the reasoning "
+    "instruction. `selected` became `target` in `box` (XYXY in pixels of the input image). Images "
+    "are lossless. `scores` is JSON of what the filters measured.",
+    data="data/test-*.parquet",
+    features=FEATURES,
+    split="test",
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A benchmark that was written."""
+
+    rows: int
+    left_out: Mapping[str, int]
+    """Samples that are in a training dataset, by what they share with it."""
+
+
+@dataclass
+class _Training:
+    """What the datasets that are trained on hold: hashes of pixels, and words."""
+
+    images: set[bytes]
+    instructions: set[tuple[str, ...]]
+
+    def shares(self, outcome: Outcome) -> str | None:
+        """What a sample has in common with them."""
+        sample = outcome.sample
+        if {pixel_digest(sample.image()), pixel_digest(sample.edited_image())} & self.images:
+            return "an image that is trained on"
+        if _words(sample.instruction) in self.instructions:
+            return "an instruction that is trained on"
+        return None
+
+
+def build_benchmark(
+    run: RunFolder,
+    out: Path,
+    *,
+    count: int | None = None,
+    disjoint_from: Sequence[str] = (),
+    seed: int = 0,
+) -> Built:
+    """Write accepted samples of `run` to the new folder `out`, as split test.
+
+    `count` samples are drawn by `seed` from those that share no image (by pixels, however encoded)
+    and no reasoning instruction (by words) with the training splits of `disjoint_from`. The same
+    run and seed give the same bytes. Raises `RunError` when there are too few, and `SourceError`
+    for a dataset that cannot be read.
+    """
+    with appearing(out, "publish") as draft:
+        training = _Training(set(), set())
+        for dataset in disjoint_from:
+            _take(training, dataset)
+        reasons = dict(ahead(lambda it: _looked(training, it), accepted(run), THREADS))
+        clean = [record for record, why in reasons.items() if why is None]
+        left_out = Counter(why for why in reasons.values() if why)
+        wanted = len(clean) if count is None else count
+        if not clean or wanted > len(clean):
+            raise RunError(
+                f"{run} gives {len(clean)} rows and --count asks for {max(wanted, 1)}; "
+                f"{left_out.total()} more are in the training data. Continue the run over more "
+                f"images (`reasonpix generate RECIPE --out {run} --limit N`), or ask for fewer"
+            )
+        clean.sort(key=lambda record: seed_of(seed, "benchmark", record))
+        chosen = set(clean[:wanted])
+        picked = (it for it in accepted(run) if it.sample.record_id in chosen)
+        rows = ahead(lambda outcome: _row(outcome, seed), picked, THREADS)
+        written = write_rows(
+            rows, schema_of(FEATURES), draft, FILE, GROUP, image_bytes, split=_FORM.split
+        )
+        notes = _notes(disjoint_from, left_out, len(clean) - written, seed)
+        text = card(run, _FORM, Written(written, notes))
+        (draft / "README.md").write_text(text, encoding="utf-8")
+    return Built(written, left_out)
+
+
+def _looked(training: _Training, outcome: Outcome) -> tuple[str, str | None]:
+    try:
+        return outcome.sample.record_id, training.shares(outcome)
+    except (UndecodableImage, OSError) as error:
+        raise RunError(f"{outcome.sample.item.native_id}: {error}") from error
+
+
+def _row(outcome: Outcome, seed: int) -> Row:
+    sample, row = outcome.sample, parquet_row(outcome)
+    if sample.plan:
+        template = TEMPLATES[seed_of(seed, "direct", sample.record_id) % len(TEMPLATES)]
+        plan = sample.plan
+        row["edited_caption"] = derived_caption(sample)
+        row["direct_instruction"] = template.format(
+            selected=plan.selected, target=named("a", plan.target)
+        )
+    return row
+
+
+def _take(training: _Training, dataset: str) -> None:
+    """Add what a dataset's training split holds."""
+    rows = open_rows(dataset, Path(), "train", None)
+    columns = [it for it in (rows.instruction, "direct_instruction") if it in rows.columns]
+    for number, texts in enumerate(rows.texts(columns)):
+        if isinstance(texts, OSError):
+            raise SourceError(f"{rows.name(number)}: {texts}")
+        training.instructions |= {_words(str(it)) for it in texts.values() if is_text(it)}
+    for hashes in ahead(lambda number: _hashes(rows, number), iter(range(len(rows))), THREADS):
+        training.images.update(hashes)
+
+
+def _hashes(rows: Rows, number: int) -> list[bytes]:
+    try:
+        return [pixel_digest(decode(data)) for data in rows.images(number)]
+    except (OSError, UndecodableImage) as error:
+        raise SourceError(f"{rows.name(number)}: {error}; it cannot be compared") from error
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(words_of(text))
+
+
+def _notes(
+    disjoint_from: Sequence[str], left_out: Mapping[str, int], unused: int, seed: int
+) -> tuple[str, ...]:
+    """Of what it was kept apart from, and what was not taken."""
+    if not disjoint_from:
+        checked = "**Not checked against any training data.**"
+    else:
+        names = ", ".join(f"`{Path(name).name}`" for name in disjoint_from)
+        checked = (
+            f"No image (by its pixels) and no reasoning instruction (by its words) is in {names}."
+        )
+    left = [
+        f"{rows} accepted samples hold {what}, and are left out." for what, rows in left_out.items()
+    ]
+    drawn = f"Rows and templates are drawn with seed {seed}; {unused} more were to choose from."
+    return (" ".join([checked, *left, drawn]),)

@@ -1,0 +1,115 @@
+"""Recipes for `reasonpix evaluate`: a benchmark, the methods to compare, and how to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from reasonpix.core import yaml_locations as located
+from reasonpix.errors import PluginError, RecipeError
+from reasonpix.evaluation.benchmark import BenchmarkOptions
+from reasonpix.evaluation.metrics import MetricsOptions
+from reasonpix.evaluation.results import COPY, TRUTH
+from reasonpix.generation import recipe_catalog as recipes
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import Options
+from reasonpix.plugin.spec import Complain, Use, check, read_use, slot_schemas
+
+
+class EvaluationRecipe(BaseModel):
+    """What `reasonpix evaluate` compares. Ground truth and copy of the input are always there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="The noise of a case follows from it, alike for all methods"
+    )
+    benchmark: BenchmarkOptions
+    metrics: MetricsOptions = MetricsOptions()
+    grounder: Use | None = Field(None, description="Looks for the target in the box of each edit")
+    methods: dict[Annotated[str, Field(min_length=1)], Use] = Field(
+        min_length=1, description="The methods, by names of your own"
+    )
+
+    def as_yaml(self) -> str:
+        """The resolved recipe: every option spelled out, and the packages of its components."""
+        packages = {use.package for use in (*self.methods.values(), self.grounder) if use}
+        body = self.model_dump(mode="json", exclude={"grounder", "methods"})
+        if self.grounder:
+            body["grounder"] = self.grounder.as_yaml()
+        body["methods"] = {name: use.as_yaml() for name, use in self.methods.items()}
+        head = "".join(f"# {package}\n" for package in sorted(packages))
+        return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
+
+    def computed_by(self, runtime: str) -> EvaluationRecipe:
+        """The recipe with this `runtime` for all methods that have a choice."""
+        methods = {
+            name: replace(use, options=use.options.model_copy(update={"runtime": runtime}))
+            if "runtime" in type(use.options).model_fields
+            else use
+            for name, use in self.methods.items()
+        }
+        return self.model_copy(update={"methods": methods})
+
+
+def load_evaluation_recipe(path: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
+    """Read and check a recipe; `overrides` are `a.b=value` and win over the file.
+
+    Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
+    """
+    data, marks = recipes.read(path, "evaluate")
+    problems: list[str] = []
+    for override in overrides:
+        located.override_value(data, marks, override, problems)
+
+    complain = marks.into(problems)
+    # Components are named in place of their blocks, so that all else is told of too.
+    if data.get("grounder") is not None:
+        data["grounder"] = _use("grounder", data["grounder"], ("grounder",), complain)
+    if isinstance(data.get("methods"), dict):
+        data["methods"] = dict(_methods(data["methods"], complain))
+    recipe: EvaluationRecipe | None = check(EvaluationRecipe, data, (), complain)
+    if recipe is not None:
+        for field in ("clip", "dino"):
+            try:
+                plugins.checkpoint(getattr(recipe.metrics, field).model)
+            except PluginError as error:
+                complain(("metrics", field), str(error))
+    if problems or recipe is None:
+        raise RecipeError(problems)
+    return recipe
+
+
+def _methods(named: Mapping[str, Any], complain: Complain) -> Iterator[tuple[str, Use]]:
+    for name, value in named.items():
+        at = ("methods", name)
+        if name in (TRUTH, COPY):
+            complain(at, "this name is taken by a row that is always there; choose another")
+        yield name, _use("method", value, at, complain)
+
+
+def _use(slot: str, value: Any, at: located.Path, complain: Complain) -> Use:
+    found = read_use(slot, value, at, complain)
+    return found or Use(slot, "", Options())
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of an evaluation recipe, with the options of all components."""
+    document = EvaluationRecipe.model_json_schema()
+    definitions = document["$defs"]
+    for name in ("Use", "Options"):
+        definitions.pop(name, None)
+    properties = document["properties"]
+    properties["grounder"] = {"$ref": "#/$defs/grounder"}
+    properties["methods"]["additionalProperties"] = {"$ref": "#/$defs/method"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **document,
+        "title": "reasonpix evaluation recipe",
+        "$defs": definitions | slot_schemas("grounder") | slot_schemas("method"),
+    }

@@ -1,0 +1,145 @@
+"""Which records a run is about: the rows of its source, planned into shards as more are asked for.
+
+The plan only grows. What was planned once stays as it is, so that a run of 100 images may go on to
+400,000, and one that wants so many accepted samples takes no more images than it needs.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+from reasonpix.core.hashing import fingerprint
+from reasonpix.errors import RunError
+from reasonpix.generation.recipe import Recipe
+from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import Source, SourceItem
+from reasonpix.plugin.types import Problem
+
+
+def plan_of(recipe: Recipe, run: RunFolder) -> Plan:
+    """The plan of `run`, an empty one before the first.
+
+    Raises `RunError` when the run was planned from another source than the recipe's.
+    """
+    use = recipe.source
+    identity = plugins.identity("source", use.name, use.options)
+    if not run.is_planned:
+        return Plan(identity, use.options.model_dump(mode="json"))
+    plan = run.plan()
+    if plan.source != identity:
+        raise RunError(
+            f"{run} was planned from another source ({_changes(plan.source, identity)}); "
+            "use the same one to go on, or another --out"
+        )
+    return plan
+
+
+def _changes(before: Any, now: Any, where: str = "") -> str:
+    """In which values two identities differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"{where} was {before!r}, is {now!r}"
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    parts = (
+        _changes(before.get(key), now.get(key), f"{where}.{key}".lstrip(".")) for key in changed
+    )
+    return "; ".join(parts)
+
+
+def rows_wanted(plan: Plan, limit: float | None, target: int | None) -> float:
+    """How many records to plan at first: by a limit, for a target, as before, or all.
+
+    Raises `RunError` for a limit below what is planned already.
+    """
+    if limit is not None and limit < plan.rows:
+        raise RunError(
+            f"{plan.rows} records are planned already, and a run cannot shrink; "
+            f"give --limit {plan.rows} or more, or another --out"
+        )
+    if plan.shards and (target is not None or limit is None):
+        return plan.rows
+    return min(target or math.inf, limit or math.inf)
+
+
+def rows_for(target: int, accepted: int, planned: int) -> int:
+    """How many records to plan for `target` accepted ones, when so many of the planned ones are.
+
+    A fifth more than the rate says, as each further round costs loading models again.
+    """
+    missing = target - accepted
+    more = planned if accepted == 0 else -(-6 * missing * planned // (5 * accepted))
+    return planned + max(more, 1)
+
+
+class Listing:
+    """Lists a source into the plan of a run."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, source: Source[Any]) -> None:
+        self.plan = plan_of(recipe, run)
+        self._recipe = recipe
+        self._run = run
+        self._source = source
+        self._rows: Iterator[Row] | None = None
+
+    def extend(self, wanted: float) -> bool:
+        """Plan up to `wanted` records; whether there are more than before."""
+        if not self.plan.may_grow(wanted):
+            return False
+        if self._rows is None:
+            self._rows = self._unplanned()
+        shards = list(self.plan.shards)
+        rows = self.plan.rows
+        complete = False
+        while rows < wanted and not complete:
+            size = int(min(self._recipe.shard_size, wanted - rows))
+            chunk = list(islice(self._rows, size))
+            complete = len(chunk) < size
+            if chunk:
+                shards.append(Shard(f"{len(shards):06d}", len(chunk)))
+                self._run.write("source", shards[-1], chunk)
+                rows += len(chunk)
+        if not shards:
+            raise RunError(f"the source {self._recipe.source.name!r} holds no image")
+        grown = rows > self.plan.rows
+        self.plan = Plan(self.plan.source, self.plan.source_options, tuple(shards), complete)
+        self._run.freeze(self.plan)
+        return grown
+
+    def _unplanned(self) -> Iterator[Row]:
+        """The source's rows that are not planned yet, in its order."""
+        # A file that SQLite makes and removes: the ids of a million records need no memory.
+        with closing(sqlite3.connect("", check_same_thread=False)) as known:
+            known.execute("CREATE TABLE records (id TEXT PRIMARY KEY, listed) WITHOUT ROWID")
+            for shard in self.plan.shards:
+                ids = ((record_id,) for record_id, _, _ in self._run.ends("source", shard))
+                known.executemany("INSERT INTO records VALUES (?, 0)", ids)
+            new = "INSERT OR IGNORE INTO records VALUES (?, 1)"
+            for number, item in enumerate(self._source.items()):
+                row = _planned(self._recipe.source.name, item)
+                if known.execute(new, (row.record_id,)).rowcount:
+                    yield row
+                    continue
+                first = "UPDATE records SET listed = 1 WHERE id = ? AND NOT listed"
+                if known.execute(first, (row.record_id,)).rowcount:
+                    continue
+                again = fingerprint([row.record_id, number])
+                if known.execute(new, (again,)).rowcount:
+                    reason = "the source lists it twice"
+                    yield row._replace(record_id=again, status="rejected", reason=reason)
+
+
+def _planned(source: str, item: SourceItem | tuple[str, Problem]) -> Row:
+    if isinstance(item, SourceItem):
+        pair = [item.pair.content, item.pair.instruction] if item.pair else []
+        record_id = fingerprint([source, item.native_id, item.content, *pair])
+        return Row(record_id, "ok", output=item.model_dump_json())
+    native_id, problem = item
+    unread = SourceItem(native_id=native_id, content="")
+    return Row(
+        fingerprint([source, native_id]), problem.status, problem.reason, unread.model_dump_json()
+    )

@@ -1,0 +1,68 @@
+"""Where recipes lie, and what they are for. `mini/part3` is the name of recipes/mini/part3.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from reasonpix.core import yaml_locations as located
+from reasonpix.errors import RecipeError
+from reasonpix.plugin.registry import nearest
+
+Command = Literal["generate", "train", "evaluate"]
+"""The commands that take a recipe; each has its own form."""
+
+
+def _folder() -> Path:
+    here = Path(__file__).parent.parent
+    installed = here / "shipped_recipes"
+    # In a checkout the recipes lie beside the package.
+    return installed if installed.is_dir() else here.parent / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """All shipped recipes by name, sorted."""
+    folder = _folder()
+    paths = sorted(folder.rglob("*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def locate(recipe: str) -> Path:
+    """The file of a recipe given by path, or by the name of a shipped one."""
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    name = recipe.removesuffix(".yaml").removeprefix("recipes/")
+    if name in shipped():
+        return shipped()[name]
+    raise RecipeError([f"{recipe}: no such file, and no shipped recipe{nearest(name, shipped())}"])
+
+
+def command_of(path: Path) -> Command:
+    """The command that a recipe is for, by its blocks. Raises `RecipeError`."""
+    return _command(located.read(path)[0]) or "generate"
+
+
+def _command(recipe: Mapping[str, Any]) -> Command | None:
+    """By the blocks that there are, even where one is missing yet; None for none of them."""
+    blocks = set(recipe)
+    if {"benchmark", "methods"} & blocks:
+        return "evaluate"
+    if {"source", "pipeline"} & blocks:
+        return "generate"
+    return "train" if {"data", "encoder"} & blocks else None
+
+
+def read(path: Path, command: Command) -> tuple[dict[str, Any], located.Marks]:
+    """A recipe for `command` as plain values, and where each stands. Raises `RecipeError`."""
+    data, marks = located.read(path)
+    if (other := _command(data)) not in (None, command):
+        raise RecipeError([f"{path} is a recipe for `reasonpix {other}`, not for `{command}`"])
+    return data, marks
+
+
+def summary(path: Path) -> str:
+    """The first comment line of a recipe."""
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip()

@@ -1,0 +1,54 @@
+"""The recipe that a run folder holds, every option spelled out, and the packages it ran with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from reasonpix.errors import RunError
+from reasonpix.generation.recipe import Recipe, load_recipe
+from reasonpix.generation.run_folder import RunFolder
+
+_NAME = "recipe.yaml"
+
+
+def recipe_text(run: RunFolder) -> str:
+    """The run's recipe. Raises `RunError` when there is none."""
+    try:
+        return run.storage.read(_NAME).decode()
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{run} holds no {_NAME}; make a run with `reasonpix generate RECIPE --out DIR`"
+        ) from error
+
+
+def recipe_of(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
+    """The run's recipe, changed by `overrides` (see `load_recipe`)."""
+    text = recipe_text(run)
+    if run.storage.local is not None:
+        return load_recipe(run.storage.local / _NAME, overrides)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / _NAME
+        path.write_text(text, encoding="utf-8")
+        return load_recipe(path, overrides)
+
+
+def packages_of(run: RunFolder) -> dict[str, str]:
+    """The packages that the run was made with, and their versions: the head of its recipe."""
+    lines = (line.split() for line in recipe_text(run).splitlines() if line.startswith("# "))
+    return {words[1]: words[2] for words in lines if len(words) == 3}
+
+
+def write_recipe(run: RunFolder, recipe: Recipe) -> None:
+    """Write `recipe` as the run's own. Packages that its results were made with stay named."""
+    made_with = packages_of(run)
+
+    def kept(line: str) -> str:
+        words = line.split()
+        if line.startswith("# ") and len(words) == 3 and words[1] in made_with:
+            return f"# {words[1]} {made_with[words[1]]}"
+        return line
+
+    text = "".join(f"{kept(line)}\n" for line in recipe.as_yaml().splitlines())
+    run.storage.write(_NAME, text.encode())

@@ -1,0 +1,110 @@
+"""What a run amounts to beside its counts: what its LLM answers cost, and how P_select chose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reasonpix.generation.outcomes import read_stages
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.generation.samples import Selection
+from reasonpix.llm.budget import Spending
+from reasonpix.llm.ledger import Ledger
+from reasonpix.llm.ledger_sync import ledger_file
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """How P_select chose when it saw the same candidates in several orders."""
+
+    records: int
+    agreement: float
+    """Mean share of the orders in which the chosen candidate was chosen."""
+    unanimous: float
+    """Share of the records of which every order chose the same candidate."""
+    first: float
+    """Share of all choices that fell on the candidate that stood first."""
+    expected: float
+    """What `first` would be by chance alone."""
+    least: float
+    """What `agreement` is when every order chose another candidate."""
+    unanswered: int
+    """Records that are left out, as fewer than two orders were answered."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"P_select, asked in several orders about {self.records} records: "
+            f"{self.agreement:.0%} of choices agree ({self.least:.0%} at least), "
+            f"{self.unanimous:.0%} of records unanimous; "
+            f"first place chosen {self.first:.0%} ({self.expected:.0%} by chance)"
+            + (f"; {self.unanswered} more answered in one order only" if self.unanswered else "")
+        )
+
+
+def position_bias(run: RunFolder) -> PositionBias | None:
+    """The position bias of P_select in this run; None when nothing was chosen in several orders."""
+    answered = unanimous = shown = unanswered = 0
+    agreement = first = expected = least = 0.0
+    for selection in _selections(run):
+        if selection.asked < 2:
+            continue
+        if len(selection.orders) < 2:
+            unanswered += 1
+            continue
+        answered += 1
+        agreement += selection.agreement
+        unanimous += selection.agreement == 1
+        least += 1 / selection.asked
+        for order, choice in zip(selection.orders, selection.choices, strict=True):
+            shown += 1
+            first += order[0] == choice
+            expected += 1 / len(order)
+    if not answered:
+        return None
+    return PositionBias(
+        records=answered,
+        agreement=agreement / answered,
+        unanimous=unanimous / answered,
+        first=first / shown,
+        expected=expected / shown,
+        least=least / answered,
+        unanswered=unanswered,
+    )
+
+
+def _selections(run: RunFolder) -> Iterator[Selection]:
+    for entry in read_stages(run):
+        if entry.stage == "select":
+            for shard in run.shards():
+                for _, output in run.outputs(entry.folder, shard):
+                    yield Selection.model_validate_json(output)
+
+
+def spending(run: RunFolder) -> Spending:
+    """What the LLM answers of this run folder have cost, whichever stage of whenever used them."""
+    with ledger_file(run.storage, write_back=False) as path:
+        if not path.exists():
+            return Spending()
+        with Ledger(path) as ledger:
+            return ledger.spent()
+
+
+def spending_lines(run: RunFolder, accepted: int) -> list[str]:
+    """Tokens and money by what was asked, and for each of the `accepted` samples; for people."""
+    spent = spending(run)
+    lines = [
+        f"{verb}: {part.answers} answers, {part.prompt_tokens} prompt and "
+        f"{part.completion_tokens} answer tokens, {_money(part)}"
+        for verb, part in spent.verbs.items()
+    ]
+    if paid := spent.cost + spent.lost_cost:
+        each = f": {paid / accepted:.6f} for each accepted sample" if accepted else ""
+        lines.append(f"paid for all answers in this run folder: {_money(spent)}{each}")
+    return lines
+
+
+def _money(spent: Spending) -> str:
+    priced = spent.answers > spent.unpriced or not spent.answers
+    lost = f" and at most {spent.lost_cost:.4f} for {spent.lost} lost calls" if spent.lost else ""
+    return (f"{spent.cost:.4f}" if priced else "no price given") + lost

@@ -1,0 +1,322 @@
+"""The whole way of one record: what each stage was given, was asked, found out, and took."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from reasonpix.core.images import decode
+from reasonpix.datasets.writers import facts_of
+from reasonpix.errors import PluginError, ReasonpixError
+from reasonpix.generation.outcomes import Outcome, StageEntry, current_stages, source_of, verdicts
+from reasonpix.generation.pipeline import Stage, stages_of
+from reasonpix.generation.run_folder import Row, RunFolder, Shard
+from reasonpix.generation.run_recipe import packages_of, recipe_of
+from reasonpix.generation.samples import Sample
+from reasonpix.inspection.lookup import Trace, find, traces
+from reasonpix.llm.ledger import Answer
+from reasonpix.llm.ledger_sync import ledger_file
+from reasonpix.llm.planner import LLMPlanner
+from reasonpix.llm.stored_answers import StoredAnswers, remembering
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import Component, Source
+from reasonpix.plugin.types import Problem
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a language model was asked, and its raw answer."""
+
+    verb: str
+    messages: list[tuple[str, str]]
+    """Role and text of each turn; a repair turn follows the answer that it is about."""
+    seed: int
+    answer: str
+    refusal: str | None
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    seconds: float
+    attempts: int
+    time: str
+
+
+@dataclass
+class Step:
+    """What one stage did with a record.
+
+    `status` is ok, rejected or failed; "to do" when the stage has not come to the record yet, and
+    "not reached" when the record had ended before.
+    """
+
+    stage: str
+    folder: str
+    status: str
+    reason: str = ""
+    component: dict[str, Any] = field(default_factory=dict)
+    """What its results follow from: plugin, version, weights, options, prompts."""
+    options: dict[str, Any] = field(default_factory=dict)
+    package: str = ""
+    output: Any = None
+    image: dict[str, Any] | None = None
+    """Of the image that it made: bytes, width, height, sha256."""
+    verdict: str | None = None
+    """Of a filter: accepted, or why it rejects the record; None when that is not known yet."""
+    seeds: list[int] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    unanswered: int = 0
+    """Questions without a stored answer."""
+    note: str = ""
+    """Why seeds or questions cannot be told."""
+    finished: str | None = None
+    shard_seconds: float | None = None
+    """Seconds of work for all records of the shard."""
+    seconds: float | None = None
+    """The record's share of them."""
+
+
+@dataclass
+class Lineage:
+    """A record from its source to its end, or as far as it has come."""
+
+    run: str
+    record_id: str
+    shard: str
+    source: dict[str, Any]
+    item: dict[str, Any]
+    status: str
+    """accepted, rejected, failed, or "to do"."""
+    stage: str
+    """Where it ended, or what it waits for."""
+    reason: str
+    steps: list[Step]
+    published: dict[str, Any] | None
+    """The columns of the published dataset, without images."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+Visit = Callable[[Stage | None, StageEntry, Sample, Row, StoredAnswers], None]
+"""Called of each stage that has a row of the record, with what that stage was given."""
+
+
+def lineage(run: RunFolder, wanted: str, visit: Visit | None = None) -> Lineage:
+    """The way of the record that `wanted` means: see `traces.find`.
+
+    Nothing is computed and nobody asked. Raises `RunError` when there is no such record.
+    """
+    shard, record_id = find(run, wanted)
+    entries = current_stages(run)
+    stages, problem = _stages(run)
+    packages = packages_of(run)
+    with closing(source_of(run)) as source, ledger_file(run.storage, write_back=False) as path:
+        [trace] = traces(run, entries, shard, [record_id], source)
+        with StoredAnswers(path) as ledger:
+            told = _Told(run, entries, shard, packages, source, ledger)
+            steps = []
+            for entry in entries:
+                stage = stages.get(entry.stage)
+                row = trace.rows.get(entry.folder)
+                steps.append(told.step(trace, entry, stage, problem))
+                if row is not None and trace.sample is not None:
+                    if visit is not None:
+                        visit(stage, entry, trace.sample, row, ledger)
+                    if row.status == "ok":
+                        trace.sample.take_row(entry.stage, row)
+    status, at, reason = _end(trace, steps)
+    published = None
+    if status == "accepted" and trace.sample is not None:
+        published = facts_of(Outcome(trace.sample, "ok", at, "", trace.scores(entries)))
+    plan = run.plan()
+    return Lineage(
+        run=str(run),
+        record_id=record_id,
+        shard=shard.name,
+        source={**plan.source, "options": plan.source_options}
+        | {"package": _package(plan.source["use"], packages)},
+        item=trace.item.model_dump(mode="json"),
+        status=status,
+        stage=at,
+        reason=reason,
+        steps=steps,
+        published=published,
+    )
+
+
+def _stages(run: RunFolder) -> tuple[dict[str, Stage], str]:
+    """The stages of the run's recipe by name; or none, and why."""
+    try:
+        return {stage.name: stage for stage in stages_of(recipe_of(run))}, ""
+    except ReasonpixError as error:
+        return {}, str(error)
+
+
+def _package(plugin: str | None, packages: dict[str, str]) -> str:
+    """The package of a plugin, with the version that the run was made with."""
+    if plugin is None:
+        return ""
+    try:
+        dist = plugins.entry(plugin).dist
+    except PluginError:
+        return "not installed here"
+    return f"{dist.name} {packages.get(dist.name, dist.version)}" if dist else "?"
+
+
+def _end(trace: Trace, steps: Sequence[Step]) -> tuple[str, str, str]:
+    """How the record ended, where and why."""
+    if trace.planned.status != "ok":
+        return trace.planned.status, "source", trace.planned.reason
+    for step in steps:
+        if step.status in ("rejected", "failed", "to do"):
+            return step.status, step.stage, step.reason
+        if step.verdict not in (None, "accepted"):
+            return "rejected", step.stage, step.verdict or ""
+        if step.status == "ok" and step.stage.startswith("score-") and step.verdict is None:
+            return "to do", step.stage, "the filter decides when all records are measured"
+    return "accepted", steps[-1].stage if steps else "source", ""
+
+
+class _Told:
+    """What the run folder tells of each stage of one record."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        entries: Sequence[StageEntry],
+        shard: Shard,
+        packages: dict[str, str],
+        source: Source[Any],
+        ledger: StoredAnswers,
+    ) -> None:
+        self._packages = packages
+        self._source = source
+        self._ledger = ledger
+        names = {it.name for it in run.shards()}
+        done = {entry.folder: run.done(entry.folder) for entry in entries}
+        self._finished = {folder for folder, found in done.items() if shard.name in found}
+        measured = [e for e in entries if e.is_score and names <= done[e.folder]]
+        self._judged = {entry.folder for entry in measured}
+        self._rejected = verdicts(run, measured)
+        self._lines = {
+            line["stage"]: line for line in run.journal() if line.get("shard") == shard.name
+        }
+        last = max(i for i, entry in enumerate(entries) if not entry.is_score)
+        self._gates = {entry.folder for entry in entries[:last] if entry.is_score}
+        self._ended = False
+
+    def step(self, trace: Trace, entry: StageEntry, stage: Stage | None, problem: str) -> Step:
+        """What a stage did; the steps are to be asked for in order."""
+        row = trace.rows.get(entry.folder)
+        step = Step(
+            stage=entry.stage,
+            folder=entry.folder,
+            status=row.status if row else "not reached" if self._has_ended(trace) else "to do",
+            reason=row.reason if row else "",
+            component=entry.component,
+            options=entry.options,
+            package=_package(entry.component["use"], self._packages),
+        )
+        if row is None:
+            if entry.folder in self._finished:
+                step.status = "not reached"
+            return step
+        if row.status != "ok":
+            self._ended = True
+        if row.output:
+            step.output = json.loads(row.output)
+        if row.image is not None:
+            step.image = _facts_of(row.image)
+        if entry.folder in self._judged and row.status == "ok":
+            against = self._rejected[entry.folder].get(row.record_id)
+            step.verdict = against or "accepted"
+            if against and entry.folder in self._gates:
+                self._ended = True
+        self._add_time(step)
+        if trace.sample is not None and "run_seed" in entry.component.get("settings", {}):
+            if stage is None or stage.entry.component != entry.component:
+                step.note = problem or "the component has changed since: its questions are not told"
+            else:
+                self._add_questions(step, stage, trace.sample)
+        return step
+
+    def _has_ended(self, trace: Trace) -> bool:
+        return self._ended or trace.planned.status != "ok"
+
+    def _add_time(self, step: Step) -> None:
+        line = self._lines.get(step.folder)
+        if line is None or "seconds" not in line:  # its shard was reopened
+            return
+        records = line["ok"] + line["rejected"] + line["failed"]
+        step.shard_seconds = line["seconds"]
+        step.seconds = round(line["seconds"] / records, 4) if records else None
+        if "time" in line:
+            step.finished = _time(line["time"])
+
+    def _add_questions(self, step: Step, stage: Stage, sample: Sample) -> None:
+        """The seeds that the stage gives with a record, and what it asks a language model."""
+        assert stage.use is not None
+        parts: dict[str, Any] = {"source": self._source}
+        for use in (stage.use, *stage.needs):
+            parts[use.slot] = remembering(use, self._ledger)
+        listening = _Listening(parts[stage.use.slot])
+        try:
+            stage.compute([sample], parts | {stage.use.slot: listening})
+            step.seeds = listening.seeds
+            if any(isinstance(part, LLMPlanner) for part in parts.values()):
+                self._ledger.begin()
+                stage.compute([sample], parts)
+                asked = self._ledger.asked
+                step.questions = [_question(answer) for answer in asked if answer]
+                step.unanswered = len(asked) - len(step.questions)
+        except Exception as error:  # an image that is gone, or a component that broke on the record
+            step.note = f"its questions cannot be told: {type(error).__name__}: {error}"
+
+
+class _Listening:
+    """Stands in for a component, notes the seeds that it is given, and does nothing."""
+
+    def __init__(self, component: Component[Any]) -> None:
+        self.name = component.name
+        self.seeds: list[int] = []
+
+    def _note(self, requests: Sequence[Any], *_: Any) -> list[Problem]:
+        self.seeds += [request.seed for request in requests]
+        return [Problem(status="failed", reason="nothing was computed") for _ in requests]
+
+    rewrite = select = replace = resolve = edit = score = _note
+
+
+def _facts_of(image: bytes) -> dict[str, Any]:
+    width, height = decode(image).size
+    digest = hashlib.sha256(image).hexdigest()
+    return {"bytes": len(image), "width": width, "height": height, "sha256": digest}
+
+
+def _question(answer: Answer) -> Question:
+    completion = answer.completion
+    return Question(
+        verb=answer.verb,
+        messages=[(turn.role, turn.content) for turn in answer.conversation.messages],
+        seed=answer.conversation.seed,
+        answer=completion.text,
+        refusal=completion.refusal,
+        finish_reason=completion.finish_reason,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        cost=answer.cost,
+        seconds=round(answer.seconds, 3),
+        attempts=answer.attempts,
+        time=_time(answer.time),
+    )
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,98 @@
+"""The way of one record as text for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import Any
+
+from reasonpix.inspection.lineage import Lineage, Question, Step
+
+
+def lines(told: Lineage) -> Iterator[str]:
+    """A lineage as text."""
+    yield f"record {told.record_id} of {told.run}, shard {told.shard}"
+    at = f" at {told.stage}" if told.status != "accepted" else ""
+    yield f"{told.status}{at}{f': {told.reason}' if told.reason else ''}"
+    yield ""
+    yield f"source: {told.source['use']} ({told.source['package']})"
+    yield from _values(told.item)
+    for step in told.steps:
+        if step.status != "not reached":
+            yield ""
+            yield from _step_lines(step)
+    if missed := [step.stage for step in told.steps if step.status == "not reached"]:
+        yield ""
+        yield f"not reached: {', '.join(missed)}"
+    if told.published is not None:
+        yield ""
+        yield "published, beside the images"
+        yield from _values(told.published)
+
+
+def _step_lines(step: Step) -> Iterator[str]:
+    use = step.component["use"]
+    by = f" by {use} {step.component['version']} ({step.package})" if use else ""
+    yield f"{step.stage}: {step.status}{by}"
+    if step.reason:
+        yield f"    reason: {step.reason}"
+    if step.status == "to do":
+        return
+    yield f"    results: stages/{step.folder}"
+    weights = step.component.get("weights")
+    yield from _values({"weights": weights, "options": step.options or None})
+    told = ("slot", "use", "version", "weights", "options")
+    yield from _values({k: v for k, v in step.component.items() if k not in told})
+    if step.seeds:
+        yield f"    seeds: {', '.join(map(str, step.seeds))}"
+    shown: list[tuple[str, str]] = []
+    for number, question in enumerate(step.questions, 1):
+        yield from _question_lines(number, question, shown)
+        shown = question.messages
+    if step.unanswered:
+        have = "s have" if step.unanswered != 1 else " has"
+        yield f"    {step.unanswered} question{have} no stored answer"
+    if step.note:
+        yield f"    {step.note}"
+    if step.output is not None:
+        yield "    output:"
+        yield from _values(step.output, "        ")
+    if step.image:
+        yield f"    image: {step.image['width']}x{step.image['height']} pixels, " + (
+            f"{step.image['bytes']} bytes, sha256 {step.image['sha256']}"
+        )
+    if step.verdict:
+        yield f"    verdict: {'' if step.verdict == 'accepted' else 'rejected: '}{step.verdict}"
+    if step.seconds is not None:
+        finished = f", finished {step.finished}" if step.finished else ""
+        yield f"    time: {step.seconds} s (its share of {step.shard_seconds} s){finished}"
+
+
+def _question_lines(
+    number: int, question: Question, shown: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    """A question, without the turns with which the one `shown` before it began as well."""
+    cost = "no price" if question.cost is None else f"cost {question.cost:.6f}"
+    yield (
+        f"    question {number} ({question.verb}, seed {question.seed}): "
+        f"{question.prompt_tokens} + {question.completion_tokens} tokens, {cost}, "
+        f"{question.seconds} s, attempt {question.attempts}, {question.time}"
+    )
+    pairs = zip(question.messages, shown, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    if same:
+        yield f"        [the first {same} turns are those of question {number - 1}]"
+    for role, text in question.messages[same:]:
+        yield f"        [{role}]"
+        yield from (f"          {line}" for line in text.splitlines())
+    refused = "" if question.refusal is None else f"; refused: {question.refusal}"
+    yield f"        [answer, {question.finish_reason}{refused}]"
+    yield from (f"          {line}" for line in question.answer.splitlines())
+
+
+def _values(facts: dict[str, Any], indent: str = "    ") -> Iterator[str]:
+    for name, value in facts.items():
+        if value is not None and value != {}:
+            told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{indent}{name}: {told}"

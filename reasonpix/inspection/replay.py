@@ -1,0 +1,165 @@
+"""One record computed anew, stage by stage, and compared with what the run holds of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reasonpix.core.images import decode
+from reasonpix.generation.engine.unit import Components, Work, row_of, uses_of
+from reasonpix.generation.outcomes import StageEntry, source_of
+from reasonpix.generation.pipeline import Stage
+from reasonpix.generation.run_folder import Row, RunFolder, Shard
+from reasonpix.generation.samples import Sample
+from reasonpix.inspection.lineage import Lineage, lineage
+from reasonpix.llm.planner import LLMPlanner
+from reasonpix.llm.stored_answers import StoredAnswers, remembering
+from reasonpix.plugin.components import Component, Source
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A stage that was computed anew; it is identical when nothing differs."""
+
+    stage: str
+    differences: list[str]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether the result is the stored one, to the byte."""
+        return not self.differences
+
+
+def replay(run: RunFolder, wanted: str) -> tuple[Lineage, list[Replayed]]:
+    """The way of a record, and each of its stages computed anew from that stage's stored input.
+
+    The run's components are loaded, one stage after another. Language models are not asked: their
+    stored answers are read again. Raises `RunError` as `lineage` does.
+    """
+    replayed: list[Replayed] = []
+    source = source_of(run)
+
+    def visit(
+        stage: Stage | None, entry: StageEntry, sample: Sample, row: Row, ledger: StoredAnswers
+    ) -> None:
+        differences = list(_replayed(run, stage, entry, sample, row, source, ledger))
+        replayed.append(Replayed(entry.stage, differences))
+
+    try:
+        return lineage(run, wanted, visit), replayed
+    finally:
+        source.close()
+
+
+class _Components(Components):
+    """Those of one stage. Language models among them answer from the ledger, and are not loaded."""
+
+    def __init__(self, source: Source[Any], ledger: StoredAnswers) -> None:
+        super().__init__(source, ledger)
+        self._answers = ledger
+        self._opened: list[Component[Any]] = []
+
+    def of(self, stage: Stage) -> tuple[dict[str, Component[Any]], list[threading.Lock]]:
+        """The components of the stage, by slot."""
+        by_slot: dict[str, Component[Any]] = {"source": self._source}
+        for use in uses_of(stage):
+            component = by_slot[use.slot] = remembering(use, self._answers)
+            if not isinstance(component, LLMPlanner):
+                component.load()
+                self._opened.append(component)
+        return by_slot, []
+
+    def close(self) -> None:
+        """Close those that were loaded."""
+        for component in self._opened:
+            component.close()
+
+
+def _replayed(
+    run: RunFolder,
+    stage: Stage | None,
+    entry: StageEntry,
+    sample: Sample,
+    row: Row,
+    source: Source[Any],
+    ledger: StoredAnswers,
+) -> Iterator[str]:
+    """In what a stage's result is another one now."""
+    if stage is None:
+        yield "the run's recipe has no such stage here: see that its plugins are installed"
+        return
+    if stage.entry.component != entry.component:
+        yield from changes(entry.component, stage.entry.component, "component")
+        return
+    ledger.begin()
+    components = _Components(source, ledger)
+    try:
+        work = Work(run, stage, source, components)
+        # A shard that no run has, so that nothing kept of the record stands in for it.
+        [result], _ = work.compute(Shard("", 1), [sample])
+    finally:
+        components.close()
+    if missing := ledger.asked.count(None):
+        yield f"{missing} of its questions {'have' if missing != 1 else 'has'} no stored answer"
+    else:
+        yield from _differences(row, Row(*row_of(sample.record_id, result)))
+
+
+def _differences(old: Row, new: Row) -> Iterator[str]:
+    for name in ("status", "reason"):
+        if getattr(old, name) != getattr(new, name):
+            yield f"{name} was {getattr(old, name)!r}, is {getattr(new, name)!r}"
+    if old.output != new.output:
+        yield from changes(_value(old.output), _value(new.output), "output")
+    if old.image != new.image:
+        yield _image_difference(old.image, new.image)
+
+
+def _value(output: str) -> Any:
+    return json.loads(output) if output else None
+
+
+def changes(before: Any, now: Any, where: str) -> Iterator[str]:
+    """In which values two JSON values differ, each with its place."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key):
+                yield from changes(before.get(key), now.get(key), f"{where}.{key}")
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, (one, other) in enumerate(zip(before, now, strict=True)):
+            if one != other:
+                yield from changes(one, other, f"{where}.{number}")
+    else:
+        yield f"{where} was {json.dumps(before)}, is {json.dumps(now)}"
+
+
+def _image_difference(before: bytes | None, now: bytes | None) -> str:
+    if before is None or now is None:
+        return f"image {'is new' if before is None else 'is gone'}"
+    old, new = (np.asarray(decode(image), dtype=np.int16) for image in (before, now))
+    if old.shape != new.shape:
+        return f"image was {old.shape[1]}x{old.shape[0]}, is {new.shape[1]}x{new.shape[0]} pixels"
+    apart = np.abs(old - new)
+    pixels = int((apart.max(axis=2) > 0).sum())
+    if not pixels:
+        return "image has the same pixels, encoded otherwise"
+    return (
+        f"image differs in {pixels} of {old[..., 0].size} pixels, by {apart.max()} of 255 at most"
+    )
+
+
+def replay_lines(replayed: list[Replayed]) -> Iterator[str]:
+    """For people: a line for each stage, and for all that differs."""
+    if not replayed:
+        yield "nothing is to be computed anew: no stage has a result of this record"
+        return
+    for it in replayed:
+        yield f"{it.stage:>22}: {'identical' if it.is_identical else 'differs'}"
+        yield from (f"{'':>24}{difference}" for difference in it.differences)
+    same = sum(it.is_identical for it in replayed)
+    yield f"{same} of {len(replayed)} stages gave the same, to the byte"

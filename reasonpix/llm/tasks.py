@@ -1,0 +1,257 @@
+"""What an LLM is asked, task by task: P_gen, P_select, P_replace, and what a reader is asked.
+
+A task says what goes into a question and how an answer is read. The words around it, the answer's
+JSON schema and the worked examples are in `prompts/<verb>.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from reasonpix.core.text import (
+    bare,
+    canonical,
+    content_words,
+    mentions,
+    one_line,
+    telling,
+    words_of,
+)
+from reasonpix.plugin.components import Verb
+from reasonpix.plugin.types import (
+    Choice,
+    EditPlan,
+    Record,
+    ReplaceRequest,
+    ResolveRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
+)
+
+LONGEST_INSTRUCTION = 300
+"""Characters of the longest instruction that is accepted."""
+
+LONGEST_TARGET = 4
+"""Words of the longest target category that is accepted."""
+
+Request = TypeVar("Request", RewriteRequest, SelectRequest, ReplaceRequest, ResolveRequest)
+Answer = TypeVar("Answer", bound=BaseModel)
+Result = TypeVar("Result")
+
+
+class InvalidAnswer(Exception):
+    """What is wrong with an LLM's answer, worded for the LLM as much as for the user."""
+
+
+@dataclass(frozen=True)
+class Task(Generic[Request, Answer, Result]):
+    """A kind of question. `read` raises `InvalidAnswer` that tells all that is wrong."""
+
+    verb: Verb
+    request: type[Request]
+    holes: Callable[[Request], Mapping[str, str]]
+    """What stands in the place of each `$` placeholder of the prompt."""
+    answer: type[Answer]
+    read: Callable[[Request, Answer], Result]
+
+
+# -- P_gen, Eq. 2 ---------------------------------------------------------------------------------
+
+
+class RewriteAnswer(Record):
+    """An indirect instruction, and the words it had to avoid."""
+
+    revealing: tuple[str, ...]
+    instruction: str
+
+
+def read_rewriting(request: RewriteRequest, answer: RewriteAnswer) -> Rewriting:
+    """The candidate in an answer. Raises `InvalidAnswer`."""
+    instruction = one_line(answer.instruction)
+    # What both captions name stays as it is, so that naming it gives nothing away.
+    revealing = tuple(
+        word
+        for word in _names(answer.revealing)
+        if not (mentions(request.caption, word) and mentions(request.edited_caption, word))
+    )
+    problems = _problems_of(instruction)
+    if not problems and words_of(instruction) == words_of(request.instruction):
+        problems.append("instruction repeats the direct instruction")
+    if leaked := [word for word in revealing if mentions(instruction, word)]:
+        words = ", ".join(map(quote, leaked))
+        problems.append(f"instruction gives the edit away by what it must not use: {words}")
+    if problems:
+        raise InvalidAnswer("; ".join(problems))
+    return Rewriting(instruction=instruction, revealing=revealing)
+
+
+REWRITE = Task(
+    "rewrite",
+    RewriteRequest,
+    lambda request: {
+        "caption": one_line(request.caption),
+        "edited_caption": one_line(request.edited_caption),
+        "instruction": one_line(request.instruction),
+    },
+    RewriteAnswer,
+    read_rewriting,
+)
+
+
+# -- P_select, Eq. 3 ------------------------------------------------------------------------------
+
+
+class NumberAnswer(Record):
+    """The number of an option, from 1."""
+
+    best: int
+
+
+def _read_number(options: Sequence[str], answer: NumberAnswer) -> Choice:
+    if not 1 <= answer.best <= len(options):
+        raise InvalidAnswer(f"best must be a number from 1 to {len(options)}, not {answer.best}")
+    return Choice(index=answer.best - 1)
+
+
+def _numbered(options: Sequence[str]) -> str:
+    return "\n".join(
+        f"{number}. {one_line(option)}" for number, option in enumerate(options, start=1)
+    )
+
+
+SELECT = Task(
+    "select",
+    SelectRequest,
+    lambda request: {
+        "caption": one_line(request.caption),
+        "edited_caption": one_line(request.edited_caption),
+        "instruction": one_line(request.instruction),
+        "candidates": _numbered(request.candidates),
+    },
+    NumberAnswer,
+    lambda request, answer: _read_number(request.candidates, answer),
+)
+
+# -- what a reader is asked -----------------------------------------------------------------------
+
+RESOLVE = Task(
+    "resolve",
+    ResolveRequest,
+    lambda request: {
+        "caption": one_line(request.caption),
+        "instruction": one_line(request.instruction),
+        "options": _numbered(request.options),
+    },
+    NumberAnswer,
+    lambda request, answer: _read_number(request.options, answer),
+)
+
+# -- P_replace, Eq. 6 -----------------------------------------------------------------------------
+
+
+class ReplaceAnswer(Record):
+    """Which category to replace, by which other one, and an instruction that hints at both."""
+
+    selected: str
+    target: str
+    selected_synonyms: tuple[str, ...]
+    target_synonyms: tuple[str, ...]
+    instruction: str
+
+
+def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
+    """The plan in an answer; `selected` becomes the category as the request writes it.
+
+    Raises `InvalidAnswer`.
+    """
+    categories = request.categories
+    target, instruction = bare(answer.target), one_line(answer.instruction)
+    synonyms = {
+        "selected": _names(answer.selected_synonyms),
+        "target": _names(answer.target_synonyms),
+    }
+    problems = []
+
+    selected = canonical(answer.selected, categories)
+    if selected is None:
+        problems.append(
+            f"selected must be one of {', '.join(categories)}, not {quote(answer.selected)}"
+        )
+    lists = set(target) & set(",;/|")
+    if not 1 <= len(words_of(target)) <= LONGEST_TARGET or lists or not target.isprintable():
+        problems.append(
+            f"target must be a name of at most {LONGEST_TARGET} words, not {quote(target)}"
+        )
+    elif (present := canonical(target, categories)) is not None:
+        problems.append(f"target must not be in the picture yet, but {quote(target)} is {present}")
+    elif selected is not None and (
+        canonical(target, synonyms["selected"]) or canonical(selected, synonyms["target"])
+    ):
+        problems.append(f"target {quote(target)} is another word for {selected}")
+
+    problems += _problems_of(instruction)
+    for role, name in (("selected", selected or answer.selected), ("target", target)):
+        names = (*telling(name), *synonyms[role])
+        if leaked := [word for word in names if mentions(instruction, word)]:
+            problems.append(
+                f"instruction gives the {role} category away by the word {quote(leaked[0])}"
+            )
+
+    if problems or selected is None:
+        raise InvalidAnswer("; ".join(problems))
+    others = (
+        word
+        for word in (*synonyms["selected"], *synonyms["target"])
+        if word not in (selected, target)
+    )
+    return EditPlan(
+        selected=selected,
+        target=target,
+        instruction=instruction,
+        synonyms=tuple(dict.fromkeys(others)),
+    )
+
+
+REPLACE = Task(
+    "replace",
+    ReplaceRequest,
+    lambda request: {
+        "caption": one_line(request.caption),
+        "categories": ", ".join(map(one_line, request.categories)),
+    },
+    ReplaceAnswer,
+    read_plan,
+)
+
+TASKS: Mapping[Verb, Task[Any, Any, Any]] = {
+    "rewrite": REWRITE,
+    "select": SELECT,
+    "replace": REPLACE,
+    "resolve": RESOLVE,
+}
+
+
+def _names(words: Sequence[str]) -> list[str]:
+    """The words that name something, without articles and repeats."""
+    return list(dict.fromkeys(bare(word) for word in words if content_words(word)))
+
+
+def _problems_of(instruction: str) -> list[str]:
+    if not words_of(instruction):
+        return ["instruction is empty"]
+    if len(instruction) > LONGEST_INSTRUCTION:
+        return [f"instruction has {len(instruction)} characters, {LONGEST_INSTRUCTION} are allowed"]
+    if not instruction.isprintable():
+        return ["instruction holds control characters"]
+    return []
+
+
+def quote(text: str) -> str:
+    """Foreign text for a message: on one line and not endless."""
+    shown = text if len(text) <= 160 else text[:160] + "…"
+    return repr(shown)

@@ -1,0 +1,357 @@
+"""The six slots of the pipeline, as abstract classes, and what all components share.
+
+Sources, filters and the methods that an evaluation compares are components too.
+
+A component is a class with an `Options` model. Its slot's method takes a batch and gives a batch
+of the same length in the same order; where one item cannot be done it gives a `Problem` in that
+place instead of raising. Heavy imports and weights belong into `load`. A result depends on the
+item and its seed alone, never on the batch around it.
+
+Components that load pretrained weights derive their options from `ModelOptions` and load with
+`reasonpix.plugin.weights`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reasonpix.plugin.types import (
+    Box,
+    Caption,
+    Choice,
+    EditPlan,
+    Entity,
+    Grounding,
+    Problem,
+    Record,
+    ReplaceRequest,
+    ResolveRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+
+class Options(BaseModel):
+    """What a recipe may say about a component. Every field has a description and a type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neutral: ClassVar[frozenset[str]] = frozenset()
+    """Fields that never change a result; they stay out of fingerprints."""
+
+
+class ModelOptions(Options):
+    """Options of a component that loads pretrained weights."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "cache_dir"})
+
+    weights: ClassVar[tuple[str, ...]] = ("model",)
+    """Fields that name weights. There, the name of a carried checkpoint becomes its path."""
+
+    model: str = Field(description="Hub id, local folder, or checkpoint name such as mini/blip2")
+    revision: str | None = Field(None, description="Commit or tag of the hub repository")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Computing precision; auto is float32 on a CPU, float16 on a GPU"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    batch_size: int = Field(8, ge=1, description="Items computed together")
+    cache_dir: Path | None = Field(None, description="Where hub downloads are kept")
+
+
+O_co = TypeVar("O_co", bound=Options, covariant=True)
+
+
+class Component(ABC, Generic[O_co]):
+    """What stands in a slot. `name` is the entry point's name, the word after `use:`.
+
+    Its methods are called one at a time (but see `concurrency`), and maybe not by the thread that
+    called `load`. Images that it is given are its own.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Options]] = Options
+    version: ClassVar[str] = "1"
+    """Raise it when the same options give other results than before: cached results go stale."""
+
+    def __init__(self, options: O_co) -> None:
+        self.options = options
+
+    @property
+    def concurrency(self) -> int:
+        """How many items it can have under way at once.
+
+        Above 1 the slot's method may be called from several threads, with the items of many shards.
+        """
+        return 1
+
+    def check(self) -> None:
+        """Raise a `ReasonpixError` for what is missing and cheap to see, such as an API key.
+
+        Called before anything is computed, so that hours of other stages are not spent in vain.
+        """
+
+    def load(self) -> None:
+        """Import what is heavy and read the weights. Called once, before the first batch."""
+
+    def close(self) -> None:
+        """Give back what `load` took."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What else changes the results, beside options, version and weights (JSON values)."""
+        return {}
+
+
+Verb = Literal["rewrite", "select", "replace", "resolve"]
+"""The methods of a planner."""
+
+
+class Captioner(Component[O_co]):
+    """Says what an image shows (Part III: BLIP-2)."""
+
+    @abstractmethod
+    def caption(self, images: Sequence[Image]) -> list[Caption | Problem]:
+        """One caption for each RGB image."""
+
+
+class EntityExtractor(Component[O_co]):
+    """Finds candidate categories in a caption (Eq. 4)."""
+
+    @abstractmethod
+    def extract(self, captions: Sequence[Caption]) -> list[tuple[Entity, ...] | Problem]:
+        """The entities of each caption, in order of appearance, without repeats; may be empty."""
+
+
+class Grounder(Component[O_co]):
+    """Locates categories in an image (Eq. 5)."""
+
+    @abstractmethod
+    def ground(
+        self, images: Sequence[Image], categories: Sequence[Sequence[str]]
+    ) -> list[tuple[Grounding, ...] | Problem]:
+        """For each RGB image one grounding per asked category, in the order asked.
+
+        Boxes are XYXY in absolute pixels of the image given.
+        """
+
+
+class Planner(Component[O_co]):
+    """Thinks in words: rewrites instructions (Eq. 2), selects (Eq. 3), plans edits (Eq. 6).
+
+    A planner need not do all of it; a recipe that asks for what its planner lacks is refused.
+    """
+
+    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[Rewriting | Problem]:
+        """One candidate for the reasoning instruction for each request (P_gen)."""
+        raise NotImplementedError
+
+    def select(self, requests: Sequence[SelectRequest]) -> list[Choice | Problem]:
+        """The best candidate of each request (P_select)."""
+        raise NotImplementedError
+
+    def replace(self, requests: Sequence[ReplaceRequest]) -> list[EditPlan | Problem]:
+        """One plan for each request (P_replace); `selected` is one of the request's categories."""
+        raise NotImplementedError
+
+    def resolve(self, requests: Sequence[ResolveRequest]) -> list[Choice | Problem]:
+        """The option that a reader takes each instruction to be after."""
+        raise NotImplementedError
+
+    @classmethod
+    def can(cls, verb: Verb) -> bool:
+        """Whether this planner implements the method `verb`."""
+        return getattr(cls, verb) is not getattr(Planner, verb)
+
+    def prompt_identity(self, verb: Verb) -> Mapping[str, Any]:
+        """What changes the results of the method `verb` alone, such as its prompt (JSON values)."""
+        return {}
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One object replacement (Eq. 7): what is in `box` of the RGB `image` becomes `target`."""
+
+    image: Image
+    box: Box
+    selected: str
+    target: str
+    caption: str
+    """Caption of the input image."""
+    seed: int
+
+
+class Editor(Component[O_co]):
+    """Replaces an object in an image (Eq. 7: GLIGEN)."""
+
+    @abstractmethod
+    def edit(self, requests: Sequence[EditRequest]) -> list[Image | Problem]:
+        """One edited RGB image for each request, of the size of its input."""
+
+
+class MLLMEncoder(Component[O_co]):
+    """Reads image and instruction together (Eq. 8: h = F(x_in, I))."""
+
+    @abstractmethod
+    def encode(
+        self, images: Sequence[Image], instructions: Sequence[str]
+    ) -> list[NDArray[np.float32] | Problem]:
+        """For each pair the states h, float32 (tokens, width); `tokens` may differ."""
+
+
+class SourcePair(Record):
+    """What a source that gives whole edits knows beside the input image."""
+
+    content: str
+    """SHA-256 of the encoded edited image, in hex."""
+    caption: str | None = None
+    """What the edited image shows."""
+    instruction: str
+    """The direct instruction."""
+
+
+class SourceItem(Record):
+    """A row of a source: where it is, what its bytes hash to, and what is known about it."""
+
+    native_id: str
+    content: str
+    """SHA-256 of the encoded image, in hex."""
+    caption: str | None = None
+    pair: SourcePair | None = None
+    """The edit, from a source that gives pairs."""
+
+
+class Source(Component[O_co]):
+    """Where input images come from. Reading is by native id, in any order, from any thread."""
+
+    @property
+    def gives_pairs(self) -> bool:
+        """Whether its items are whole edits: input, edited image and direct instruction."""
+        return False
+
+    @abstractmethod
+    def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
+        """All rows in a stable order; a row that cannot be read is (native id, problem)."""
+
+    @abstractmethod
+    def read(self, native_id: str) -> bytes:
+        """The encoded image (PNG, JPEG, WebP, …). Raises `OSError` when it cannot be read."""
+
+    def read_edited(self, native_id: str) -> bytes:
+        """The encoded edited image of a pair. Raises `OSError` when it cannot be read."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a scorer sees of an edit: images, read when first asked for, and words.
+
+    Parts II and III know `box`, `selected`, `target` and `synonyms`; Part I knows `edited_caption`,
+    `direct_instruction` and, after the planner, `candidates` with their `revealing` words and
+    `agreement`. What is not known is None or empty.
+    """
+
+    read_input: Callable[[], Image]
+    read_edited: Callable[[], Image]
+    seed: int
+    caption: str = ""
+    instruction: str = ""
+    """The reasoning instruction."""
+    box: Box | None = None
+    selected: str | None = None
+    target: str | None = None
+    synonyms: tuple[str, ...] = ()
+    edited_caption: str | None = None
+    direct_instruction: str | None = None
+    candidates: tuple[str, ...] = ()
+    """All instructions that P_gen gave, the selected one among them."""
+    revealing: tuple[str, ...] = ()
+    agreement: float | None = None
+    """Share of the orders shown to P_select in which it chose the selected candidate."""
+
+    @cached_property
+    def input_image(self) -> Image:
+        """The input image, RGB."""
+        return self.read_input()
+
+    @cached_property
+    def edited_image(self) -> Image:
+        """The edited image, RGB, of the input's size."""
+        return self.read_edited()
+
+
+class Scorer(Component[O_co]):
+    """Measures edits, and filters by what it measured.
+
+    `score` may run models and is stored for every record; `reject` is a view over the stored
+    scores of a whole run and costs nothing. Options that only `reject` reads are `neutral`.
+    """
+
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Slots of the recipe's pipeline that `score` needs, such as {"grounder"}."""
+
+    sees: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target", "instruction"})
+    """Which fields of `Edit`, beside the images and captions, `score` needs.
+
+    A recipe that cannot give them is refused. A scorer of finished pairs (Part I) that needs none
+    is applied before the planner is asked, so that no rejected pair is paid for.
+    """
+
+    @abstractmethod
+    def score(
+        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
+    ) -> list[dict[str, float] | Problem]:
+        """Named scores of each edit. `pipeline` holds the loaded components of `uses`."""
+
+    @abstractmethod
+    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
+        """For each record of a run the reason to reject it, or None."""
+
+
+@dataclass(frozen=True)
+class MethodRequest:
+    """What a method of an evaluation is asked: to do to the RGB `image` what `instruction` says."""
+
+    image: Image
+    instruction: str
+    seed: int
+    caption: str = ""
+    """Of the input image, for methods that start from a description of it."""
+    edited_caption: str = ""
+    """What the edited image should show. Empty where knowing it would answer the instruction."""
+
+
+class Method(Component[O_co]):
+    """Edits images by instructions; a row of Table 3."""
+
+    sees: ClassVar[frozenset[str]] = frozenset()
+    """Which of the captions of `MethodRequest` it cannot do without, such as {"caption"}."""
+
+    @abstractmethod
+    def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
+        """One edited RGB image for each request, of the size of its input."""
+
+
+SLOTS: Mapping[str, type[Component[Any]]] = {
+    "source": Source,
+    "captioner": Captioner,
+    "extractor": EntityExtractor,
+    "grounder": Grounder,
+    "planner": Planner,
+    "editor": Editor,
+    "encoder": MLLMEncoder,
+    "filter": Scorer,
+    "method": Method,
+}
+"""The word a recipe uses for each slot."""

@@ -1,0 +1,132 @@
+"""A component as YAML names it: `use:` and options, checked against the component's own model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from reasonpix.core import yaml_locations as located
+from reasonpix.errors import PluginError
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import Component, ModelOptions, Options
+
+Complain = Callable[[located.Path, str], None]
+"""Told of each mistake: where it is, and what it is."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A component as a recipe names it: `options` are checked against its model."""
+
+    slot: str
+    name: str
+    options: Options
+
+    def as_yaml(self) -> dict[str, Any]:
+        """The block that gives this use again, defaults included."""
+        fields = type(self.options).model_fields
+        options = {
+            name: value
+            for name, value in self.options.model_dump(mode="json").items()
+            if value is not None or fields[name].default is not None
+        }
+        return {"use": self.name, **options}
+
+    @property
+    def package(self) -> str:
+        """The package that offers it, and its version."""
+        dist = plugins.entry(self.name).dist
+        return f"{dist.name} {dist.version}" if dist else "?"
+
+    def build(self) -> Component[Any]:
+        """The component, ready for `load`."""
+        return plugins.build(self.slot, self.name, self.options)
+
+
+def check(model: type[Any], data: Any, at: located.Path, complain: Complain) -> Any:
+    """`data` as a `model`, or None after complaining of each error at its place."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        hidden = model.model_config.get("hide_input_in_errors", False)
+        for detail in error.errors():
+            got = "" if hidden else f", got {detail['input']!r}"
+            where = at + tuple(detail["loc"])
+            if detail["type"] == "extra_forbidden":
+                fields = _fields(model, tuple(detail["loc"]))
+                complain(where, f"no such option{plugins.nearest(str(where[-1]), fields)}")
+            elif detail["type"] == "missing":
+                entry = "entry " if isinstance(where[-1], int) else ""
+                complain(where[:-1], f"{entry}{where[-1]!r} is missing")
+            elif detail["type"] == "model_type":
+                complain(where, f"expected a mapping{got}")
+            else:
+                # What a validator of ours raised is told in its own words.
+                what = str(detail.get("ctx", {}).get("error", _lowered(detail["msg"])))
+                complain(where, f"{what}{got}" if where else what)  # not with all of a file
+    return None
+
+
+def _lowered(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _fields(model: type[BaseModel], path: located.Path) -> list[str]:
+    for name in path[:-1]:
+        field = model.model_fields.get(str(name))
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if inner is None:
+            break
+        model = inner
+    return list(model.model_fields)
+
+
+def read_use(slot: str, value: Any, at: located.Path, complain: Complain) -> Use | None:
+    """The component that a recipe's value names, or None after complaining."""
+    if isinstance(value, str):
+        value = {"use": value}
+    if not isinstance(value, dict) or not isinstance(value.get("use"), str):
+        complain(at, f"expected a plugin's name, or a mapping with 'use:', got {value!r}")
+        return None
+    options = {key: option for key, option in value.items() if key != "use"}
+    try:
+        component = plugins.find(slot, value["use"])
+    except PluginError as error:
+        complain((*at, "use"), str(error))
+        return None
+    checked = check(component.Options, options, at, complain)
+    if checked is None:
+        return None
+    for field in checked.weights if isinstance(checked, ModelOptions) else ():
+        try:
+            plugins.checkpoint(getattr(checked, field) or "")
+        except PluginError as error:
+            complain((*at, field), str(error))
+            return None
+    return Use(slot, value["use"], checked)
+
+
+def slot_schemas(slot: str) -> dict[str, Any]:
+    """Definitions: of `slot`, by a plugin's name or as a block, and of each plugin's block."""
+    blocks: dict[str, Any] = {}
+    short: list[str] = []
+    for name in plugins.names():
+        try:
+            component = plugins.offers(name).get(slot)
+        except PluginError:
+            continue  # a broken plugin that nobody asked for hurts nobody
+        if component is None:
+            continue
+        title = f"{slot}-{name}"
+        block = component.Options.model_json_schema(ref_template=f"#/$defs/{title}/$defs/{{model}}")
+        if not block.get("required"):
+            short.append(name)
+        block["properties"] = {"use": {"const": name}} | block.get("properties", {})
+        block["required"] = ["use", *block.get("required", [])]
+        blocks[title] = block | {"title": f"{slot} {name}"}
+    choices = [{"enum": short}, *({"$ref": f"#/$defs/{title}"} for title in blocks)]
+    return {slot: {"anyOf": choices}} | blocks

@@ -1,0 +1,274 @@
+"""Pretrained weights: from a hub id, a local folder or a plugin's checkpoint, or a clear error.
+
+GGUF files are unpacked once, into a cache of safetensors: see `find_gguf` and `unpack_gguf`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reasonpix.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+    from reasonpix.plugin.components import ModelOptions
+
+
+def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
+    """`loader.from_pretrained` for the model that `options` names.
+
+    `loader` is any class with the `from_pretrained` of transformers or diffusers; `arguments`
+    (`subfolder`, `dtype`, `use_safetensors`, …) are passed on. Remote code is never run.
+    Raises `WeightsError` that says what is really wrong: no such folder, a folder without the
+    file, or a hub that cannot be reached.
+    """
+    model = options.model
+    check_weights(options)
+    if os.path.isfile(model):
+        raise WeightsError(
+            f"model: {model!r} is a GGUF file, and {loader.__name__} is read from safetensors; "
+            "name a hub id or a folder"
+        )
+    folder = os.path.isdir(model)
+    if folder:
+        arguments["local_files_only"] = True
+    else:
+        arguments |= {"revision": options.revision, "cache_dir": options.cache_dir}
+    if loader.__name__.startswith("Auto"):
+        arguments["trust_remote_code"] = False  # or it may ask at the terminal
+    _show_progress(downloads=not folder)
+    try:
+        return loader.from_pretrained(model, **arguments)
+    except (OSError, ValueError) as error:
+        where = arguments.get("subfolder")
+        part = f"{loader.__name__}{f' ({where})' if where else ''}"
+        if folder:
+            raise WeightsError(
+                f"model: folder {model!r} holds no usable {part}: {error}"
+            ) from error
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            raise WeightsError(
+                f"model: {model!r} is not in the cache and HF_HUB_OFFLINE is set; download it once "
+                f"without HF_HUB_OFFLINE, or name a local folder ({part})"
+            ) from error
+        raise WeightsError(
+            f"model: cannot load {part} of {model!r}"
+            f"{f' at revision {options.revision}' if options.revision else ''}: {error}"
+        ) from error
+
+
+def _show_progress(downloads: bool) -> None:
+    """Bars for downloads; for files at hand they would only be drawn over the run's own."""
+    from transformers.utils import logging
+
+    (logging.enable_progress_bar if downloads else logging.disable_progress_bar)()
+
+
+def check_weights(options: ModelOptions) -> None:
+    """Raise `WeightsError` when `options.model` can only be a folder or GGUF file, and is none."""
+    model = options.model
+    if model.endswith(".gguf"):
+        if not os.path.isfile(model):
+            raise WeightsError(
+                f"model: no file {model!r}; for a file of the hub name its gguf_file"
+            )
+        return
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local and not os.path.isdir(model):
+        raise WeightsError(
+            f"model: no folder {model!r}; give a hub id such as 'owner/name', or a folder"
+        )
+
+
+def find_gguf(options: ModelOptions, gguf_file: str | None = None) -> Path | None:
+    """The GGUF file that `options.model` and `gguf_file` name; None when they name safetensors.
+
+    `model` is such a file, a folder that holds one, or a hub id; `gguf_file` is its name in the
+    folder or the hub's repository, from where it is downloaded. Raises `WeightsError` when there is
+    no such file, or more than one.
+    """
+    check_weights(options)
+    model = Path(options.model)
+    if model.is_file():
+        if gguf_file not in (None, model.name):
+            raise WeightsError(f"gguf_file: model is the file {str(model)!r} itself; leave one out")
+        return model
+    if model.is_dir():
+        found = sorted(path.name for path in model.glob("*.gguf"))
+        if gguf_file is not None and not (model / gguf_file).is_file():
+            raise WeightsError(
+                f"gguf_file: no {gguf_file!r} in folder {str(model)!r}; "
+                f"it holds {', '.join(found) or 'no GGUF file'}"
+            )
+        if gguf_file is None and len(found) > 1 and not any(model.glob("*.safetensors")):
+            raise WeightsError(
+                f"model: folder {str(model)!r} holds {', '.join(found)}; choose one by gguf_file"
+            )
+        if gguf_file is None and (not found or any(model.glob("*.safetensors"))):
+            return None
+        return model / (gguf_file or found[0])
+    if gguf_file is None:
+        return None
+
+    from transformers.utils.hub import cached_file
+
+    _show_progress(downloads=True)
+    try:
+        return Path(
+            cached_file(
+                options.model, gguf_file, revision=options.revision, cache_dir=options.cache_dir
+            )
+        )
+    except OSError as error:
+        raise WeightsError(
+            f"model: cannot get {gguf_file!r} of {options.model!r}: {error}"
+        ) from error
+
+
+def unpack_gguf(file: Path, dtype: torch.dtype, cache_dir: Path | None = None) -> Path:
+    """A folder with the causal language model, tokenizer and generation config of a GGUF file.
+
+    transformers needs a minute or so for each gigabyte of a GGUF file: it is done once, and kept
+    as safetensors of `dtype` in `cache_dir`, by default `$XDG_CACHE_HOME/reasonpix` or
+    `~/.cache/reasonpix`. An entry is named by the file's SHA-256, the version of transformers and
+    `dtype`, appears as a whole, is checked against the digest of its bytes each time, and made
+    anew when it is damaged. Processes that want the same entry wait for the first. Raises
+    `WeightsError`.
+    """
+    import transformers
+    from filelock import FileLock
+    from safetensors import SafetensorError
+
+    home = cache_dir or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "reasonpix"
+    )
+    name = f"{digest(file)}-{transformers.__version__}-{str(dtype).removeprefix('torch.')}"
+    entry, partial = home / "gguf" / name, home / "gguf" / f"{name}.partial"
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{entry}.lock"):
+            if not _is_whole(entry):
+                for rest in (entry, partial):  # damaged, or left by a process that was killed
+                    shutil.rmtree(rest, ignore_errors=True)
+                _unpack(file, dtype, partial / "model")
+                (partial / "sha256").write_text(digest(partial / "model"))
+                partial.rename(entry)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"model: cannot keep {file.name} unpacked in {entry.parent}: {error}; "
+            "name a folder with room by cache_dir"
+        ) from error
+    return entry / "model"
+
+
+def _is_whole(entry: Path) -> bool:
+    try:
+        return (entry / "sha256").read_text() == digest(entry / "model")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _unpack(file: Path, dtype: torch.dtype, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    _show_progress(downloads=False)
+    source: dict[str, Any] = {
+        "gguf_file": file.name,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
+        # Where kernels for GGUF are installed the weights would stay packed.
+        unpacked = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), **source, dtype=dtype, quantization_config=unpacked
+        )
+    # Its readers check little: a file that is none, or an architecture they do not know, gives
+    # errors of all kinds.
+    except Exception as error:
+        raise WeightsError(
+            f"model: transformers cannot read {str(file)!r} as a GGUF file of a causal language "
+            f"model: {type(error).__name__}: {error}"
+        ) from error
+    # Plain weights, which may be saved; what says that they come from a quantizer forbids it.
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def choose_device(options: ModelOptions) -> torch.device:
+    """The device of `options.device`; auto takes a GPU when there is one.
+
+    Raises `WeightsError` for what is no device.
+    """
+    import torch
+
+    if options.device != "auto":
+        try:
+            return torch.device(options.device)
+        except RuntimeError as error:
+            raise _unusable(options, error) from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def usable_device(options: ModelOptions) -> torch.device:
+    """The device of `options.device`, tried. Raises `WeightsError` where it cannot be used."""
+    import torch
+
+    device = choose_device(options)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise _unusable(options, error) from error
+    return device
+
+
+def _unusable(options: ModelOptions, error: Exception) -> WeightsError:
+    reason = str(error).splitlines()[0]
+    return WeightsError(f"device: {options.device!r} cannot be used: {reason}")
+
+
+def choose_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
+    """The computing precision of `options.dtype` on `device`."""
+    import torch
+
+    if options.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.float16
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    return dtype
+
+
+def digest(path: Path) -> str:
+    """SHA-256 in hex: of a file's bytes, or over the names and bytes of all files in a folder.
+
+    A folder's card, hidden files and `__pycache__` are no weights and do not count; nor do exports
+    of the weights in it, which have an `export.json` of their own.
+    """
+    if path.is_file():
+        return _sha256(path).hexdigest()
+    total = hashlib.sha256()
+    exports = {file.parent for file in path.glob("*/export.json")}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        counts = file.name != "README.md" and not any(
+            part == "__pycache__" or part.startswith(".") for part in name.parts
+        )
+        counts = counts and exports.isdisjoint(file.parents)
+        if counts and file.is_file():
+            total.update(str(name).encode() + b"\0")
+            total.update(_sha256(file).digest())
+    return total.hexdigest()
+
+
+def _sha256(file: Path) -> hashlib._Hash:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256")

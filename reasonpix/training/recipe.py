@@ -1,0 +1,227 @@
+"""Recipes for `reasonpix train`: data, encoder, the model to start from, and how it is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from reasonpix.core import yaml_locations as located
+from reasonpix.datasets.pairs import Data
+from reasonpix.errors import PluginError, RecipeError
+from reasonpix.generation import recipe_catalog as recipes
+from reasonpix.plugin import registry as plugins
+from reasonpix.plugin.components import ModelOptions
+from reasonpix.plugin.spec import Use, check, read_use, slot_schemas
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+_ALIGNED = ("query_resampler", "clip_residual", "codebook")
+"""Connectors with as many tokens as CLIP."""
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConnectorChoice(_Block):
+    """How h enters the UNet, where the paper is silent."""
+
+    kind: Literal[
+        "text_tokens", "query_resampler", "full_sequence", "clip_residual", "codebook", "identity"
+    ] = "text_tokens"
+    tokens: int | None = Field(
+        None, ge=1, description="Tokens for the UNet; by default as many as CLIP's: 77"
+    )
+    inner: int | None = Field(
+        None, ge=1, description="Width inside a resampler or codebook; by default the UNet's"
+    )
+    depth: int = Field(2, ge=1, description="Layers of a resampler")
+    heads: int = Field(8, ge=1, description="Attention heads of a resampler")
+    groups: int = Field(
+        8, ge=1, description="Choices that a codebook makes, one code of each group"
+    )
+    codes: int = Field(32, ge=2, description="Codes in each group of a codebook")
+    dropout: Share = Field(0.5, description="Of what a codebook reads, while it learns")
+
+
+class Start(_Block):
+    """What training starts from."""
+
+    model: str = Field(description="Hub id, local folder, or checkpoint name")
+    revision: str | None = Field(None, description="Commit or tag of the hub repository")
+    cache_dir: Path | None = Field(None, description="Where hub downloads are kept")
+    init: Literal["sd15", "ip2p"] = Field(
+        "ip2p",
+        description="What `model` is: a text-to-image pipeline, whose UNet is widened, or an "
+        "editing model",
+    )
+    connector: ConnectorChoice = ConnectorChoice()
+
+    @field_validator("connector", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @property
+    def weights(self) -> ModelOptions:
+        """The weights, as they are read."""
+        return ModelOptions(model=self.model, revision=self.revision, cache_dir=self.cache_dir)
+
+
+class Align(_Block):
+    """A first stage that teaches the connector alone to speak CLIP (as SmartEdit's first stage).
+
+    Its tokens for an instruction learn to equal CLIP's states of a text of the same row, that of
+    the column `data.align`. The learning rate warms up and cools down.
+    """
+
+    steps: int = Field(ge=1, description="Optimizer steps")
+    batch_size: int = Field(64, ge=1, description="Examples of a step")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW")
+
+
+class Validation(_Block):
+    """Pictures to look at while training, of examples that are kept out of it."""
+
+    examples: int = Field(8, ge=1, description="How many, each with an image of its own")
+    every: int = Field(1000, ge=1, description="Optimizer steps between them")
+
+
+class Sampling(_Block):
+    """How the trained model is meant to be sampled; it is kept beside the weights."""
+
+    num_inference_steps: int = Field(100, ge=1)
+    guidance_scale: float = Field(7.5, ge=0, description="s_T")
+    image_guidance_scale: float = Field(1.5, ge=0, description="s_I")
+
+
+class TrainingRecipe(_Block):
+    """All that `reasonpix train` does. Defaults are InstructPix2Pix's, with the paper's 256 px."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Every random choice follows from it")
+    data: Data
+    encoder: Use
+    model: Start
+    cache: bool | Path = Field(
+        True,
+        description="Compute h and latents once, and keep them in the run's folder, or in one that "
+        "runs share; false computes them each time",
+    )
+    align: Align | None = Field(None, description="A first stage for the connector alone")
+    steps: int = Field(10_000, ge=0, description="Optimizer steps")
+    batch_size: int = Field(1024, ge=1, description="Examples of an optimizer step, in all")
+    micro_batch_size: int = Field(32, ge=1, description="Examples that a device computes together")
+    learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="The learning rate after warm-up; cosine falls to zero at the end"
+    )
+    warmup: int = Field(0, ge=0, description="Optimizer steps over which the learning rate rises")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="Of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW")
+    max_gradient_norm: float | None = Field(1.0, gt=0, description="null clips nothing")
+    dropout: float = Field(
+        0.05,
+        ge=0,
+        le=1 / 3,
+        description="p: no instruction for p of the examples, no image for p, neither for p",
+    )
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="Of the averaged weights, at most")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Mixed precision; auto is bf16 on a GPU that has it, else fp32"
+    )
+    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
+    save_every: int = Field(1000, ge=1, description="Optimizer steps between checkpoints")
+    validation: Validation | None = None
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        ("tensorboard",), description="Where curves and pictures go; wandb sends them away"
+    )
+    sampling: Sampling = Sampling()
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.batch_size % self.micro_batch_size and self.batch_size > self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        if self.align and self.model.connector.kind not in _ALIGNED:
+            raise ValueError(
+                "align needs a connector whose tokens stand for CLIP's, one by one: "
+                f"{', '.join(_ALIGNED)}"
+            )
+        if self.align and self.data.align is None:
+            raise ValueError("align needs the column to align to: name it by data.align")
+        return self
+
+    def learning_rate_at(self, step: int, aligning: bool) -> float:
+        """Of a step of its stage, counted from 0. Alignment always warms up and cools down."""
+        if aligning and self.align:
+            peak, steps, warmup, cosine = self.align.learning_rate, self.align.steps, 100, True
+        else:
+            peak, steps, warmup = self.learning_rate, self.steps, self.warmup
+            cosine = self.schedule == "cosine"
+        rate = peak * min(1.0, (step + 1) / warmup) if warmup else peak
+        return rate * (0.5 + 0.5 * math.cos(math.pi * step / steps)) if cosine else rate
+
+    def as_yaml(self) -> str:
+        """The resolved recipe: every option spelled out, and the package of the encoder."""
+        body = self.model_dump(mode="json", exclude={"encoder"})
+        body |= {"encoder": self.encoder.as_yaml()}
+        ordered = {name: body[name] for name in type(self).model_fields}
+        return f"# {self.encoder.package}\n" + yaml.safe_dump(
+            ordered, sort_keys=False, allow_unicode=True
+        )
+
+
+def load_training_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
+    """Read and check a training recipe; `overrides` are `a.b=value` and win over the file.
+
+    Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
+    """
+    data, marks = recipes.read(path, "train")
+    problems: list[str] = []
+    for override in overrides:
+        located.override_value(data, marks, override, problems)
+
+    complain = marks.into(problems)
+    if "encoder" in data:
+        # Named in place of the block, which the model cannot check, so that all else is told too.
+        encoder = read_use("encoder", data["encoder"], ("encoder",), complain)
+        data["encoder"] = encoder or Use("encoder", "", ModelOptions(model=""))
+    recipe = check(TrainingRecipe, data, (), complain)
+    try:
+        if recipe:
+            plugins.checkpoint(recipe.model.model)
+    except PluginError as error:
+        complain(("model", "model"), str(error))
+    if problems or recipe is None:
+        raise RecipeError(problems)
+    checked: TrainingRecipe = recipe
+    return checked
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a training recipe, with the options of all encoders."""
+    document = TrainingRecipe.model_json_schema()
+    definitions = document["$defs"]
+    for name in ("Use", "Options"):
+        definitions.pop(name, None)
+    document["properties"]["encoder"] = {"$ref": "#/$defs/encoder"}
+    connector = definitions["Start"]["properties"]["connector"]
+    kinds = definitions["ConnectorChoice"]["properties"]["kind"]["enum"]
+    connector["anyOf"] = [{"enum": kinds}, {"$ref": connector.pop("$ref")}]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **document,
+        "title": "reasonpix training recipe",
+        "$defs": definitions | slot_schemas("encoder"),
+    }

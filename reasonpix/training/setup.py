@@ -1,0 +1,159 @@
+"""What a training run starts from: checks, the model at step 0, and which examples it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reasonpix.datasets.pairs import Pairs
+from reasonpix.editing.checkpoint import (
+    Checkpoint,
+    Parts,
+    Settings,
+    cell,
+    see_channels,
+    starting_point,
+)
+from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
+from reasonpix.errors import RecipeError, SourceError, WeightsError
+from reasonpix.training.recipe import TrainingRecipe
+
+
+def see_trackers(recipe: TrainingRecipe) -> None:
+    """Raise `RecipeError` for trackers that are not installed."""
+    if absent := [name for name in recipe.trackers if find_spec(name) is None]:
+        raise RecipeError([f"trackers: {name} is not installed" for name in absent])
+
+
+def see_fit(recipe: TrainingRecipe, parts: Parts, processes: int) -> None:
+    """See that the recipe suits the model and the number of processes, before hours of features.
+
+    Raises `RecipeError`, and `WeightsError` for a model that cannot be trained as it says.
+    """
+    see_channels(parts, recipe.model.init)
+    _see_scheduler(recipe, parts)
+    _see_connector(recipe, parts)
+    _see_resolution(recipe, parts)
+    _see_alignment(recipe, parts)
+    _see_batches(recipe, processes)
+
+
+def _see_scheduler(recipe: TrainingRecipe, parts: Parts) -> None:
+    given: Any = parts.scheduler.config
+    if (predicted := given.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
+        raise WeightsError(
+            f"model: its scheduler predicts {predicted!r}; epsilon or v_prediction can be trained"
+        )
+    steps, trained = recipe.sampling.num_inference_steps, given["num_train_timesteps"]
+    if steps > trained:
+        raise RecipeError(
+            [f"sampling.num_inference_steps: {steps} are more than the model's {trained} steps"]
+        )
+
+
+def _see_connector(recipe: TrainingRecipe, parts: Parts) -> None:
+    """All but whether the width of h suits it, which is known once h is."""
+    config = _connector(recipe, parts, parts.unet.config.cross_attention_dim)
+    try:
+        EditingModel(parts.unet, build_connector(config), torch.zeros(0), parts.text)
+    except ValueError as error:
+        raise WeightsError(f"model: {error}") from error
+
+
+def _connector(recipe: TrainingRecipe, parts: Parts, h_width: int) -> ConnectorConfig:
+    choice = recipe.model.connector
+    return ConnectorConfig(
+        h_width=h_width,
+        width=parts.unet.config.cross_attention_dim,
+        **choice.model_dump() | {"tokens": choice.tokens or parts.tokens},
+    )
+
+
+def _see_resolution(recipe: TrainingRecipe, parts: Parts) -> None:
+    stride = cell(parts.vae) * 2 ** (len(parts.unet.config.block_out_channels) - 1)
+    if recipe.data.resolution % stride:
+        raise RecipeError(
+            [
+                f"data.resolution: {recipe.data.resolution} is no multiple of {stride}, as the "
+                "UNet needs"
+            ]
+        )
+
+
+def _see_alignment(recipe: TrainingRecipe, parts: Parts) -> None:
+    if recipe.align is None:
+        return
+    if parts.text is None:
+        raise WeightsError(
+            f"model: {recipe.model.model!r} holds no text encoder, so there is nothing to align to"
+        )
+    if recipe.model.connector.tokens not in (None, parts.text.tokens):
+        raise RecipeError(
+            [
+                f"model.connector.tokens: {recipe.model.connector.tokens} cannot be aligned, one "
+                f"by one, to the {parts.text.tokens} of CLIP's text; leave it out"
+            ]
+        )
+
+
+def _see_batches(recipe: TrainingRecipe, processes: int) -> None:
+    sizes = {"batch_size": recipe.batch_size}
+    if recipe.align:
+        sizes["align.batch_size"] = recipe.align.batch_size
+    problems = [
+        f"{name}: {size} examples cannot be shared evenly by {processes} processes"
+        for name, size in sizes.items()
+        if size % processes
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def start(recipe: TrainingRecipe, parts: Parts, h: Sequence[Tensor]) -> Checkpoint:
+    """The model at step 0. `h` are states of examples, as many as the connector looks at."""
+    config = _connector(recipe, parts, h[0].shape[-1])
+    settings = Settings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
+    with torch.random.fork_rng(devices=[]):
+        # A fresh connector is the same in each process, and when a run begins again.
+        torch.default_generator.manual_seed(recipe.seed)
+        return starting_point(parts, recipe.model.init, recipe.encoder, config, settings, h)
+
+
+def with_text(pairs: Pairs, examples: Sequence[int]) -> list[int]:
+    """Those that have a text to align to."""
+    found = [number for number in examples if pairs.examples[number].plain]
+    if not found:
+        raise SourceError(f"data.align: no row has text in {pairs.data.align!r}")
+    return found
+
+
+def digest(pairs: Pairs, examples: Sequence[int], features: str) -> str:
+    """SHA-256 over all that is trained on, in order, and what its features are made by."""
+    total = sha256(features.encode())
+    for one in (pairs.examples[number] for number in examples):
+        words = (one.input_image, one.edited_image, one.instruction, one.plain)
+        total.update(f"{words}".encode())
+    return total.hexdigest()
+
+
+def split(recipe: TrainingRecipe, pairs: Pairs, usable: list[int]) -> tuple[list[int], list[int]]:
+    """The examples to train on, and those kept out to look at, by their input image."""
+    if recipe.validation is None:
+        return usable, []
+    first: dict[str, int] = {}
+    for number in usable:
+        first.setdefault(pairs.examples[number].input_image, number)
+    images = sorted(first, key=lambda image: sha256(f"{recipe.seed} {image}".encode()).digest())
+    kept_out = dict.fromkeys(images[: recipe.validation.examples])
+    if len(kept_out) == len(images):
+        raise SourceError(
+            f"data: {len(images)} input images are too few to keep "
+            f"{recipe.validation.examples} of them for validation; lower validation.examples"
+        )
+    training = [n for n in usable if pairs.examples[n].input_image not in kept_out]
+    return training, [first[image] for image in kept_out]
