@@ -46,7 +46,7 @@ from transformers import (
 from reasonpix.core.images import decode
 from reasonpix.evaluation.cases import Case
 from reasonpix.evaluation.metrics import Metrics, MetricsOptions
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 
 METRICS = ("l1", "l2", "clip_i", "dino", "clip_t")
 ROUND = 16
@@ -225,7 +225,7 @@ def main() -> None:
     with TemporaryDirectory() as scratch:
         pairs = write_pairs(Path(scratch), args.pairs, args.side)
         if args.mini:
-            clip, dino = (Path(plugins.checkpoint(f"mini/{it}") or it) for it in ("clip", "dino"))
+            clip, dino = (Path(registry.checkpoint(f"mini/{it}") or it) for it in ("clip", "dino"))
         else:
             clip, dino = write_models(Path(scratch))
         compare(pairs, Loop(clip, dino), metrics_of(clip, dino))

@@ -5,9 +5,9 @@
 
 The UNet reads 8 channels of 64x64 latents and 77 states of width 768, and has random weights. A
 batch of 3 is one edit of 512x512 pixels: three branches of guidance. Each runtime is the product's
-own network (`reasonpix.editing.runtimes.base`), measured in a process of its own: after a warm-up, the median of
-rounds of forwards that read their tensors where they lie. The difference is to the same weights in
-float32 without TF32, in shares of the largest and of the mean absolute value there.
+own network (`reasonpix.editing.runtimes.base`), measured in a process of its own: after a warm-up,
+the median of rounds of forwards that read their tensors in place. The difference is to the same
+weights in float32 without TF32, in shares of the largest and of the mean absolute value there.
 
 What no longer fits in `--minutes` is ended or left out, and the table says so.
 """
@@ -141,17 +141,17 @@ def export(arguments: argparse.Namespace) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler
 
     from reasonpix.deployment.export.converters import convert, profile
-    from reasonpix.editing.checkpoint import Checkpoint, Settings
+    from reasonpix.editing.checkpoint import LoadedModel, Settings
     from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
     from reasonpix.editing.runtimes.manifest import MANIFEST, Manifest, sha256
     from reasonpix.plugin.components import Options
-    from reasonpix.plugin.spec import Use
+    from reasonpix.plugin.spec import ComponentSpec
 
     width = FULL["cross_attention_dim"]
     connector = build_connector(ConnectorConfig(kind="identity", h_width=width, width=width))
     null = torch.zeros(TOKENS, width)
     own = unet(arguments, torch.float32).unet.cpu()
-    checkpoint = Checkpoint(
+    checkpoint = LoadedModel(
         EditingModel(own, connector, null, None),
         AutoencoderKL(  # only how much it shrinks is asked for
             block_out_channels=(8,) * 4,
@@ -160,7 +160,7 @@ def export(arguments: argparse.Namespace) -> None:
             norm_num_groups=8,
         ),
         DDIMScheduler(),
-        Use("encoder", "none", Options()),
+        ComponentSpec("encoder", "none", Options()),
         False,
         Settings(resolution=8 * arguments.side),
     )

@@ -21,6 +21,6 @@ def seconds(*command: str) -> float:
 
 
 nothing = seconds(sys.executable, "-c", "pass")
-asked = seconds(sys.executable, "-m", "reasonpix.cli.main", "--help")
+asked = seconds(sys.executable, "-m", "reasonpix", "--help")
 print(f"python -c pass    {nothing:.3f} s")
 print(f"reasonpix --help  {asked:.3f} s   ({asked / nothing:.1f} times as long)")

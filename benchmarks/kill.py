@@ -116,7 +116,7 @@ def main() -> int:
         def command(run: Path, executor: str) -> list[str]:
             settings = [part for setting in asked.settings for part in ("--set", setting)]
             return [
-                *(sys.executable, "-m", "reasonpix.cli.main", "generate"),
+                *(sys.executable, "-m", "reasonpix", "generate"),
                 *(asked.recipe or str(folder / "light.yaml"), "--out", str(run)),
                 *("--limit", str(asked.records), "--shard-size", "4", "--executor", executor),
                 *settings,

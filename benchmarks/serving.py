@@ -89,7 +89,7 @@ def edits() -> list[Edit]:
 def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The server's process and URL, when it is ready; ended by SIGTERM, as an operator would."""
     with subprocess.Popen(
-        [sys.executable, "-m", "reasonpix.cli.main", "serve", "--port", "0", "--no-page", *options],
+        [sys.executable, "-m", "reasonpix", "serve", "--port", "0", "--no-page", *options],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:

@@ -23,7 +23,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from reasonpix.generation.engine.local_executor import Here
+from reasonpix.generation.engine.local_executor import LocalExecutor
 from reasonpix.generation.outcomes import StageEntry
 from reasonpix.generation.pipeline import Stage
 from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
@@ -85,7 +85,7 @@ def ours(records: int, folder: Path) -> None:
     with closing(FakeSource(FakeSourceOptions())) as source, run.storage.held():
         shards = planned(run, records)
         todo = [{shard.name for shard in shards} for _ in stages]
-        with Here(run, source, None) as execute:
+        with LocalExecutor(run, source, None) as execute:
             started = time.perf_counter()
             execute.run_stages(stages, todo, shards, lambda done: run.note(**vars(done)))
             seconds = time.perf_counter() - started

@@ -34,7 +34,7 @@ from reasonpix.datasets.publish import publish
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.recipe_catalog import locate
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.training.recipe import load_training_recipe
 from reasonpix.training.trainer import Progress, train
 
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--model", default="mini/instruct-pix2pix")
     args = parser.parse_args()
-    folder = Path(plugins.checkpoint(args.model) or args.model)
+    folder = Path(registry.checkpoint(args.model) or args.model)
     clip = f"{{use: clip-text, model: {args.model}}}"
     recipe = load_training_recipe(locate("mini/train"), [f"model.model={args.model}"])
     options = recipe.encoder.as_yaml()

@@ -3,8 +3,9 @@
     python benchmarks/unet_runtimes.py [--rounds 9] [--edits 3] [--no-compile] [--mini]
 
 The UNet has 142 million parameters, Stable Diffusion's layout and random weights; with `--mini` it
-is that of mini/reasonpix2pix. What runs is the product's own: `reasonpix.deployment.export.converters` writes the
-networks, `reasonpix.editing.runtimes.onnx` and `reasonpix.editing.runtimes.openvino` compute them.
+is that of mini/reasonpix2pix. What runs is the product's own:
+`reasonpix.deployment.export.converters` writes the networks,
+`reasonpix.editing.runtimes.onnx` and `reasonpix.editing.runtimes.openvino` compute them.
 
 - A forward is one step of one edit, three branches of guidance in one batch: 3x8x32x32 latents and
   77 states. `eager` is diffusers' UNet, called as its pipeline calls it, without a mask; the
@@ -42,7 +43,7 @@ from PIL import Image
 from torch import Tensor
 
 from reasonpix.deployment.export.converters import convert
-from reasonpix.editing.checkpoint import Checkpoint, Settings, cell, load_checkpoint
+from reasonpix.editing.checkpoint import LoadedModel, Settings, load_checkpoint, vae_scale_factor
 from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.editing.runtimes import onnx as runtime_onnx
@@ -51,7 +52,7 @@ from reasonpix.editing.runtimes.base import Network
 from reasonpix.editing.runtimes.manifest import Export, Format, Manifest, Part
 from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.plugin.components import MLLMEncoder, ModelOptions, Options
-from reasonpix.plugin.spec import Use
+from reasonpix.plugin.spec import ComponentSpec
 
 CPU = torch.device("cpu")
 TOKENS = 77
@@ -78,7 +79,7 @@ class Given(MLLMEncoder[Options]):
 # -- the model ------------------------------------------------------------------------------------
 
 
-def editing_model(mini: bool) -> Checkpoint:
+def editing_model(mini: bool) -> LoadedModel:
     """Its UNet reads the encoder's states as they are."""
     torch.manual_seed(0)
     if mini:
@@ -109,12 +110,12 @@ def editing_model(mini: bool) -> Checkpoint:
     width = unet.config.cross_attention_dim
     config = ConnectorConfig(kind="identity", h_width=width, width=width)
     model = EditingModel(unet, build_connector(config), torch.randn(TOKENS, width), None)
-    size = unet.config.sample_size * cell(vae)
-    return Checkpoint(
+    size = unet.config.sample_size * vae_scale_factor(vae)
+    return LoadedModel(
         model.eval().requires_grad_(False),
         vae.eval().requires_grad_(False),
         scheduler,
-        Use("encoder", "given", Options()),
+        ComponentSpec("encoder", "given", Options()),
         False,
         Settings(
             resolution=size,
@@ -125,7 +126,7 @@ def editing_model(mini: bool) -> Checkpoint:
     )
 
 
-def written(checkpoint: Checkpoint, format: Format, folder: Path) -> Export:
+def written(checkpoint: LoadedModel, format: Format, folder: Path) -> Export:
     folder.mkdir()
     graphs = convert(checkpoint, format, "fp32", get_args(Part), folder)
     return Export(
@@ -178,7 +179,7 @@ def show(title: str, last: str, rows: Mapping[str, tuple[float, float]], extra: 
 
 
 def forwards(
-    checkpoint: Checkpoint, exports: Mapping[str, dict[str, Network]], rounds: int, compiled: bool
+    checkpoint: LoadedModel, exports: Mapping[str, dict[str, Network]], rounds: int, compiled: bool
 ) -> None:
     unet = checkpoint.model.unet
     side = unet.config.sample_size
@@ -218,7 +219,7 @@ def forwards(
     show("forward", "largest difference", in_turn(ways, rounds), far)
 
 
-def edits(checkpoint: Checkpoint, exports: Mapping[str, dict[str, Network]], rounds: int) -> None:
+def edits(checkpoint: LoadedModel, exports: Mapping[str, dict[str, Network]], rounds: int) -> None:
     model, vae, settings = checkpoint.model, checkpoint.vae, checkpoint.settings
     side = settings.resolution
     blots = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -229,11 +230,12 @@ def edits(checkpoint: Checkpoint, exports: Mapping[str, dict[str, Network]], rou
         requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
+    cells = side // vae_scale_factor(vae)
 
     def diffusers() -> Image.Image:
         generator = torch.Generator().manual_seed(SEED)
         latents = torch.randn(
-            1, model.unet.config.out_channels, side // cell(vae), side // cell(vae),
+            1, model.unet.config.out_channels, cells, cells,
             generator=generator,
         )  # fmt: skip
         edited: Image.Image = pipeline(

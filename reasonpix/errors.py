@@ -60,7 +60,7 @@ class CostLimit(ReasonpixError):
 
 
 @contextmanager
-def needing(extra: str) -> Iterator[None]:
+def require_extra(extra: str) -> Iterator[None]:
     """Imports of packages that only `reasonpix[extra]` brings."""
     try:
         yield

@@ -5,9 +5,7 @@ Nothing is patched. A test that needs a plugin makes a distribution of it, as fi
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,15 +15,9 @@ import pytest
 import yaml
 from hypothesis import settings
 
-import reasonpix
-
-# The same examples in every run, and no time limit on a machine that does other things.
+# The same examples in every run, and no time limit on a busy machine.
 settings.register_profile("project", derandomize=True, database=None, deadline=None)
 settings.load_profile("project")
-# Examples are drawn from the constants of imported modules too; which those are must not hang on
-# what other tests this process happens to run.
-for module in pkgutil.walk_packages(reasonpix.__path__, "reasonpix."):
-    importlib.import_module(module.name)
 
 TRIAL = Path(__file__).parent / "trial"
 
@@ -105,7 +97,7 @@ def shell(tmp_path: Path) -> Shell:
     ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
         return subprocess.run(
-            [sys.executable, "-m", "reasonpix.cli.main", *map(str, arguments)],
+            [sys.executable, "-m", "reasonpix", *map(str, arguments)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -55,7 +55,7 @@ def runtime_option(default: str | None) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def stoppable(deferred: Callable[[int], bool] = lambda number: False) -> Iterator[None]:
+def graceful_shutdown(deferred: Callable[[int], bool] = lambda number: False) -> Iterator[None]:
     """Let the first SIGINT or SIGTERM end a run in order, the second one at once.
 
     In order is by `KeyboardInterrupt`, unless `deferred` says that the run ends by itself. At once
@@ -180,10 +180,10 @@ class Bars:
 
 def print_summary(run: RunFolder, target: int | None = None) -> None:
     """How many records came through each stage, why the others did not, and what was paid."""
-    from reasonpix.generation.outcomes import endings
+    from reasonpix.generation.outcomes import outcome_counts
     from reasonpix.generation.statistics import position_bias, spending_lines
 
-    ended = endings(run)
+    ended = outcome_counts(run)
     stages = ended.stages
     click.echo(f"{'stage':>22} {'ok':>8} {'rejected':>8} {'failed':>8}")
     for stage, counts in stages:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reasonpix.cli import console
-from reasonpix.cli.options import overriding
-from reasonpix.errors import needing
+from reasonpix.cli.options import set_option
+from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
     from reasonpix.editing.runtimes.select import Runtime
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     required=True,
     help="The folder of the evaluation. The report will be in it.",
 )
-@overriding
+@set_option
 @console.runtime_option(None)
 @click.option("--retry-failed", is_flag=True, help="Try the edits again that failed.")
 @click.option(
@@ -60,13 +60,13 @@ def evaluate(
             f"--baseline: the recipe has no method {baseline!r}; "
             f"there are {', '.join(checked.methods)}"
         )
-    with needing("evaluate"):
+    with require_extra("evaluate"):
         import matplotlib  # noqa: F401  # the report needs it, hours later
 
         from reasonpix.evaluation.report import write_report
         from reasonpix.evaluation.runner import evaluate as run
     try:
-        with console.stoppable(), _bars() as report:
+        with console.graceful_shutdown(), _bars() as report:
             folder = run(checked, out, report, retry_failed=retry_failed)
             written = write_report(folder, baseline)
     except KeyboardInterrupt as stopped:

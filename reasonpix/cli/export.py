@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reasonpix.cli import console
-from reasonpix.errors import needing
+from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
     from reasonpix.deployment.export.export import Exported
@@ -82,15 +82,15 @@ def export(
 
     An export that does not is refused, and nothing is written.
     """
-    with needing("edit"):
-        from reasonpix.deployment.export.export import Wish
+    with require_extra("edit"):
+        from reasonpix.deployment.export.export import ExportRequest
         from reasonpix.deployment.export.export import export as write
     from reasonpix.evaluation.benchmark import BenchmarkOptions
     from reasonpix.evaluation.metrics import MetricsOptions
     from reasonpix.plugin.components import ModelOptions
 
     measures = {"clip": clip, "dino": dino}
-    wish = Wish(
+    wish = ExportRequest(
         model=ModelOptions(model=model, revision=revision, device=device),
         format=format,
         benchmark=BenchmarkOptions(path=samples, split=split, limit=count),
@@ -100,7 +100,7 @@ def export(
         metrics=MetricsOptions.model_validate({k: v for k, v in measures.items() if v}),
     )
     try:
-        with console.stoppable():
+        with console.graceful_shutdown():
             done = write(wish, out, force=force, report=lambda what: click.echo(what, err=True))
     except KeyboardInterrupt as stopped:
         click.echo("stopped; nothing was written", err=True)

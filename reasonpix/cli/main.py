@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reasonpix.cli import console
-from reasonpix.cli import evaluate as evaluating
-from reasonpix.cli import export as exporting
-from reasonpix.cli import model as modelling
-from reasonpix.cli import recipes as catalogue
-from reasonpix.cli import runs as afterwards
-from reasonpix.cli import serve as deploying
-from reasonpix.cli import study as study_commands
-from reasonpix.cli.options import overriding
+from reasonpix.cli import console, evaluate, export, model, recipes, runs, serve, study
+from reasonpix.cli.options import set_option
 
 if TYPE_CHECKING:
-    from reasonpix.generation.engine.engine import Executor
+    from reasonpix.generation.engine.engine import ExecutorName
 
 
 class _Commands(click.Group):
@@ -63,14 +56,14 @@ def main(debug: bool) -> None:
 
 
 for command in (
-    *afterwards.COMMANDS,
-    *modelling.COMMANDS,
-    *evaluating.COMMANDS,
-    *exporting.COMMANDS,
-    *deploying.COMMANDS,
-    catalogue.recipes,
-    catalogue.plugins,
-    study_commands.study,
+    *runs.COMMANDS,
+    *model.COMMANDS,
+    *evaluate.COMMANDS,
+    *export.COMMANDS,
+    *serve.COMMANDS,
+    recipes.recipes,
+    recipes.plugins,
+    study.study,
 ):
     main.add_command(command)
 
@@ -80,7 +73,7 @@ _run = click.argument("run")
 @main.command()
 @click.argument("recipe")
 @click.option("--out", required=True, help="The run folder: a path, or a URL such as s3://…")
-@overriding
+@set_option
 @click.option(
     "--limit",
     type=_Limit(),
@@ -123,7 +116,7 @@ def generate(
     seed: int | None,
     max_cost: float | None,
     dry_run: bool,
-    executor: Executor,
+    executor: ExecutorName,
     address: str | None,
 ) -> None:
     """Run RECIPE (a file, or the name of a shipped one) over its images into a run folder.
@@ -150,7 +143,7 @@ def generate(
         return
     console.tell_of_waits(click.get_current_context().find_root().params["debug"])
     try:
-        with console.stoppable(), console.Bars() as bars:
+        with console.graceful_shutdown(), console.Bars() as bars:
             run = engine.generate(
                 checked,
                 out,

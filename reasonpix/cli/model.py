@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from reasonpix.cli import console
-from reasonpix.cli.options import overriding
-from reasonpix.errors import ReasonpixError, needing
+from reasonpix.cli.options import set_option
+from reasonpix.errors import ReasonpixError, require_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -119,7 +119,7 @@ def edit(
     They are named after the IMAGE, such as bee-edited.png for bee.jpg, and are of its size. What is
     not said of steps, guidance and resolution is as the model was trained to be used.
     """
-    from reasonpix.editing import image_grid as sheets
+    from reasonpix.editing import image_grid
 
     if grid and side_by_side:
         raise click.UsageError("--grid shows the inputs already; leave --side-by-side out")
@@ -129,10 +129,10 @@ def edit(
         raise ReasonpixError("\n".join(absent))
     seeds = range(seed, seed + samples)
     each = len(instructions) * samples
-    files = sheets.files(out, images, len(instructions), seeds, grid)
-    sheets.check_writable(files, images, force)
+    files = image_grid.files(out, images, len(instructions), seeds, grid)
+    image_grid.check_writable(files, images, force)
 
-    with needing("edit"):
+    with require_extra("edit"):
         from reasonpix.editing.pipeline import ReasonPix2Pix
     from reasonpix.plugin.types import Problem
 
@@ -161,19 +161,19 @@ def edit(
                 if isinstance(edited, Problem):
                     told[f"{path}: {edited.reason}"] = None
                 elif grid:
-                    done[number] = sheets.shrunk(edited)
+                    done[number] = image_grid.shrunk(edited)
                 else:
                     if side_by_side:
-                        edited = sheets.grid([[_read(path), edited]])
-                    sheets.write(edited, files[number])
+                        edited = image_grid.grid([[_read(path), edited]])
+                    image_grid.write(edited, files[number])
                     written.append(files[number])
         if done:
             rows = [
-                [sheets.shrunk(_read(path)), *(done.get(i * each + n) for n in range(each))]
+                [image_grid.shrunk(_read(path)), *(done.get(i * each + n) for n in range(each))]
                 for i, path in enumerate(images)
                 if any(number // each == i for number in done)
             ]
-            sheets.write(sheets.grid(rows), files[0])
+            image_grid.write(image_grid.grid(rows), files[0])
             written = files
     finally:  # what is written is told, even if the next cannot be
         for line in told:
@@ -236,7 +236,7 @@ def _bar(edits: int) -> Iterator[Advance]:
     required=True,
     help="The folder of the run. The model will be in its model/.",
 )
-@overriding
+@set_option
 def train(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
     """Train an editing model as RECIPE (a file, or the name of a shipped one) says.
 
@@ -258,8 +258,8 @@ def train(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
                 # A launcher passes on a signal that the terminal has sent already.
                 return bars.steps_taken and (launched or len(told) == 1)
 
-            with console.stoppable(deferred):
-                with needing("train"):
+            with console.graceful_shutdown(deferred):
+                with require_extra("train"):
                     from reasonpix.training.trainer import train as learn
 
                 trained = learn(checked, out, bars.show, lambda: bool(told))

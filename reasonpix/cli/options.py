@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-overriding = click.option(
+set_option = click.option(
     "--set",
     "overrides",
     multiple=True,

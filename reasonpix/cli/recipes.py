@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reasonpix.cli.options import overriding
+from reasonpix.cli.options import set_option
 
 if TYPE_CHECKING:
     from reasonpix.evaluation.recipe import EvaluationRecipe
@@ -59,7 +59,7 @@ def recipes_copy(recipe: str, to: Path) -> None:
 
 @recipes.command("check")
 @click.argument("recipe")
-@overriding
+@set_option
 def recipes_check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check RECIPE and print it with every option spelled out."""
     from reasonpix.generation.recipe_catalog import locate

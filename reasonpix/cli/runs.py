@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reasonpix.cli.options import overriding
+from reasonpix.cli.options import set_option
 
 if TYPE_CHECKING:
-    from reasonpix.generation.outcomes import Endings
+    from reasonpix.generation.outcomes import OutcomeCounts
 
 _run = click.argument("run")
 
@@ -20,7 +20,7 @@ _run = click.argument("run")
 @click.command()
 @_run
 @click.option("--recipe", help="Tell what this recipe (a file, or a shipped one) would reuse.")
-@overriding
+@set_option
 def status(run: str, recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Show for each stage of RUN what is reused, done, to do, and failed.
 
@@ -64,7 +64,7 @@ def clean(run: str, yes: bool) -> None:
 
 @click.command()
 @_run
-@overriding
+@set_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The page; survival.html in RUN by default."
 )
@@ -73,7 +73,7 @@ def refilter(run: str, overrides: tuple[str, ...], out: Path | None) -> None:
 
     Draws how many records survive each threshold, and prints where the page is.
     """
-    from reasonpix.generation.outcomes import endings
+    from reasonpix.generation.outcomes import outcome_counts
     from reasonpix.generation.run_folder import RunFolder
     from reasonpix.inspection.refilter import refilter as apply
     from reasonpix.inspection.threshold_curves import draw_survival
@@ -89,12 +89,12 @@ def refilter(run: str, overrides: tuple[str, ...], out: Path | None) -> None:
         )
         page = draw_survival(folder, out, before)
     else:
-        _print_funnel(endings(folder))
+        _print_funnel(outcome_counts(folder))
         page = draw_survival(folder, out)
     click.echo(page if "://" in page else Path(page).resolve())
 
 
-def _print_funnel(after: Endings, before: Endings | None = None) -> None:
+def _print_funnel(after: OutcomeCounts, before: OutcomeCounts | None = None) -> None:
     earlier = {} if before is None else dict(before.stages)
     head = f"{'stage':>22} {'ok':>8} {'rejected':>8} {'failed':>8}"
     click.echo(head + (f" {'ok before':>10}" if before else ""))

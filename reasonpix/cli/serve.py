@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from reasonpix.cli import console
-from reasonpix.errors import ReasonpixError, needing
+from reasonpix.errors import ReasonpixError, require_extra
 
 if TYPE_CHECKING:
     from reasonpix.editing.pipeline import ReasonPix2Pix
@@ -120,13 +120,13 @@ def serve(
     edits under way; a second one does not.
     """
     token = _token()
-    with needing("serve"):
-        from reasonpix.deployment.server import sockets as listening
+    with require_extra("serve"):
+        from reasonpix.deployment.server import sockets
         from reasonpix.deployment.server.app import Limits, Service
         from reasonpix.deployment.server.process import serve as run
 
     def load() -> ReasonPix2Pix:
-        with needing("edit"):
+        with require_extra("edit"):
             from reasonpix.editing.pipeline import ReasonPix2Pix
 
         return ReasonPix2Pix.from_pretrained(
@@ -141,8 +141,8 @@ def serve(
     name = Path(model).resolve().name if Path(model).is_dir() else model  # no path of this machine
     limits = Limits(queue, timeout, max_bytes, max_pixels, max_steps, max_resolution)
     try:
-        with console.stoppable(), listening.listen(host, port, backlog=2048) as taken:
-            url = listening.address(host, taken)
+        with console.graceful_shutdown(), sockets.listen(host, port, backlog=2048) as taken:
+            url = sockets.address(host, taken)
             click.echo(f"loading {model}; {url}/readyz says when it is ready", err=True)
             service = Service(load, name, limits=limits, wait=wait / 1000, token=token)
             run(service, taken, page=not no_page, ready=lambda: click.echo(f"serving on {url}"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reasonpix.cli import console
-from reasonpix.errors import needing
+from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
     from reasonpix.evaluation.study.store import Study
@@ -117,16 +117,16 @@ def serve(folder: Path, host: str, port: int, url: str | None) -> None:
     """Serve the pages of STUDY, until Ctrl-C or SIGTERM. Every answer is stored at once."""
     from reasonpix.evaluation.study.store import Study
 
-    with needing("study"):
-        from reasonpix.deployment.server import sockets as listening
-        from reasonpix.evaluation.study import server as study_server
+    with require_extra("study"):
+        from reasonpix.deployment.server import sockets
+        from reasonpix.evaluation.study import server
 
     with Study(folder) as served:
-        taken = listening.listen(host, port)
+        taken = sockets.listen(host, port)
         try:
-            with console.stoppable():
-                _print_links(served, url or listening.address(host, taken))
-                study_server.serve(served, taken)
+            with console.graceful_shutdown():
+                _print_links(served, url or sockets.address(host, taken))
+                server.serve(served, taken)
         except KeyboardInterrupt:
             click.echo(console.STOPPED, err=True)
         finally:

@@ -1,0 +1,1 @@
+"""Files, images, text and hashing: what every other package stands on."""

@@ -15,7 +15,7 @@ from reasonpix.errors import RunError
 
 
 @contextmanager
-def appearing(out: Path, verb: str, *, replace: bool = False) -> Iterator[Path]:
+def atomic_dir(out: Path, verb: str, *, replace: bool = False) -> Iterator[Path]:
     """An empty folder beside `out`, which becomes `out` when all went well, and vanishes if not.
 
     What an earlier process left there when it was killed is removed. With `replace` a folder that

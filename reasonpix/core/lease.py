@@ -19,7 +19,7 @@ _NAME = "holder"
 _FACTS = frozenset({"who", "machine", "pid", "token", "time"})
 
 
-class Holder:
+class Lease:
     """This process as the holder of a folder.
 
     `create(name, data)` writes a file that is not there yet, and says whether it did.

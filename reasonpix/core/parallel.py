@@ -20,7 +20,7 @@ class Size(NamedTuple):
     bytes: int
 
 
-def ahead(work: Callable[[T], R], items: Iterator[T], threads: int = 4) -> Iterator[R]:
+def prefetch(work: Callable[[T], R], items: Iterator[T], threads: int = 4) -> Iterator[R]:
     """The results in order, a few computed ahead in threads: coding images is most of the work."""
     with ThreadPoolExecutor(threads, thread_name_prefix="publish") as workers:
         under_way: deque[Future[R]] = deque(

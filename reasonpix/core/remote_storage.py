@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from reasonpix.core.lease import Holder
+from reasonpix.core.lease import Lease
 from reasonpix.core.storage import LocalStorage, Storage
 from reasonpix.errors import ReasonpixError, RunError
 
@@ -48,7 +48,7 @@ class RemoteStorage(Storage):
         self._lines = threading.Lock()
         self._uploads = threading.Lock()
         self._journals: dict[str, _Journal] = {}
-        self._holder: Holder | None = None
+        self._holder: Lease | None = None
 
     def __str__(self) -> str:
         """Its URL, without a password."""
@@ -222,7 +222,7 @@ class RemoteStorage(Storage):
         corrupted meanwhile: files appear complete, and a shard has the same bytes whoever computes
         it. At worst some answers are paid for twice.
         """
-        holder = Holder(self, self._created, self.beat_s, self.stale_s)
+        holder = Lease(self, self._created, self.beat_s, self.stale_s)
         holder.take()
         self._holder = holder
         ended = threading.Event()
@@ -246,9 +246,9 @@ class RemoteStorage(Storage):
 
     def holder(self) -> str | None:
         """Whoever gave a sign of life lately."""
-        return Holder(self, self._created, self.beat_s, self.stale_s).other()
+        return Lease(self, self._created, self.beat_s, self.stale_s).other()
 
-    def _beat(self, holder: Holder, ended: threading.Event) -> None:
+    def _beat(self, holder: Lease, ended: threading.Event) -> None:
         while not ended.wait(self.beat_s):
             with suppress(RunError):  # the network may be away for a while
                 holder.beat()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonpix.core.parallel import Size, ahead
+from reasonpix.core.parallel import Size, prefetch
 from reasonpix.core.storage import write_atomically
 from reasonpix.errors import RunError
 
@@ -44,7 +44,7 @@ class Shards:
         self._remove_drafts()
         found = sorted(self.folder.glob("*.safetensors"))
         new = [file for file in found if file.stem not in self._files]
-        for file, sound in ahead(self._is_sound, iter(new)):
+        for file, sound in prefetch(self._is_sound, iter(new)):
             if not sound:
                 _LOG.warning("%s is damaged: what it held is computed again", file)
                 with suppress(OSError):

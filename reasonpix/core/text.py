@@ -151,12 +151,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def bare(name: str) -> str:
+def strip_article(name: str) -> str:
     """A name without its article, and without punctuation around it."""
     return re.sub(r"^(an?|the) (?=\w)", "", one_line(name).strip(" .,;:!?\"'"), flags=re.IGNORECASE)
 
 
-def telling(name: str) -> list[str]:
+def head_nouns(name: str) -> list[str]:
     """The name of a thing, and the last word of a compound, which tells it as well.
 
     That is "butterfly" for "monarch butterfly".

@@ -14,7 +14,7 @@ Path = tuple[str | int, ...]
 """The keys and positions that lead to a value."""
 
 
-class Marks(dict[Path, str]):
+class SourceMap(dict[Path, str]):
     """Where each value stands: `file:line:column`, or the `--set` that gave it."""
 
     def nearest(self, path: Path) -> str:
@@ -33,7 +33,7 @@ class Marks(dict[Path, str]):
         return complain
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, Any], Marks]:
+def read(path: pathlib.Path) -> tuple[dict[str, Any], SourceMap]:
     """The YAML of a file, as `parse` gives it. Raises `RecipeError`."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -42,9 +42,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], Marks]:
     return parse(text, str(path))
 
 
-def parse(text: str, name: str) -> tuple[dict[str, Any], Marks]:
+def parse(text: str, name: str) -> tuple[dict[str, Any], SourceMap]:
     """YAML as plain values, with the place of each. Keys given twice are errors."""
-    marks = Marks({(): f"{name}:1:1"})
+    marks = SourceMap({(): f"{name}:1:1"})
     problems: list[str] = []
 
     def walk(node: yaml.Node, path: Path) -> Any:
@@ -89,7 +89,9 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], Marks]:
     return data, marks
 
 
-def override_value(data: dict[str, Any], marks: Marks, override: str, problems: list[str]) -> None:
+def override_value(
+    data: dict[str, Any], marks: SourceMap, override: str, problems: list[str]
+) -> None:
     """Put the value of `a.b=value` into `data`; a component's short form grows into a block."""
     path, equals, text = override.partition("=")
     where = f"--set {override}"

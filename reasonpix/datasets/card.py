@@ -18,13 +18,19 @@ import yaml
 from reasonpix import __version__
 from reasonpix.datasets.writers import Feature, Written
 from reasonpix.errors import PluginError, RunError
-from reasonpix.generation.outcomes import Endings, StageEntry, endings, read_stages, scorer_of
+from reasonpix.generation.outcomes import (
+    OutcomeCounts,
+    StageEntry,
+    outcome_counts,
+    read_stages,
+    scorer_of,
+)
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.generation.run_recipe import packages_of, recipe_text
 from reasonpix.generation.statistics import position_bias
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
-from reasonpix.plugin.spec import Use
+from reasonpix.plugin.spec import ComponentSpec
 
 _NO_TRACE = ("resources", "shard_size")
 """What a recipe says of how to compute, and no sample shows."""
@@ -72,14 +78,16 @@ class _Part:
         """Its options without those that leave no trace in the dataset."""
         known = self.facts.get("options")
         if self.is_filter or known is None:
-            return {k: v for k, v in self.options.items() if k not in ModelOptions.neutral}
+            return {
+                k: v for k, v in self.options.items() if k not in ModelOptions.fingerprint_exclude
+            }
         return {k: v for k, v in self.options.items() if k in known or k == "model"}
 
 
 def card(run: RunFolder, form: Form, written: Written) -> str:
     """The dataset's README.md. Raises `RunError` when the run's recipe cannot be read."""
     comments, recipe = _read_recipe(run)
-    entries, ended = read_stages(run), endings(run)
+    entries, ended = read_stages(run), outcome_counts(run)
     parts = list(_parts(recipe, entries))
     licences = _licences(parts)
     sections = [
@@ -208,7 +216,9 @@ def _parts(recipe: Mapping[str, Any], entries: Sequence[StageEntry]) -> Iterator
             if component["use"]:
                 facts.setdefault((component["slot"], component["use"]), component)
     deciding = (scorer_of(entry) for entry in entries if entry.is_score)
-    filters = (Use("filter", scorer.name, scorer.options).as_yaml() for scorer in deciding)
+    filters = (
+        ComponentSpec("filter", scorer.name, scorer.options).as_yaml() for scorer in deciding
+    )
     named = [("source", recipe["source"]), *recipe["pipeline"].items()]
     named += [("filter", block) for block in filters]
     for slot, block in named:
@@ -225,7 +235,7 @@ def _components(parts: Sequence[_Part], versions: Mapping[str, str]) -> Iterator
 
 def _package(use: str) -> str:
     try:
-        dist = plugins.entry(use).dist
+        dist = registry.entry(use).dist
     except PluginError:
         return "?"  # published on a machine that lacks the plugin
     return dist.name if dist else "?"
@@ -256,7 +266,7 @@ def _prompts(entries: Sequence[StageEntry]) -> list[str]:
     return [_table(("prompt of", "SHA-256"), asked)] if asked else []
 
 
-def _filters(parts: Sequence[_Part], ended: Endings) -> str:
+def _filters(parts: Sequence[_Part], ended: OutcomeCounts) -> str:
     counts = dict(ended.stages)
     rows = [
         (
@@ -282,7 +292,7 @@ def _planned(run: RunFolder) -> str:
     )
 
 
-def _ends(ended: Endings) -> str:
+def _ends(ended: OutcomeCounts) -> str:
     counts = dict(ended.stages)
     lines = [
         f"- {stage}: {counts[stage][status]} {status}, such as: {' '.join(reason.split())}"
@@ -328,7 +338,7 @@ def _told(licences: Mapping[str, str | None], parts: Sequence[_Part]) -> Iterato
 def _licence_of(name: str, options: Mapping[str, Any], kind: str) -> str | None:
     """What the card of a folder or of a hub repository says, as far as it is on this machine."""
     try:
-        place = plugins.checkpoint(name) or Path(name)
+        place = registry.checkpoint(name) or Path(name)
     except PluginError:
         return None
     if place.exists():

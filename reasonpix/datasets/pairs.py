@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonpix.core.images import UndecodableImage, decode
-from reasonpix.core.parallel import THREADS, Report, ahead, quiet
+from reasonpix.core.parallel import THREADS, Report, prefetch, quiet
 from reasonpix.datasets.open_reader import open_rows
 from reasonpix.datasets.reader import Rows, Texts
 from reasonpix.errors import SourceError
@@ -225,7 +225,7 @@ class Pairs:
             found = self.opened(example)
             return found if isinstance(found, str) else ""  # images are not kept
 
-        for done, why in enumerate(ahead(trouble, iter(order), THREADS), 1):
+        for done, why in enumerate(prefetch(trouble, iter(order), THREADS), 1):
             if why:
                 broken[self.examples[order[done - 1]].row] = why
             report(done, len(order))
@@ -263,7 +263,7 @@ def read_pairs(data: Data, base: Path = Path(), report: Report = quiet) -> Pairs
         columns = _instructions(data, rows)
         wanted = dict.fromkeys([*columns, *([data.align] if data.align else [])])
         entries = islice(enumerate(rows.texts(list(wanted))), total - read)
-        for row, found in ahead(lambda entry: _look(data, *entry), _of(rows, entries), THREADS):
+        for row, found in prefetch(lambda entry: _look(data, *entry), _of(rows, entries), THREADS):
             read += 1
             name = rows.name(row)
             if isinstance(found, str):

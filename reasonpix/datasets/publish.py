@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from reasonpix.core.atomic_dir import appearing
-from reasonpix.datasets import preference
-from reasonpix.datasets import writers as layouts
+from reasonpix.core.atomic_dir import atomic_dir
+from reasonpix.datasets import preference, writers
 from reasonpix.datasets.card import Form, card
 from reasonpix.datasets.writers import Written
 from reasonpix.errors import RunError
@@ -30,7 +29,7 @@ FORMS: Mapping[str, Form] = {
         "trainer reads: `edit_prompt` is the reasoning instruction, images are lossless. "
         f"{_FACTS} `scores` is JSON of what the filters measured.",
         data="data/train-*.parquet",
-        features=layouts.FEATURES,
+        features=writers.FEATURES,
     ),
     "instruct-pix2pix": Form(
         what=_TRIPLES,
@@ -65,11 +64,11 @@ FORMS: Mapping[str, Form] = {
 Writer = Callable[[RunFolder, Iterator[Outcome], Path], Written]
 
 _WRITERS: Mapping[str, Writer] = {
-    "hf": lambda run, accepted, folder: layouts.write_parquet(accepted, folder),
-    "instruct-pix2pix": lambda run, accepted, folder: layouts.write_instruct_pix2pix(
+    "hf": lambda run, accepted, folder: writers.write_parquet(accepted, folder),
+    "instruct-pix2pix": lambda run, accepted, folder: writers.write_instruct_pix2pix(
         accepted, folder
     ),
-    "webdataset": lambda run, accepted, folder: layouts.write_webdataset(accepted, folder),
+    "webdataset": lambda run, accepted, folder: writers.write_webdataset(accepted, folder),
     "preference": lambda run, accepted, folder: preference.write_preference(
         accepted, folder, preference.prompt_of(run)
     ),
@@ -90,7 +89,7 @@ def publish(
     written.
     """
     form = FORMS[to]
-    with appearing(out, "publish") as draft:
+    with atomic_dir(out, "publish") as draft:
         written = _WRITERS[to](run, accepted(run, report), draft)
         if written.rows == 0:
             raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from reasonpix.core.images import UndecodableImage, decode, encode_png
-from reasonpix.core.parallel import Size, ahead
-from reasonpix.core.text import bare
+from reasonpix.core.parallel import Size, prefetch
+from reasonpix.core.text import strip_article
 from reasonpix.errors import RunError
 from reasonpix.generation.outcomes import Outcome
 from reasonpix.generation.samples import Sample
@@ -112,7 +112,7 @@ FEATURES: Mapping[str, Feature] = {
 
 def write_parquet(accepted: Iterator[Outcome], folder: Path, size: Size = FILE) -> Written:
     """`data/train-00000.parquet` …: images as lossless PNG, `scores` as JSON."""
-    rows = ahead(parquet_row, accepted)
+    rows = prefetch(parquet_row, accepted)
     return Written(write_rows(rows, schema_of(FEATURES), folder, size, GROUP, image_bytes))
 
 
@@ -222,7 +222,7 @@ def write_webdataset(accepted: Iterator[Outcome], folder: Path, size: Size = FIL
 
     (folder / "data").mkdir()
     total = files = 0
-    samples = ahead(members, accepted)
+    samples = prefetch(members, accepted)
     sample = next(samples, None)
     while sample is not None:
         path = folder / "data" / f"train-{files:05d}.tar"
@@ -260,7 +260,7 @@ def write_instruct_pix2pix(accepted: Iterator[Outcome], folder: Path) -> Written
     ```
     """
     total = compared = difference = largest = 0
-    for sample in ahead(_jpegs, accepted):
+    for sample in prefetch(_jpegs, accepted):
         at = folder / f"{total:07d}"
         at.mkdir()
         (at / f"{_SEED}_0.jpg").write_bytes(sample.before)
@@ -343,19 +343,25 @@ def derived_caption(sample: Sample) -> str:
     """
     assert sample.plan is not None and sample.caption is not None
     caption, plan = sample.caption.text, sample.plan
-    written = [bare(entity.text) for entity in sample.entities if entity.category == plan.selected]
+    written = [
+        strip_article(entity.text) for entity in sample.entities if entity.category == plan.selected
+    ]
     for words in (*written, plan.selected):
         found = re.search(rf"(?:\b(an?)\s+)?(?<!\w){re.escape(words)}(?!\w)", caption, re.I)
         if found:
-            return caption[: found.start()] + named(found[1], plan.target) + caption[found.end() :]
-    return f"{caption}, with {named('a', plan.target)} in the place of the {plan.selected}"
+            return (
+                caption[: found.start()]
+                + with_article(found[1], plan.target)
+                + caption[found.end() :]
+            )
+    return f"{caption}, with {with_article('a', plan.target)} in the place of the {plan.selected}"
 
 
 _OPEN = re.compile(r"(?!eu|one\b|u[bfkst][aeiou]|uni(?!n))[aeiou]|(?:heir|honest|hour)", re.I)
 """What begins with an open sound: an hour and an umbrella, but a unicorn and a European."""
 
 
-def named(article: str | None, name: str) -> str:
+def with_article(article: str | None, name: str) -> str:
     """A name behind the indefinite article that it asks for, where there is one: "an owl"."""
     if not article:
         return name

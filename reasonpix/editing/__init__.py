@@ -1,0 +1,1 @@
+"""The editing model: network, checkpoints and inference."""

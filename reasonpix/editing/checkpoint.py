@@ -34,20 +34,20 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
-from reasonpix.core import yaml_locations as located
+from reasonpix.core import yaml_locations
 from reasonpix.editing.model import (
+    ClipTextEncoder,
     Connector,
     ConnectorConfig,
     EditingModel,
-    TextStates,
     build_connector,
+    expand_input_channels,
     pad,
-    widened,
 )
 from reasonpix.errors import WeightsError
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import MLLMEncoder, ModelOptions
-from reasonpix.plugin.spec import Use, check, read_use
+from reasonpix.plugin.spec import ComponentSpec, check, read_spec
 from reasonpix.plugin.weights import check_weights, pretrained
 
 HERE = "."
@@ -72,13 +72,13 @@ class Settings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class LoadedModel:
     """An editing model and all that it is used with."""
 
     model: EditingModel
     vae: AutoencoderKL
     scheduler: SchedulerMixin
-    encoder: Use
+    encoder: ComponentSpec
     """The MLLM encoder. `HERE` has become the folder's path."""
     own_text: bool
     """Whether the encoder is the text encoder of the model itself."""
@@ -96,14 +96,14 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PipelineParts:
     """What a Stable Diffusion pipeline consists of, editing or not. Float32, on the CPU."""
 
     options: ModelOptions
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: SchedulerMixin
-    text: TextStates | None
+    text: ClipTextEncoder | None
 
     @property
     def tokens(self) -> int:
@@ -116,15 +116,15 @@ class Parts:
     @property
     def resolution(self) -> int:
         """Side that the UNet was made for, in pixels."""
-        return int(self.unet.config.sample_size * cell(self.vae))
+        return int(self.unet.config.sample_size * vae_scale_factor(self.vae))
 
 
-def cell(vae: AutoencoderKL) -> int:
+def vae_scale_factor(vae: AutoencoderKL) -> int:
     """Pixels to a side of one latent cell: 8 for Stable Diffusion."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-def read_parts(options: ModelOptions, unet_weights: bool = True) -> Parts:
+def read_parts(options: ModelOptions, unet_weights: bool = True) -> PipelineParts:
     """Read the pipeline that `options.model` names: a folder, a hub id, or `mini/…`.
 
     Without `unet_weights` the UNet is one of torch's device "meta", which says what it is like.
@@ -133,12 +133,12 @@ def read_parts(options: ModelOptions, unet_weights: bool = True) -> Parts:
     options, index = _opened(options)
     text = None
     if (index.get("text_encoder") or [None])[0]:
-        text = TextStates(
+        text = ClipTextEncoder(
             pretrained(CLIPTextModel, options, subfolder="text_encoder", use_safetensors=True),
             pretrained(CLIPTokenizer, options, subfolder="tokenizer"),
         )
         text.encoder.float()
-    return Parts(
+    return PipelineParts(
         options,
         _unet(options, unet_weights),
         pretrained(AutoencoderKL, options, subfolder="vae", use_safetensors=True).float(),
@@ -164,7 +164,7 @@ def check_pipeline(options: ModelOptions) -> None:
     _opened(options)
 
 
-def encoder_of(options: ModelOptions) -> Use | None:
+def encoder_of(options: ModelOptions) -> ComponentSpec | None:
     """The encoder that an editing model names; None where it is the pipeline's own CLIP text.
 
     Raises `WeightsError`.
@@ -177,7 +177,7 @@ def encoder_of(options: ModelOptions) -> Use | None:
 def _opened(options: ModelOptions) -> tuple[ModelOptions, dict[str, Any]]:
     """The options with a carried checkpoint's path, and the pipeline's index."""
     named = options.model
-    if carried := plugins.checkpoint(options.model):
+    if carried := registry.checkpoint(options.model):
         options = options.model_copy(update={"model": str(carried)})
     check_weights(options)
     index = _json(options, "model_index.json")
@@ -204,7 +204,7 @@ def _why_none(named: str, options: ModelOptions) -> str:
     )
 
 
-def load_checkpoint(options: ModelOptions, unet_weights: bool = True) -> Checkpoint:
+def load_checkpoint(options: ModelOptions, unet_weights: bool = True) -> LoadedModel:
     """Read the editing model that `options.model` names; `unet_weights` is as in `read_parts`.
 
     Raises `WeightsError` for what is absent or damaged, and for an encoder that no installed plugin
@@ -224,17 +224,17 @@ def load_checkpoint(options: ModelOptions, unet_weights: bool = True) -> Checkpo
         model = EditingModel(parts.unet, connector, null, parts.text)
     except ValueError as error:
         raise WeightsError(f"model: {options.model!r}: {error}") from error
-    return Checkpoint(model, parts.vae, parts.scheduler, encoder, own_text, settings)
+    return LoadedModel(model, parts.vae, parts.scheduler, encoder, own_text, settings)
 
 
 def starting_point(
-    parts: Parts,
+    parts: PipelineParts,
     init: Literal["sd15", "ip2p"],
-    encoder: Use,
+    encoder: ComponentSpec,
     config: ConnectorConfig,
     settings: Settings,
     h: Sequence[Tensor],
-) -> Checkpoint:
+) -> LoadedModel:
     """What training starts from: the weights of `parts`, and a connector.
 
     `init` says what they are: "sd15", a text-to-image pipeline whose UNet is widened, or "ip2p", an
@@ -243,7 +243,7 @@ def starting_point(
     other kind and for a connector that does not fit.
     """
     see_channels(parts, init)
-    unet = widened(parts.unet) if init == "sd15" else parts.unet
+    unet = expand_input_channels(parts.unet) if init == "sd15" else parts.unet
     known = _json(parts.options, "connector/config.json") and _read_connector(parts.options)
     try:
         if known and known[0].config == config:
@@ -258,14 +258,14 @@ def starting_point(
     own_text = (
         encoder.name == "clip-text"
         and isinstance(encoder.options, ModelOptions)
-        and str(plugins.checkpoint(encoder.options.model) or encoder.options.model)
+        and str(registry.checkpoint(encoder.options.model) or encoder.options.model)
         == parts.options.model
         and encoder.options.revision == parts.options.revision
     )
-    return Checkpoint(model, parts.vae, parts.scheduler, encoder, own_text, settings)
+    return LoadedModel(model, parts.vae, parts.scheduler, encoder, own_text, settings)
 
 
-def see_channels(parts: Parts, init: str) -> None:
+def see_channels(parts: PipelineParts, init: str) -> None:
     """See that the UNet is what `init` says. Raises `WeightsError`."""
     unet = parts.unet.config
     if unet.in_channels == (2 if init == "ip2p" else 1) * unet.out_channels:
@@ -280,7 +280,7 @@ def see_channels(parts: Parts, init: str) -> None:
     )
 
 
-def _null(parts: Parts) -> Tensor:
+def _null(parts: PipelineParts) -> Tensor:
     if parts.text is None:
         raise WeightsError(
             f"model: {parts.options.model!r} holds neither a connector nor a text encoder, so "
@@ -289,7 +289,7 @@ def _null(parts: Parts) -> Tensor:
     return parts.text([""])[0]
 
 
-def _plain(parts: Parts) -> tuple[Connector, Tensor]:
+def _plain(parts: PipelineParts) -> tuple[Connector, Tensor]:
     """The connector and null states of an InstructPix2Pix pipeline that knows nothing of us."""
     null = _null(parts)
     width = parts.unet.config.cross_attention_dim
@@ -312,30 +312,30 @@ def _read_connector(options: ModelOptions) -> tuple[Connector, Tensor]:
     return connector, null
 
 
-def _encoder(facts: dict[str, Any], options: ModelOptions) -> tuple[bool, Use]:
+def _encoder(facts: dict[str, Any], options: ModelOptions) -> tuple[bool, ComponentSpec]:
     """Whether it is the folder's own text encoder, and the encoder."""
     block: Any = facts.get("encoder")
     problems: list[str] = []
 
-    def complain(where: located.Path, what: str) -> None:
+    def complain(where: yaml_locations.Path, what: str) -> None:
         problems.append(f"{_FACTS}: {'.'.join(map(str, where))}: {what}")
 
     own_text = isinstance(block, dict) and block.get("model") == HERE
     if own_text:
         block = block | {"model": options.model, "revision": options.revision}
-    use = read_use("encoder", block, ("encoder",), complain)
+    use = read_spec("encoder", block, ("encoder",), complain)
     if use is None:
         made_with = f" (made with {facts['package']})" if "package" in facts else ""
         raise WeightsError(f"model: {options.model!r}: {'; '.join(problems)}{made_with}")
     return own_text, use
 
 
-def _settings(facts: dict[str, Any], parts: Parts) -> Settings:
+def _settings(facts: dict[str, Any], parts: PipelineParts) -> Settings:
     given, problems = facts.get("settings", {}), list[str]()
     if isinstance(given, dict):
         given = {"resolution": parts.resolution} | given
 
-    def complain(where: located.Path, what: str) -> None:
+    def complain(where: yaml_locations.Path, what: str) -> None:
         problems.append(f"{'.'.join(map(str, where))}: {what}")
 
     settings: Settings | None = check(Settings, given, ("settings",), complain)
@@ -392,7 +392,7 @@ def _file(options: ModelOptions, name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(folder: Path, checkpoint: LoadedModel) -> None:
     """Write all files of `folder`. Half-precision weights stay as they are.
 
     An encoder that reads the text encoder of the model itself is named `HERE`.
@@ -405,7 +405,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     encoder = {
         name: value
         for name, value in checkpoint.encoder.as_yaml().items()
-        if name not in checkpoint.encoder.options.neutral
+        if name not in checkpoint.encoder.options.fingerprint_exclude
     }
     logging.disable_progress_bar()  # a bar for each file of a text encoder
     if model.text and (checkpoint.own_text or model.connector.needs_text):
@@ -429,7 +429,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     _write(folder / "model_index.json", _index(folder, checkpoint))
 
 
-def _index(folder: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+def _index(folder: Path, checkpoint: LoadedModel) -> dict[str, Any]:
     """What diffusers reads to know the pipeline's parts."""
     import diffusers
 

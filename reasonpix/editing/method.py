@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL.Image import Image
 from pydantic import Field
 
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import Method, MethodRequest, ModelOptions
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem
@@ -53,14 +53,14 @@ class EditingModelMethod(Method[EditingModelOptions]):
         check_pipeline(self.options)
         choose_runtime(self.options.runtime, self.options)
 
-    def identity(self) -> Mapping[str, Any]:
+    def fingerprint_facts(self) -> Mapping[str, Any]:
         """The encoder's, which the model only names, and that of the export which is used."""
         from reasonpix.editing.checkpoint import encoder_of
         from reasonpix.editing.runtimes.select import export_of
 
         known: dict[str, Any] = {}
         if use := encoder_of(self.options):
-            known["encoder"] = plugins.identity(use.slot, use.name, use.options)
+            known["encoder"] = registry.fingerprint_facts(use.slot, use.name, use.options)
         if export := export_of(self.options.runtime, self.options):
             known["export"] = export.manifest.files
         return known

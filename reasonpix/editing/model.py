@@ -41,7 +41,7 @@ class ConnectorConfig(BaseModel):
     dropout: float = Field(0.5, ge=0, lt=1, description="Of what a codebook reads in training")
 
 
-class States(NamedTuple):
+class ConditioningTokens(NamedTuple):
     """What the UNet's cross-attention reads."""
 
     states: Tensor
@@ -57,7 +57,7 @@ class Connector(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> ConditioningTokens:
         """From h (b, t, h_width), its mask (b, t) and CLIP's states of the instruction.
 
         `text` (b, tokens, width) is given to those that need it (`needs_text`) alone.
@@ -84,9 +84,9 @@ class Identity(Connector):
                 f"reads {config.width}; take another connector, such as text_tokens"
             )
 
-    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> ConditioningTokens:
         """All tokens, none changed."""
-        return States(h, None if bool(mask.all()) else mask)
+        return ConditioningTokens(h, None if bool(mask.all()) else mask)
 
 
 def _projector(config: ConnectorConfig) -> nn.Sequential:
@@ -105,15 +105,15 @@ class FullSequence(Connector):
         super().__init__(config)
         self.projector = _projector(config)
 
-    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> ConditioningTokens:
         """As many tokens as h has."""
-        return States(self.projector(h), mask)
+        return ConditioningTokens(self.projector(h), mask)
 
 
 class TextTokens(FullSequence):
     """The same, padded or cut to `tokens` (77, as CLIP's)."""
 
-    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> ConditioningTokens:
         """`tokens` tokens."""
         missing = self.config.tokens - h.shape[1]
         # A negative pad cuts.
@@ -154,12 +154,12 @@ class QueryResampler(Connector):
         self.layers = nn.ModuleList(_Layer(inner, config.heads) for _ in range(config.depth))
         self.out = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, config.width))
 
-    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> ConditioningTokens:
         """`tokens` tokens, none of them padding."""
         states, queries = self.projector(h), self.queries.expand(len(h), -1, -1)
         for layer in self.layers:
             queries = layer(queries, states, mask)
-        return States(self.out(queries), None)
+        return ConditioningTokens(self.out(queries), None)
 
 
 class ClipResidual(QueryResampler):
@@ -171,10 +171,10 @@ class ClipResidual(QueryResampler):
         super().__init__(config)
         self.gate = nn.Parameter(torch.zeros(()))
 
-    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> ConditioningTokens:
         """`tokens` tokens, which is how many `text` has."""
         assert text is not None, "clip_residual reads CLIP's states of the instruction"
-        return States(text + self.gate * super().forward(h, mask, None).states, None)
+        return ConditioningTokens(text + self.gate * super().forward(h, mask, None).states, None)
 
 
 class Codebook(Connector):
@@ -214,12 +214,12 @@ class Codebook(Connector):
         last = h[torch.arange(len(h), device=h.device), mask.sum(1) - 1]
         return torch.cat([last, (h * weight).sum(1) / weight.sum(1)], 1)
 
-    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> States:
+    def forward(self, h: Tensor, mask: Tensor, text: Tensor | None) -> ConditioningTokens:
         """`tokens` tokens, none of them padding."""
         read = self.dropout((self._read(h, mask) - self.location) / self.scale)
         chosen = self.choose(read.to(h.dtype)).unflatten(1, self.words.shape[:2]).softmax(2)
         said = torch.einsum("bgc,gci->bi", chosen, self.words)
-        return States(self.out(said).unflatten(1, (self.config.tokens, -1)), None)
+        return ConditioningTokens(self.out(said).unflatten(1, (self.config.tokens, -1)), None)
 
 
 CONNECTORS: dict[Kind, type[Connector]] = {
@@ -240,7 +240,7 @@ def build_connector(config: ConnectorConfig) -> Connector:
     return CONNECTORS[config.kind](config)
 
 
-class TextStates:
+class ClipTextEncoder:
     """The frozen CLIP text encoder of a Stable Diffusion pipeline."""
 
     def __init__(self, encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> None:
@@ -282,7 +282,7 @@ def pad(h: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, torch.arange(longest, device=padded.device) < lengths[:, None]
 
 
-class Conditioning(nn.Module):
+class Conditioner(nn.Module):
     """What turns h into that by which the UNet is conditioned, and stands for "no instruction".
 
     `null` (m, width) are CLIP's states of the empty text, a constant: h has seen the image, so that
@@ -291,7 +291,9 @@ class Conditioning(nn.Module):
 
     null: Tensor
 
-    def __init__(self, connector: Connector, null: Tensor, text: TextStates | None = None) -> None:
+    def __init__(
+        self, connector: Connector, null: Tensor, text: ClipTextEncoder | None = None
+    ) -> None:
         super().__init__()
         if connector.needs_text and text is None:
             raise ValueError(
@@ -312,7 +314,7 @@ class Conditioning(nn.Module):
         h: Sequence[Tensor],
         instructions: Sequence[str],
         dropped: Sequence[bool] | None = None,
-    ) -> States:
+    ) -> ConditioningTokens:
         """States for the UNet, from ragged h, each (tokens, h_width).
 
         Where `dropped`, they are those of no instruction.
@@ -320,39 +322,39 @@ class Conditioning(nn.Module):
         device, dtype = self.null.device, self.null.dtype
         padded, mask = pad([states.to(device, dtype) for states in h])
         text = self.text(instructions) if self.text and self.connector.needs_text else None
-        given: States = self.connector(padded, mask, text)
+        given: ConditioningTokens = self.connector(padded, mask, text)
         if dropped is None:
             return given
         return self._with_null(given, torch.tensor(dropped, device=device))
 
-    def branch(self, h: Tensor, instruction: str, seen: Sequence[bool]) -> States:
+    def branch(self, h: Tensor, instruction: str, seen: Sequence[bool]) -> ConditioningTokens:
         """States of one edit for each branch of its guidance, h or, where it is not `seen`, none.
 
         h (tokens, h_width) goes through the connector once, however many branches there are.
         """
         states, mask = self.condition([h], [instruction])
         count = len(seen)
-        given = States(
+        given = ConditioningTokens(
             states.expand(count, -1, -1), None if mask is None else mask.expand(count, -1)
         )
         return self._with_null(given, ~torch.tensor(seen, device=self.null.device))
 
-    def _with_null(self, given: States, dropped: Tensor) -> States:
+    def _with_null(self, given: ConditioningTokens, dropped: Tensor) -> ConditioningTokens:
         count, most = len(self.null), max(len(self.null), given.states.shape[1])
         null = F.pad(self.null, (0, 0, 0, most - count)).to(given.states.dtype)
         states = F.pad(given.states, (0, 0, 0, most - given.states.shape[1]))
         states = torch.where(dropped[:, None, None], null, states)
         if given.mask is None and count == given.states.shape[1]:
-            return States(states, None)
+            return ConditioningTokens(states, None)
         mask = given.mask
         if mask is None:
             mask = torch.ones(given.states.shape[:2], dtype=torch.bool, device=states.device)
         mask = F.pad(mask, (0, most - mask.shape[1]), value=False)
         null_mask = torch.arange(most, device=states.device) < count
-        return States(states, torch.where(dropped[:, None], null_mask, mask))
+        return ConditioningTokens(states, torch.where(dropped[:, None], null_mask, mask))
 
 
-class EditingModel(Conditioning):
+class EditingModel(Conditioner):
     """UNet, connector, and the states that stand for "no instruction": all that is trained."""
 
     def __init__(
@@ -360,7 +362,7 @@ class EditingModel(Conditioning):
         unet: UNet2DConditionModel,
         connector: Connector,
         null: Tensor,
-        text: TextStates | None = None,
+        text: ClipTextEncoder | None = None,
     ) -> None:
         super().__init__(connector, null, text)
         if connector.config.width != unet.config.cross_attention_dim:
@@ -371,7 +373,7 @@ class EditingModel(Conditioning):
         self.unet = unet
 
     def forward(
-        self, latents: Tensor, image_latents: Tensor, timesteps: Tensor, given: States
+        self, latents: Tensor, image_latents: Tensor, timesteps: Tensor, given: ConditioningTokens
     ) -> Tensor:
         """What the scheduler's prediction type says (epsilon or v), (b, 4, height/8, width/8).
 
@@ -387,7 +389,7 @@ class EditingModel(Conditioning):
         return predicted
 
 
-def widened(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+def expand_input_channels(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A text-to-image UNet that also takes image latents, which it ignores at first.
 
     The 4 additional channels of the input convolution are zero; the first 4 and the bias are

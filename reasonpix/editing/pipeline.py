@@ -30,12 +30,12 @@ from torch.nn import functional as F
 
 from reasonpix.core.images import UndecodableImage, resized, rgb
 from reasonpix.core.memory import is_out_of_memory
-from reasonpix.editing.checkpoint import Checkpoint, Settings, cell, load_checkpoint
-from reasonpix.editing.model import Conditioning, States
+from reasonpix.editing.checkpoint import LoadedModel, Settings, load_checkpoint, vae_scale_factor
+from reasonpix.editing.model import Conditioner, ConditioningTokens
 from reasonpix.editing.runtimes.base import Networks
 from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.editing.runtimes.select import Runtime, choose_runtime, load_networks
-from reasonpix.editing.sampler import Branches, denoise, stacked
+from reasonpix.editing.sampler import GuidanceBranches, denoise, stacked
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import MLLMEncoder, ModelOptions
 from reasonpix.plugin.spec import check
@@ -70,7 +70,7 @@ class _Prepared:
     """Of the image as it was given."""
     source: Tensor
     """(c, h, w): the mode of the image's latents, not scaled."""
-    given: States
+    given: ConditioningTokens
     """One row for each branch of the guidance: (branches, n, width)."""
 
     @property
@@ -84,7 +84,7 @@ class ReasonPix2Pix:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: LoadedModel,
         encoder: MLLMEncoder[Any],
         *,
         device: torch.device,
@@ -99,7 +99,7 @@ class ReasonPix2Pix:
         self._scheduler: Any = checkpoint.scheduler
         model, vae = checkpoint.model, checkpoint.vae
         unet = model.unet
-        conditioning = Conditioning(model.connector, model.null, model.text)
+        conditioning = Conditioner(model.connector, model.null, model.text)
         for part in (conditioning, unet, vae):
             if part is not unet or unet.device.type != "meta":  # it may have no weights
                 # Not by a VAE's own `to`, which warns of parts that it has none of.
@@ -110,7 +110,7 @@ class ReasonPix2Pix:
         self._networks = networks or torch_networks(unet, vae)
         self.runtime = self._networks.runtime
         self._scaling_factor = float(vae.config.scaling_factor)
-        self._cell = cell(vae)
+        self._cell = vae_scale_factor(vae)
         self._stride = self._cell * int(2 ** (len(unet.config.block_out_channels) - 1))
         """Pixels that become one cell of the UNet's coarsest level."""
         small = sum(it.numel() for it in unet.parameters()) <= SMALL_UNET
@@ -137,7 +137,7 @@ class ReasonPix2Pix:
         `dtype` is the precision of UNet and VAE; the encoder computes in the one it was trained
         with. On a GPU `batch_size` edits are computed together, fewer ones padded: another size may
         move the last bits. On a CPU it is at most 4, and 1 for a UNet that is not small. `runtime`
-        is as `reasonpix.editing.runtimes.select` says; what an export computes it computes in its own precision.
+        is as `reasonpix.editing.runtimes.select` says; an export computes in its own precision.
         Raises `WeightsError`.
         """
         options = ModelOptions(
@@ -178,8 +178,8 @@ class ReasonPix2Pix:
     ) -> list[Image.Image]:
         """The edited images, RGB, each of the size of its input, in the order given.
 
-        Images of any mode are taken as their pixels lie; `reasonpix.core.images.decode` reads a file and
-        turns it upright.
+        Images of any mode are taken as their pixels lie; `reasonpix.core.images.decode` reads a
+        file and turns it upright.
         One instruction, or one seed, stands for all images. What is None is as the model's
         settings say. Raises `ReasonpixError` for settings that make no sense and for a pair that
         cannot be edited.
@@ -245,7 +245,7 @@ class ReasonPix2Pix:
         A pair that cannot be edited gives a `Problem`; one in the place of a task stays what it is.
         Raises `ReasonpixError` when memory runs out.
         """
-        branches = Branches.of(settings.guidance_scale, settings.image_guidance_scale)
+        branches = GuidanceBranches.of(settings.guidance_scale, settings.image_guidance_scale)
         waiting: dict[tuple[Any, ...], list[tuple[int, int, _Prepared]]] = defaultdict(list)
         stream = enumerate(tasks)
         while chunk := list(islice(stream, ENCODED_TOGETHER)):
@@ -263,7 +263,7 @@ class ReasonPix2Pix:
             yield from self._edited(group, settings, branches, advance)
 
     def _prepare(
-        self, tasks: Sequence[Task | Problem], settings: Settings, branches: Branches
+        self, tasks: Sequence[Task | Problem], settings: Settings, branches: GuidanceBranches
     ) -> list[_Prepared | Problem]:
         """Each pair of image and instruction once, however many seeds it comes with."""
         pairs = {_pair(task): task for task in tasks if isinstance(task, Task)}
@@ -299,8 +299,8 @@ class ReasonPix2Pix:
         return working_size(size, resolution, self._stride)
 
     def _condition(
-        self, h: np.ndarray[Any, np.dtype[np.float32]], instruction: str, branches: Branches
-    ) -> States:
+        self, h: np.ndarray[Any, np.dtype[np.float32]], instruction: str, branches: GuidanceBranches
+    ) -> ConditioningTokens:
         """States for each branch of one edit, (branches, n, width)."""
         width = self._conditioning.connector.config.h_width
         if h.shape[-1] != width:
@@ -314,7 +314,7 @@ class ReasonPix2Pix:
             missing = -states.shape[1] % len(self._conditioning.null)
             states = F.pad(states, (0, 0, 0, missing))
             mask = F.pad(mask, (0, missing), value=False)
-        return States(states, mask)
+        return ConditioningTokens(states, mask)
 
     def _encode_image(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
@@ -333,7 +333,7 @@ class ReasonPix2Pix:
         self,
         group: Sequence[tuple[int, int, _Prepared]],
         settings: Settings,
-        branches: Branches,
+        branches: GuidanceBranches,
         advance: Advance | None,
     ) -> Iterator[tuple[int, Image.Image]]:
         """The edits of at most `rows` tasks of one shape, the missing rows filled up."""

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasonpix.editing.model import States
+from reasonpix.editing.model import ConditioningTokens
 from reasonpix.editing.runtimes.base import Network
 
 
 @dataclass(frozen=True)
-class Branches:
+class GuidanceBranches:
     """What is predicted for both guidances (InstructPix2Pix, Eq. 3), in the form of a sum.
 
     e(∅,∅) + s_I·[e(c_I,∅) − e(∅,∅)] + s_T·[e(c_I,c_T) − e(c_I,∅)]
@@ -33,7 +33,7 @@ class Branches:
     """Whether a branch sees the image."""
 
     @classmethod
-    def of(cls, guidance_scale: float, image_guidance_scale: float) -> Branches:
+    def of(cls, guidance_scale: float, image_guidance_scale: float) -> GuidanceBranches:
         """The branches that count for s_T and s_I."""
         every = (
             (guidance_scale, True, True),
@@ -52,11 +52,11 @@ class Branches:
         return total
 
 
-def stacked(given: Sequence[States]) -> States:
+def stacked(given: Sequence[ConditioningTokens]) -> ConditioningTokens:
     """States of edits, (branches, n, width) each, as the rows of each branch in turn."""
     states = torch.stack([one.states for one in given], 1).flatten(0, 1)
     masks = [one.mask for one in given if one.mask is not None]
-    return States(states, torch.stack(masks, 1).flatten(0, 1) if masks else None)
+    return ConditioningTokens(states, torch.stack(masks, 1).flatten(0, 1) if masks else None)
 
 
 def denoise(
@@ -64,15 +64,16 @@ def denoise(
     scheduler: Any,
     seeds: Sequence[int],
     source: Tensor,
-    given: States,
-    branches: Branches,
+    given: ConditioningTokens,
+    branches: GuidanceBranches,
     steps: int,
     advance: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
     """Latents (rows, c, h, w), scaled, float32, one for each seed.
 
-    `unet` is as `reasonpix.editing.runtimes.modules` says, of a model that reads the image's latents after the noisy
-    ones. What stays the same in all steps it is given once: image, states and mask.
+    `unet` is as in `reasonpix.editing.runtimes.modules`, of a model that reads the image's latents
+    after the noisy ones. Inputs that do not change between steps (image, states, mask) are bound
+    once.
     `scheduler` is any of diffusers' that predict what the model was trained to; `source` (rows, c,
     h, w) are the image latents, not scaled; `given` are the states as `stacked` gives them.
     `advance` is told after each step how large a share of all it was.

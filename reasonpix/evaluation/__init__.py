@@ -1,0 +1,1 @@
+"""Metrics, benchmarks and comparisons of editing methods."""

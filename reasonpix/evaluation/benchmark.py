@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from reasonpix.core.images import UndecodableImage, decode, decode_mask
-from reasonpix.core.parallel import THREADS, ahead
+from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.datasets.open_reader import open_rows
 from reasonpix.datasets.pairs import shown_rows
 from reasonpix.errors import InvalidBox, SourceError
@@ -69,7 +69,7 @@ def read_benchmark(options: BenchmarkOptions, base: Path) -> Benchmark:
     cases: dict[str, Case] = {}
     broken: dict[str, str] = {}
     drafts = islice(_drafts(options, base), options.limit)
-    for row, case in ahead(_checked, drafts, THREADS):
+    for row, case in prefetch(_checked, drafts, THREADS):
         if isinstance(case, str):
             broken[row] = case
         elif case.id.lower() in cases:  # names of files that differ by case alone may be the same

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reasonpix.core.atomic_dir import appearing
+from reasonpix.core.atomic_dir import atomic_dir
 from reasonpix.core.hashing import seed_of
 from reasonpix.core.images import UndecodableImage, decode, pixel_digest
-from reasonpix.core.parallel import THREADS, ahead
+from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.core.text import words_of
 from reasonpix.datasets.card import Form, card
 from reasonpix.datasets.open_reader import open_rows
@@ -29,9 +29,9 @@ from reasonpix.datasets.writers import (
     Written,
     derived_caption,
     image_bytes,
-    named,
     parquet_row,
     schema_of,
+    with_article,
     write_rows,
 )
 from reasonpix.errors import RunError, SourceError
@@ -66,7 +66,7 @@ _FORM = Form(
 
 
 @dataclass(frozen=True)
-class Built:
+class BenchmarkSummary:
     """A benchmark that was written."""
 
     rows: int
@@ -98,7 +98,7 @@ def build_benchmark(
     count: int | None = None,
     disjoint_from: Sequence[str] = (),
     seed: int = 0,
-) -> Built:
+) -> BenchmarkSummary:
     """Write accepted samples of `run` to the new folder `out`, as split test.
 
     `count` samples are drawn by `seed` from those that share no image (by pixels, however encoded)
@@ -106,11 +106,11 @@ def build_benchmark(
     run and seed give the same bytes. Raises `RunError` when there are too few, and `SourceError`
     for a dataset that cannot be read.
     """
-    with appearing(out, "publish") as draft:
+    with atomic_dir(out, "publish") as draft:
         training = _Training(set(), set())
         for dataset in disjoint_from:
             _take(training, dataset)
-        reasons = dict(ahead(lambda it: _looked(training, it), accepted(run), THREADS))
+        reasons = dict(prefetch(lambda it: _looked(training, it), accepted(run), THREADS))
         clean = [record for record, why in reasons.items() if why is None]
         left_out = Counter(why for why in reasons.values() if why)
         wanted = len(clean) if count is None else count
@@ -123,14 +123,14 @@ def build_benchmark(
         clean.sort(key=lambda record: seed_of(seed, "benchmark", record))
         chosen = set(clean[:wanted])
         picked = (it for it in accepted(run) if it.sample.record_id in chosen)
-        rows = ahead(lambda outcome: _row(outcome, seed), picked, THREADS)
+        rows = prefetch(lambda outcome: _row(outcome, seed), picked, THREADS)
         written = write_rows(
             rows, schema_of(FEATURES), draft, FILE, GROUP, image_bytes, split=_FORM.split
         )
         notes = _notes(disjoint_from, left_out, len(clean) - written, seed)
         text = card(run, _FORM, Written(written, notes))
         (draft / "README.md").write_text(text, encoding="utf-8")
-    return Built(written, left_out)
+    return BenchmarkSummary(written, left_out)
 
 
 def _looked(training: _Training, outcome: Outcome) -> tuple[str, str | None]:
@@ -147,7 +147,7 @@ def _row(outcome: Outcome, seed: int) -> Row:
         plan = sample.plan
         row["edited_caption"] = derived_caption(sample)
         row["direct_instruction"] = template.format(
-            selected=plan.selected, target=named("a", plan.target)
+            selected=plan.selected, target=with_article("a", plan.target)
         )
     return row
 
@@ -160,7 +160,7 @@ def _take(training: _Training, dataset: str) -> None:
         if isinstance(texts, OSError):
             raise SourceError(f"{rows.name(number)}: {texts}")
         training.instructions |= {_words(str(it)) for it in texts.values() if is_text(it)}
-    for hashes in ahead(lambda number: _hashes(rows, number), iter(range(len(rows))), THREADS):
+    for hashes in prefetch(lambda number: _hashes(rows, number), iter(range(len(rows))), THREADS):
         training.images.update(hashes)
 
 

@@ -8,15 +8,15 @@ from typing import Literal
 
 from reasonpix.errors import RunError
 from reasonpix.evaluation.bootstrap import Interval, intervals, paired
-from reasonpix.evaluation.metrics import MEASURES, Measure
-from reasonpix.evaluation.results import COPY, TRUTH, Entry, EvaluationFolder
+from reasonpix.evaluation.metrics import MEASURES, MetricSpec
+from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder
 
 Scores = Mapping[str, Mapping[str, float]]
 """By case, then by metric."""
 
 
 @dataclass(frozen=True)
-class Place:
+class ScoreKey:
     """Which scores a mean is of; all cases where there is no group."""
 
     kind: str
@@ -47,12 +47,12 @@ class Comparison:
 
     folder: EvaluationFolder
     baseline: str
-    measures: Sequence[Measure]
+    measures: Sequence[MetricSpec]
     """Those that anything was measured by."""
     results: Mapping[tuple[str, str], Results]
     """By kind and method."""
-    means: Mapping[Place, Interval] = field(default_factory=dict)
-    differences: Mapping[Place, Interval] = field(default_factory=dict)
+    means: Mapping[ScoreKey, Interval] = field(default_factory=dict)
+    differences: Mapping[ScoreKey, Interval] = field(default_factory=dict)
     """Of a method's score less the baseline's, on the cases that both have."""
 
     @property
@@ -67,7 +67,7 @@ class Comparison:
         return [name for name in (COPY, TRUTH) if name in measured]
 
     @property
-    def chief(self) -> Measure | None:
+    def chief(self) -> MetricSpec | None:
         """The metric that cases are ranked by: DINO, or the first there is."""
         by_key = {measure.key: measure for measure in self.measures}
         return by_key.get("dino", next(iter(self.measures), None))
@@ -85,7 +85,7 @@ class Comparison:
             for group, values in counts.items()
         }
 
-    def verdict(self, at: Place) -> Literal["better", "worse", ""]:
+    def verdict(self, at: ScoreKey) -> Literal["better", "worse", ""]:
         """Whether a method is better than the baseline by more than chance."""
         difference = self.differences[at]
         if not difference.excludes_zero:
@@ -93,12 +93,12 @@ class Comparison:
         measure = next(measure for measure in self.measures if measure.key == at.metric)
         return "better" if (difference.mean > 0) == (measure.better == "higher") else "worse"
 
-    def best(self, kind: str, metric: Measure, group: str = "", value: str = "") -> set[str]:
+    def best(self, kind: str, metric: MetricSpec, group: str = "", value: str = "") -> set[str]:
         """The methods with the best mean; several where they do not differ as it is printed."""
         means = {
             method: round(found.mean, metric.digits)
             for method in self.methods
-            if (found := self.means.get(Place(kind, method, metric.key, group, value)))
+            if (found := self.means.get(ScoreKey(kind, method, metric.key, group, value)))
         }
         if len(means) < 2:
             return set()
@@ -144,31 +144,33 @@ def compare(folder: EvaluationFolder, baseline: str | None = None) -> Comparison
     )
 
 
-def _intervals(columns: Mapping[Place, Sequence[float]]) -> dict[Place, Interval]:
+def _intervals(columns: Mapping[ScoreKey, Sequence[float]]) -> dict[ScoreKey, Interval]:
     """One for each column that is not empty. All at once, as the draws are shared."""
     found = zip(columns, intervals(list(columns.values())), strict=True)
     return {place: one for place, one in found if one is not None}
 
 
 def _columns(
-    results: Mapping[tuple[str, str], Results], metrics: Sequence[str], entries: Mapping[str, Entry]
-) -> dict[Place, list[float]]:
+    results: Mapping[tuple[str, str], Results],
+    metrics: Sequence[str],
+    entries: Mapping[str, CaseRecord],
+) -> dict[ScoreKey, list[float]]:
     """The scores of all cases, and of those of each group."""
-    columns: dict[Place, list[float]] = {}
+    columns: dict[ScoreKey, list[float]] = {}
     for (kind, method), found in results.items():
         for metric in metrics:
             for case, score in _by_case(found, metric):
                 for group, value in (("", ""), *entries[case].groups.items()):
-                    place = Place(kind, method, metric, group, value)
+                    place = ScoreKey(kind, method, metric, group, value)
                     columns.setdefault(place, []).append(score)
     return columns
 
 
 def _differences(
     results: Mapping[tuple[str, str], Results], metrics: Sequence[str], baseline: str
-) -> dict[Place, list[float]]:
+) -> dict[ScoreKey, list[float]]:
     return {
-        Place(kind, method, metric): paired(
+        ScoreKey(kind, method, metric): paired(
             dict(_by_case(found, metric)), dict(_by_case(results[kind, baseline], metric))
         )
         for (kind, method), found in results.items()

@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import Field
 
 from reasonpix.errors import WeightsError
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
 from reasonpix.plugin.weights import check_weights, choose_device, choose_dtype, digest, pretrained
 
@@ -88,7 +88,7 @@ class Preparation:
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
 
-class Picture(NamedTuple):
+class PreprocessedImage(NamedTuple):
     """An image as a model is given it."""
 
     digest: bytes
@@ -109,13 +109,13 @@ class ImageModel(ABC, Generic[O_co]):
 
     def __init__(self, options: O_co) -> None:
         self._asked = options
-        carried = plugins.checkpoint(options.model)
+        carried = registry.checkpoint(options.model)
         self.options = options.model_copy(update={"model": str(carried)} if carried else {})
         self._kept: dict[bytes, Embedding] = {}
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint_facts(self) -> dict[str, Any]:
         """What its embeddings follow from (JSON values); weights in a folder by their content."""
-        facts = self._asked.model_dump(mode="json", exclude=set(self._asked.neutral))
+        facts = self._asked.model_dump(mode="json", exclude=set(self._asked.fingerprint_exclude))
         folder = Path(self.options.model)
         return facts | ({"model": digest(folder)} if folder.is_dir() else {})
 
@@ -145,11 +145,15 @@ class ImageModel(ABC, Generic[O_co]):
         self.__dict__.pop("_model", None)
         self._kept.clear()
 
-    def picture(self, image: Image.Image, digest: bytes) -> Picture:
+    def picture(self, image: Image.Image, digest: bytes) -> PreprocessedImage:
         """What `embed` takes of an RGB image. May be called from any thread."""
-        return Picture(digest, None if digest in self._kept else self.preparation.cut(image))
+        return PreprocessedImage(
+            digest, None if digest in self._kept else self.preparation.cut(image)
+        )
 
-    def embed(self, pictures: Sequence[Picture], keep: set[bytes]) -> Mapping[bytes, Embedding]:
+    def embed(
+        self, pictures: Sequence[PreprocessedImage], keep: set[bytes]
+    ) -> Mapping[bytes, Embedding]:
         """The embeddings by digest. Equal pictures are computed once, those in `keep` only ever."""
         cuts = {it.digest: it.cut for it in pictures if it.digest not in self._kept}
         found = dict(zip(cuts, self._rows(list(cuts.values()), self._forward), strict=True))

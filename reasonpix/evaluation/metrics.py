@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from reasonpix.core.images import pixel_digest, resized, rgb
 from reasonpix.core.memory import is_out_of_memory
-from reasonpix.core.parallel import THREADS, Report, ahead, quiet
+from reasonpix.core.parallel import THREADS, Report, prefetch, quiet
 from reasonpix.errors import ReasonpixError
 from reasonpix.evaluation.cases import Case
 from reasonpix.evaluation.embedders import (
@@ -29,11 +29,11 @@ from reasonpix.evaluation.embedders import (
     DinoOptions,
     Embedding,
     ImageModel,
-    Picture,
+    PreprocessedImage,
 )
 from reasonpix.evaluation.pixel_metrics import distances, psnr, ssim
 from reasonpix.generation.components.edit_filters import RegroundedOptions, inside, overlaps
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import Grounder
 from reasonpix.plugin.types import Problem
 
@@ -42,7 +42,7 @@ VERSION = "1"
 
 
 @dataclass(frozen=True)
-class Measure:
+class MetricSpec:
     """What a metric is, and how it is shown."""
 
     key: str
@@ -53,22 +53,22 @@ class Measure:
     meaning: str
 
 
-MEASURES: tuple[Measure, ...] = (
-    Measure("l1", "L1", "lower", 4, "mean absolute difference from the ground truth"),
-    Measure("l2", "L2", "lower", 4, "mean squared difference from the ground truth"),
-    Measure("clip_i", "CLIP-I", "higher", 4, "CLIP similarity to the ground truth"),
-    Measure("dino", "DINO", "higher", 4, "DINO similarity to the ground truth"),
-    Measure("clip_t", "CLIP-T", "higher", 4, "CLIP similarity to the caption of the edit"),
-    Measure(
+MEASURES: tuple[MetricSpec, ...] = (
+    MetricSpec("l1", "L1", "lower", 4, "mean absolute difference from the ground truth"),
+    MetricSpec("l2", "L2", "lower", 4, "mean squared difference from the ground truth"),
+    MetricSpec("clip_i", "CLIP-I", "higher", 4, "CLIP similarity to the ground truth"),
+    MetricSpec("dino", "DINO", "higher", 4, "DINO similarity to the ground truth"),
+    MetricSpec("clip_t", "CLIP-T", "higher", 4, "CLIP similarity to the caption of the edit"),
+    MetricSpec(
         "clip_direction",
         "CLIP direction",
         "higher",
         4,
         "how far the image's change goes the way of the captions' change",
     ),
-    Measure("psnr_outside", "PSNR outside", "higher", 2, "dB to the input, around the edit"),
-    Measure("ssim_outside", "SSIM outside", "higher", 4, "SSIM to the input, around the edit"),
-    Measure(
+    MetricSpec("psnr_outside", "PSNR outside", "higher", 2, "dB to the input, around the edit"),
+    MetricSpec("ssim_outside", "SSIM outside", "higher", 4, "SSIM to the input, around the edit"),
+    MetricSpec(
         "target_found", "Target found", "higher", 3, "share of edits with the target in its box"
     ),
 )
@@ -98,9 +98,9 @@ class _Edit:
     case: Case
     values: dict[str, float] = field(default_factory=dict)
     problem: Problem | None = None
-    clip: dict[str, Picture] = field(default_factory=dict)
+    clip: dict[str, PreprocessedImage] = field(default_factory=dict)
     """By role: edited, truth, input."""
-    dino: dict[str, Picture] = field(default_factory=dict)
+    dino: dict[str, PreprocessedImage] = field(default_factory=dict)
     grounded: Image.Image | None = None
     """Where the grounder is to look: the edited image in the input's size."""
 
@@ -139,14 +139,15 @@ class Metrics:
         for part in self._parts:
             part.close()
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint_facts(self) -> dict[str, Any]:
         """What the values follow from, beside images and captions (JSON values)."""
         grounder = self._grounder
         return {
             "version": VERSION,
-            "clip": self._clip.identity(),
-            "dino": self._dino.identity(),
-            "grounder": grounder and plugins.identity("grounder", grounder.name, grounder.options),
+            "clip": self._clip.fingerprint_facts(),
+            "dino": self._dino.fingerprint_facts(),
+            "grounder": grounder
+            and registry.fingerprint_facts("grounder", grounder.name, grounder.options),
         }
 
     def measure(
@@ -162,7 +163,7 @@ class Metrics:
         of any size; they are called once each, from threads.
         """
         results: list[dict[str, float] | Problem] = []
-        edits = ahead(lambda pair: self._read(*pair), zip(cases, edited, strict=True), THREADS)
+        edits = prefetch(lambda pair: self._read(*pair), zip(cases, edited, strict=True), THREADS)
         while some := list(islice(edits, self._together)):
             self._compare(some)
             self._look_for_targets([edit for edit in some if edit.grounded])
@@ -286,7 +287,7 @@ def _outside(case: Case, size: tuple[int, int]) -> NDArray[np.bool_] | None:
 
 
 def _embedded(
-    model: ImageModel[Any], edits: Sequence[Mapping[str, Picture]]
+    model: ImageModel[Any], edits: Sequence[Mapping[str, PreprocessedImage]]
 ) -> list[dict[str, Embedding]]:
     """By role, of each edit. Those of the benchmark's own images are kept."""
     keep = {it.digest for edit in edits for role, it in edit.items() if role != "edited"}

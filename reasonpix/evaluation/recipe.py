@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasonpix.core import yaml_locations as located
+from reasonpix.core import yaml_locations
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.evaluation.benchmark import BenchmarkOptions
 from reasonpix.evaluation.metrics import MetricsOptions
 from reasonpix.evaluation.results import COPY, TRUTH
-from reasonpix.generation import recipe_catalog as recipes
-from reasonpix.plugin import registry as plugins
+from reasonpix.generation import recipe_catalog
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import Options
-from reasonpix.plugin.spec import Complain, Use, check, read_use, slot_schemas
+from reasonpix.plugin.spec import Complain, ComponentSpec, check, read_spec, slot_schemas
 
 
 class EvaluationRecipe(BaseModel):
@@ -31,8 +31,10 @@ class EvaluationRecipe(BaseModel):
     )
     benchmark: BenchmarkOptions
     metrics: MetricsOptions = MetricsOptions()
-    grounder: Use | None = Field(None, description="Looks for the target in the box of each edit")
-    methods: dict[Annotated[str, Field(min_length=1)], Use] = Field(
+    grounder: ComponentSpec | None = Field(
+        None, description="Looks for the target in the box of each edit"
+    )
+    methods: dict[Annotated[str, Field(min_length=1)], ComponentSpec] = Field(
         min_length=1, description="The methods, by names of your own"
     )
 
@@ -62,10 +64,10 @@ def load_evaluation_recipe(path: Path, overrides: Sequence[str] = ()) -> Evaluat
 
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
-    data, marks = recipes.read(path, "evaluate")
+    data, marks = recipe_catalog.read(path, "evaluate")
     problems: list[str] = []
     for override in overrides:
-        located.override_value(data, marks, override, problems)
+        yaml_locations.override_value(data, marks, override, problems)
 
     complain = marks.into(problems)
     # Components are named in place of their blocks, so that all else is told of too.
@@ -77,7 +79,7 @@ def load_evaluation_recipe(path: Path, overrides: Sequence[str] = ()) -> Evaluat
     if recipe is not None:
         for field in ("clip", "dino"):
             try:
-                plugins.checkpoint(getattr(recipe.metrics, field).model)
+                registry.checkpoint(getattr(recipe.metrics, field).model)
             except PluginError as error:
                 complain(("metrics", field), str(error))
     if problems or recipe is None:
@@ -85,7 +87,7 @@ def load_evaluation_recipe(path: Path, overrides: Sequence[str] = ()) -> Evaluat
     return recipe
 
 
-def _methods(named: Mapping[str, Any], complain: Complain) -> Iterator[tuple[str, Use]]:
+def _methods(named: Mapping[str, Any], complain: Complain) -> Iterator[tuple[str, ComponentSpec]]:
     for name, value in named.items():
         at = ("methods", name)
         if name in (TRUTH, COPY):
@@ -93,16 +95,16 @@ def _methods(named: Mapping[str, Any], complain: Complain) -> Iterator[tuple[str
         yield name, _use("method", value, at, complain)
 
 
-def _use(slot: str, value: Any, at: located.Path, complain: Complain) -> Use:
-    found = read_use(slot, value, at, complain)
-    return found or Use(slot, "", Options())
+def _use(slot: str, value: Any, at: yaml_locations.Path, complain: Complain) -> ComponentSpec:
+    found = read_spec(slot, value, at, complain)
+    return found or ComponentSpec(slot, "", Options())
 
 
 def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of an evaluation recipe, with the options of all components."""
     document = EvaluationRecipe.model_json_schema()
     definitions = document["$defs"]
-    for name in ("Use", "Options"):
+    for name in ("ComponentSpec", "Options"):
         definitions.pop(name, None)
     properties = document["properties"]
     properties["grounder"] = {"$ref": "#/$defs/grounder"}

@@ -35,7 +35,7 @@ COPY = "copy of the input"
 """The row that edits nothing."""
 
 
-class Entry(BaseModel):
+class CaseRecord(BaseModel):
     """What is known of a case beside its images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,10 +84,10 @@ class EvaluationFolder:
         return list(self._index["folders"])
 
     @cached_property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, CaseRecord]:
         """The cases by id, in their order."""
         lines = (self.root / "cases.jsonl").read_text(encoding="utf-8").splitlines()
-        entries = map(Entry.model_validate_json, lines)
+        entries = map(CaseRecord.model_validate_json, lines)
         return {entry.id: entry for entry in entries}
 
     def input(self, case: str) -> Path:

@@ -28,10 +28,10 @@ from reasonpix.evaluation.benchmark import read_benchmark
 from reasonpix.evaluation.cases import DIRECT, Benchmark, Case
 from reasonpix.evaluation.metrics import Metrics
 from reasonpix.evaluation.recipe import EvaluationRecipe
-from reasonpix.evaluation.results import COPY, TRUTH, Entry, EvaluationFolder, lines
-from reasonpix.plugin import registry as plugins
+from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, lines
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Grounder, Method, MethodRequest, ModelOptions
-from reasonpix.plugin.spec import Use
+from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.types import Problem
 from reasonpix.plugin.weights import check_weights
 
@@ -77,7 +77,7 @@ def evaluate(
     return folder
 
 
-def _method(use: Use) -> Method[Any]:
+def _method(use: ComponentSpec) -> Method[Any]:
     component = use.build()
     assert isinstance(component, Method)
     return component
@@ -120,7 +120,7 @@ def _check_captions(benchmark: Benchmark, methods: dict[str, Method[Any]]) -> No
     problems = [
         f"methods.{name}: {method.name!r} needs the {field} of every case, and {case.row} has none"
         for name, method in methods.items()
-        for field in sorted(method.sees)
+        for field in sorted(method.requires)
         if (case := next((it for it in benchmark.cases if not getattr(it, field)), None))
     ]
     if problems:
@@ -175,8 +175,8 @@ def _prepare(
     return EvaluationFolder(out)
 
 
-def _entry(case: Case) -> Entry:
-    return Entry(
+def _entry(case: Case) -> CaseRecord:
+    return CaseRecord(
         id=case.id,
         row=case.row,
         instructions=dict(case.instructions),
@@ -189,7 +189,7 @@ def _entry(case: Case) -> Entry:
     )
 
 
-def _says(entry: Entry) -> dict[str, Any]:
+def _says(entry: CaseRecord) -> dict[str, Any]:
     """What it says, wherever the benchmark lies now."""
     return entry.model_dump(exclude={"row"})
 
@@ -207,9 +207,9 @@ def _keep(path: Path, image: Image.Image, case: Case) -> None:
         )
 
 
-def _folder(use: Use, seed: int) -> str:
+def _folder(use: ComponentSpec, seed: int) -> str:
     """Of a method's edits, whatever it is called: another model, option or seed has another."""
-    identity = plugins.identity(use.slot, use.name, use.options)
+    identity = registry.fingerprint_facts(use.slot, use.name, use.options)
     return f"{use.name}-{fingerprint([VERSION, identity, seed])}"
 
 
@@ -299,7 +299,7 @@ def _measure(
     retry_failed: bool,
 ) -> None:
     """Score what is not scored yet, or was by other metrics or on other edits."""
-    identity = metrics.identity()
+    identity = metrics.fingerprint_facts()
 
     def is_stale(method: str, kind: str, cases: Sequence[Case]) -> bool:
         again = retry_failed and bool(folder.failures(method, kind))

@@ -16,7 +16,7 @@ from reasonpix.core.images import UndecodableImage
 from reasonpix.errors import RunError
 from reasonpix.generation.run_folder import Row, RunFolder, Shard, Status
 from reasonpix.generation.samples import Sample, Scores
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import Scorer, Source, SourceItem
 
 
@@ -153,7 +153,7 @@ def outcomes(run: RunFolder) -> Iterator[Outcome]:
 def source_of(run: RunFolder) -> Source[Any]:
     """The source that the run was planned from, loaded."""
     plan = run.plan()
-    cls = plugins.find("source", plan.source["use"])
+    cls = registry.find("source", plan.source["use"])
     source = cls(cls.Options.model_validate(plan.source_options))
     assert isinstance(source, Source)
     source.load()
@@ -246,7 +246,7 @@ def _measured(run: RunFolder, entry: StageEntry) -> Iterator[tuple[str, str]]:
 
 def scorer_of(entry: StageEntry, **options: Any) -> Scorer[Any]:
     """The filter of a stage, with some of its options changed."""
-    cls = plugins.find("filter", entry.component["use"])
+    cls = registry.find("filter", entry.component["use"])
     scorer = cls(cls.Options.model_validate({**entry.options, **options}))
     assert isinstance(scorer, Scorer)
     return scorer
@@ -314,7 +314,7 @@ def endings_of(
 
 
 @dataclass(frozen=True)
-class Endings:
+class OutcomeCounts:
     """How many records each stage let through, in order, and why the others ended."""
 
     stages: list[tuple[str, Counter[str]]]
@@ -333,7 +333,7 @@ class Endings:
         return sum(self.stages[0][1].values())
 
 
-def endings(run: RunFolder) -> Endings:
+def outcome_counts(run: RunFolder) -> OutcomeCounts:
     """The endings of all records, in one walk over the run that reads no more than it needs."""
     entries = read_stages(run)
     ended = Counter[tuple[str, Status]]()
@@ -348,9 +348,9 @@ def endings(run: RunFolder) -> Endings:
         counts = Counter[str](rejected=ended[stage, "rejected"], failed=ended[stage, "failed"])
         going -= counts.total()
         stages.append((stage, counts + Counter(ok=going)))
-    return Endings(stages, examples)
+    return OutcomeCounts(stages, examples)
 
 
 def funnel(run: RunFolder) -> list[tuple[str, Counter[str]]]:
     """For each stage, in order, how many records ended ok, rejected or failed there."""
-    return endings(run).stages
+    return outcome_counts(run).stages

@@ -13,9 +13,9 @@ from reasonpix.generation.recipe import Recipe
 from reasonpix.generation.resources import Resources
 from reasonpix.generation.samples import Sample
 from reasonpix.generation.stages import Result
-from reasonpix.plugin import registry as plugins
-from reasonpix.plugin.components import Component, Planner, Scorer, Verb
-from reasonpix.plugin.spec import Use
+from reasonpix.plugin import registry
+from reasonpix.plugin.components import Component, Planner, PlannerTask, Scorer
+from reasonpix.plugin.spec import ComponentSpec
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Stage:
     """A stage of one recipe: what it runs, and the fingerprint of all its results follow from."""
 
     name: str
-    use: Use | None
+    use: ComponentSpec | None
     compute: Callable[[Sequence[Sample], dict[str, Component[Any]]], list[Result]]
     entry: StageEntry
     follows: tuple[StageEntry, ...]
     """The stages that must let a record through. A filter among them is applied before this."""
-    needs: tuple[Use, ...] = ()
+    needs: tuple[ComponentSpec, ...] = ()
     """Components beside its own that it calls."""
-    questions: tuple[Verb, int] | None = None
+    questions: tuple[PlannerTask, int] | None = None
     """What a planner is asked, and how often, for each record."""
     sees_images: bool = False
     """Whether it needs the images of every record, so that they are worth decoding ahead."""
@@ -65,8 +65,8 @@ class _Chain:
         self,
         name: str,
         function: Any,
-        use: Use | None,
-        verb: Verb | None = None,
+        use: ComponentSpec | None,
+        verb: PlannerTask | None = None,
         times: int = 1,
         **settings: Any,
     ) -> None:
@@ -92,12 +92,14 @@ class _Chain:
         self.follows = (*self.follows, entry)
         self.before = entry.folder
 
-    def score(self, use: Use, is_gate: bool = False) -> None:
+    def score(self, use: ComponentSpec, is_gate: bool = False) -> None:
         """A filter's measurement; as a gate, what it rejects goes no further."""
-        scorer = plugins.find("filter", use.name)
+        scorer = registry.find("filter", use.name)
         assert issubclass(scorer, Scorer)
-        named = [getattr(self.recipe, slot) for slot in sorted(scorer.uses)]
-        questions: tuple[Verb, int] | None = ("resolve", 1) if "reader" in scorer.uses else None
+        named = [getattr(self.recipe, slot) for slot in sorted(scorer.needs_slots)]
+        questions: tuple[PlannerTask, int] | None = (
+            ("resolve", 1) if "reader" in scorer.needs_slots else None
+        )
         facts = _facts(use, None) | {"settings": {"run_seed": self.recipe.seed}}
         if named:
             facts["uses"] = [
@@ -129,17 +131,17 @@ class _Chain:
     def _resources(self, name: str) -> Resources:
         return self.recipe.resources.get(name, Resources())
 
-    def _entry(self, name: str, facts: dict[str, Any], use: Use | None) -> StageEntry:
+    def _entry(self, name: str, facts: dict[str, Any], use: ComponentSpec | None) -> StageEntry:
         digest = fingerprint([name, facts, self.before])
         options = use.options.model_dump(mode="json") if use else {}
         return StageEntry(stage=name, folder=f"{name}-{digest}", component=facts, options=options)
 
 
-def _facts(use: Use | None, verb: Verb | None) -> dict[str, Any]:
+def _facts(use: ComponentSpec | None, verb: PlannerTask | None) -> dict[str, Any]:
     """What a component's results follow from, beside its input."""
     if use is None:
         return {"use": None}
-    facts = plugins.identity(use.slot, use.name, use.options)
+    facts = registry.fingerprint_facts(use.slot, use.name, use.options)
     if verb:
         planner = use.build()
         assert isinstance(planner, Planner)
@@ -183,7 +185,7 @@ def _rewriting(recipe: Recipe) -> list[Stage]:
     return chain.stages
 
 
-def _sees(use: Use) -> frozenset[str]:
-    scorer = plugins.find("filter", use.name)
+def _sees(use: ComponentSpec) -> frozenset[str]:
+    scorer = registry.find("filter", use.name)
     assert issubclass(scorer, Scorer)
-    return scorer.sees
+    return scorer.requires

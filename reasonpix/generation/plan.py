@@ -17,7 +17,7 @@ from reasonpix.core.hashing import fingerprint
 from reasonpix.errors import RunError
 from reasonpix.generation.recipe import Recipe
 from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import Source, SourceItem
 from reasonpix.plugin.types import Problem
 
@@ -28,7 +28,7 @@ def plan_of(recipe: Recipe, run: RunFolder) -> Plan:
     Raises `RunError` when the run was planned from another source than the recipe's.
     """
     use = recipe.source
-    identity = plugins.identity("source", use.name, use.options)
+    identity = registry.fingerprint_facts("source", use.name, use.options)
     if not run.is_planned:
         return Plan(identity, use.options.model_dump(mode="json"))
     plan = run.plan()

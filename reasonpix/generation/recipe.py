@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasonpix.core import yaml_locations as located
+from reasonpix.core import yaml_locations
 from reasonpix.errors import RecipeError
-from reasonpix.generation import recipe_catalog as recipes
+from reasonpix.generation import recipe_catalog
 from reasonpix.generation.resources import Resources
-from reasonpix.plugin import registry as plugins
-from reasonpix.plugin.components import Planner, Scorer, Source, Verb
-from reasonpix.plugin.spec import Complain, Use, check, read_use, slot_schemas
+from reasonpix.plugin import registry
+from reasonpix.plugin.components import Planner, PlannerTask, Scorer, Source
+from reasonpix.plugin.spec import Complain, ComponentSpec, check, read_spec, slot_schemas
 
 PIPELINE = ("captioner", "extractor", "grounder", "planner", "editor", "reader")
 """The places of a pipeline, in the order of the data."""
@@ -44,19 +44,19 @@ class Recipe:
     shard_size: int
     candidates: int
     orders: int
-    source: Use
-    captioner: Use | None
-    extractor: Use | None
-    grounder: Use | None
-    planner: Use
-    editor: Use | None
-    reader: Use | None
-    filters: tuple[Use, ...]
+    source: ComponentSpec
+    captioner: ComponentSpec | None
+    extractor: ComponentSpec | None
+    grounder: ComponentSpec | None
+    planner: ComponentSpec
+    editor: ComponentSpec | None
+    reader: ComponentSpec | None
+    filters: tuple[ComponentSpec, ...]
     resources: Mapping[str, Resources] = field(default_factory=dict)
     """What a stage takes of a machine, by the stage's name."""
 
     @property
-    def uses(self) -> Iterator[Use]:
+    def uses(self) -> Iterator[ComponentSpec]:
         """All components named, in the order of the data."""
         yield self.source
         yield from (use for slot in PIPELINE if (use := getattr(self, slot)) is not None)
@@ -125,24 +125,24 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
-    data, marks = recipes.read(path, "generate")
+    data, marks = recipe_catalog.read(path, "generate")
     problems: list[str] = []
     for override in overrides:
-        located.override_value(data, marks, override, problems)
+        yaml_locations.override_value(data, marks, override, problems)
 
     complain = marks.into(problems)
     document = check(_Document, data, (), complain)
-    uses: dict[str, Use | None] = dict.fromkeys(PIPELINE)
+    uses: dict[str, ComponentSpec | None] = dict.fromkeys(PIPELINE)
     if "source" in data:
-        uses["source"] = read_use("source", data["source"], ("source",), complain)
+        uses["source"] = read_spec("source", data["source"], ("source",), complain)
     pipeline = data.get("pipeline")
     named = pipeline if isinstance(pipeline, dict) else {}
     for slot in PIPELINE:
         if _is_named(named, slot):
-            uses[slot] = read_use(slot, named[slot], ("pipeline", slot), complain)
+            uses[slot] = read_spec(slot, named[slot], ("pipeline", slot), complain)
     listed = data.get("filters")
     filters = [
-        read_use("filter", value, ("filters", i), complain)
+        read_spec("filter", value, ("filters", i), complain)
         for i, value in enumerate(listed if isinstance(listed, list) else [])
     ]
     if named:
@@ -166,7 +166,7 @@ def _check_part(
     data: dict[str, Any],
     document: _Document | None,
     named: dict[str, Any],
-    uses: dict[str, Use | None],
+    uses: dict[str, ComponentSpec | None],
     complain: Complain,
 ) -> None:
     """What a recipe that rewrites (Part I) has, and what one that replaces has."""
@@ -193,7 +193,7 @@ def _check_part(
                 f"{use.name!r} gives no edited images, and the recipe names no editor to make "
                 "them; ask the source for pairs, or name an editor",
             )
-    verbs: list[tuple[str, Verb]] = [("reader", "resolve")]
+    verbs: list[tuple[str, PlannerTask]] = [("reader", "resolve")]
     if _replaces(named):
         verbs.append(("planner", "replace"))
     else:
@@ -202,7 +202,7 @@ def _check_part(
         use = uses[slot]
         if use is None:
             continue
-        cls = plugins.find(slot, use.name)
+        cls = registry.find(slot, use.name)
         assert issubclass(cls, Planner)
         if not cls.can(verb):
             complain((*pipeline, slot), f"{use.name!r} does not {verb}; name another planner")
@@ -211,7 +211,7 @@ def _check_part(
 def _check_filters(
     data: dict[str, Any],
     named: dict[str, Any],
-    filters: Sequence[Use | None],
+    filters: Sequence[ComponentSpec | None],
     complain: Complain,
 ) -> None:
     """Each filter once, and with all that it needs."""
@@ -225,20 +225,20 @@ def _check_filters(
         if use.name in seen:
             complain(at, f"filter {use.name!r} stands here twice; keep one")
         seen.add(use.name)
-        scorer = plugins.find("filter", use.name)
+        scorer = registry.find("filter", use.name)
         assert issubclass(scorer, Scorer)
-        for slot in sorted(slot for slot in scorer.uses if named.get(slot) is None):
+        for slot in sorted(slot for slot in scorer.needs_slots if named.get(slot) is None):
             complain(at, f"it needs the pipeline's {slot}, and there is none")
-        if missing := ", ".join(sorted(scorer.sees - shown)):
+        if missing := ", ".join(sorted(scorer.requires - shown)):
             complain(at, f"it needs {missing}, and a recipe that {kind} has none")
-        elif "agreement" in scorer.sees and data.get("orders") == 1:
+        elif "agreement" in scorer.requires and data.get("orders") == 1:
             complain(at, "it needs P_select to be asked in several orders; set orders: 2")
 
 
 def _check_resources(
     resources: Any,
     named: dict[str, Any],
-    filters: Sequence[Use | None],
+    filters: Sequence[ComponentSpec | None],
     complain: Complain,
 ) -> None:
     """Each of a stage that there is."""
@@ -247,7 +247,7 @@ def _check_resources(
     stages = ["read", "caption", *own, *scores]
     for name in resources if isinstance(resources, dict) else ():
         if name not in stages:
-            complain(("resources", name), f"no such stage{plugins.nearest(name, stages)}")
+            complain(("resources", name), f"no such stage{registry.nearest(name, stages)}")
 
 
 def _replaces(named: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from reasonpix.core import yaml_locations as located
+from reasonpix.core import yaml_locations
 from reasonpix.errors import RecipeError
 from reasonpix.plugin.registry import nearest
 
@@ -41,7 +41,7 @@ def locate(recipe: str) -> Path:
 
 def command_of(path: Path) -> Command:
     """The command that a recipe is for, by its blocks. Raises `RecipeError`."""
-    return _command(located.read(path)[0]) or "generate"
+    return _command(yaml_locations.read(path)[0]) or "generate"
 
 
 def _command(recipe: Mapping[str, Any]) -> Command | None:
@@ -54,9 +54,9 @@ def _command(recipe: Mapping[str, Any]) -> Command | None:
     return "train" if {"data", "encoder"} & blocks else None
 
 
-def read(path: Path, command: Command) -> tuple[dict[str, Any], located.Marks]:
+def read(path: Path, command: Command) -> tuple[dict[str, Any], yaml_locations.SourceMap]:
     """A recipe for `command` as plain values, and where each stands. Raises `RecipeError`."""
-    data, marks = located.read(path)
+    data, marks = yaml_locations.read(path)
     if (other := _command(data)) not in (None, command):
         raise RecipeError([f"{path} is a recipe for `reasonpix {other}`, not for `{command}`"])
     return data, marks

@@ -34,7 +34,7 @@ from reasonpix.errors import RunError
 Status = Literal["ok", "rejected", "failed"]
 
 
-Values = tuple[str, Status, str, str, bytes | None]
+RowTuple = tuple[str, Status, str, str, bytes | None]
 """The values of a `Row`."""
 
 
@@ -147,7 +147,7 @@ class RunFolder:
         stems = (name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
         return {stem for stem in stems if not stem.endswith(_PARTIAL)}
 
-    def write(self, stage: str, shard: Shard, rows: Sequence[Values]) -> None:
+    def write(self, stage: str, shard: Shard, rows: Sequence[RowTuple]) -> None:
         """Commit a shard: its file appears complete or not at all."""
         columns = zip(*rows, strict=True) if rows else ((),) * len(_SCHEMA)
         arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]

@@ -1,0 +1,1 @@
+"""Looking into a run: status, lineage, gallery, thresholds, cost."""

@@ -25,7 +25,7 @@ from reasonpix.generation.outcomes import (
 from reasonpix.generation.run_folder import RunFolder, Status
 from reasonpix.generation.samples import Sample
 from reasonpix.generation.statistics import position_bias, spending
-from reasonpix.inspection.lookup import Trace, traces
+from reasonpix.inspection.lookup import RecordRows, traces
 
 _KINDS = 200
 """Reasons of one stage that are told apart, and as many of them as a page lists."""
@@ -203,7 +203,7 @@ def _cards(
                 yield ending.record_id, _card(trace, entries, ending)
 
 
-def _card(trace: Trace, entries: Sequence[StageEntry], ending: Ending) -> dict[str, Any]:
+def _card(trace: RecordRows, entries: Sequence[StageEntry], ending: Ending) -> dict[str, Any]:
     sample = trace.followed(entries)
     card: dict[str, Any] = {
         "id": ending.record_id,

@@ -18,12 +18,12 @@ from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
 from reasonpix.generation.run_recipe import packages_of, recipe_of
 from reasonpix.generation.samples import Sample
-from reasonpix.inspection.lookup import Trace, find, traces
-from reasonpix.llm.ledger import Answer
+from reasonpix.inspection.lookup import RecordRows, find, traces
+from reasonpix.llm.ledger import StoredAnswer
 from reasonpix.llm.ledger_sync import ledger_file
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.llm.stored_answers import StoredAnswers, remembering
-from reasonpix.plugin import registry as plugins
+from reasonpix.llm.stored_answers import ReplayLedger, remembering
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Source
 from reasonpix.plugin.types import Problem
 
@@ -104,7 +104,7 @@ class Lineage:
         return asdict(self)
 
 
-Visit = Callable[[Stage | None, StageEntry, Sample, Row, StoredAnswers], None]
+Visit = Callable[[Stage | None, StageEntry, Sample, Row, ReplayLedger], None]
 """Called of each stage that has a row of the record, with what that stage was given."""
 
 
@@ -119,8 +119,8 @@ def lineage(run: RunFolder, wanted: str, visit: Visit | None = None) -> Lineage:
     packages = packages_of(run)
     with closing(source_of(run)) as source, ledger_file(run.storage, write_back=False) as path:
         [trace] = traces(run, entries, shard, [record_id], source)
-        with StoredAnswers(path) as ledger:
-            told = _Told(run, entries, shard, packages, source, ledger)
+        with ReplayLedger(path) as ledger:
+            told = _StageTrace(run, entries, shard, packages, source, ledger)
             steps = []
             for entry in entries:
                 stage = stages.get(entry.stage)
@@ -164,13 +164,13 @@ def _package(plugin: str | None, packages: dict[str, str]) -> str:
     if plugin is None:
         return ""
     try:
-        dist = plugins.entry(plugin).dist
+        dist = registry.entry(plugin).dist
     except PluginError:
         return "not installed here"
     return f"{dist.name} {packages.get(dist.name, dist.version)}" if dist else "?"
 
 
-def _end(trace: Trace, steps: Sequence[Step]) -> tuple[str, str, str]:
+def _end(trace: RecordRows, steps: Sequence[Step]) -> tuple[str, str, str]:
     """How the record ended, where and why."""
     if trace.planned.status != "ok":
         return trace.planned.status, "source", trace.planned.reason
@@ -184,7 +184,7 @@ def _end(trace: Trace, steps: Sequence[Step]) -> tuple[str, str, str]:
     return "accepted", steps[-1].stage if steps else "source", ""
 
 
-class _Told:
+class _StageTrace:
     """What the run folder tells of each stage of one record."""
 
     def __init__(
@@ -194,7 +194,7 @@ class _Told:
         shard: Shard,
         packages: dict[str, str],
         source: Source[Any],
-        ledger: StoredAnswers,
+        ledger: ReplayLedger,
     ) -> None:
         self._packages = packages
         self._source = source
@@ -212,7 +212,7 @@ class _Told:
         self._gates = {entry.folder for entry in entries[:last] if entry.is_score}
         self._ended = False
 
-    def step(self, trace: Trace, entry: StageEntry, stage: Stage | None, problem: str) -> Step:
+    def step(self, trace: RecordRows, entry: StageEntry, stage: Stage | None, problem: str) -> Step:
         """What a stage did; the steps are to be asked for in order."""
         row = trace.rows.get(entry.folder)
         step = Step(
@@ -247,7 +247,7 @@ class _Told:
                 self._add_questions(step, stage, trace.sample)
         return step
 
-    def _has_ended(self, trace: Trace) -> bool:
+    def _has_ended(self, trace: RecordRows) -> bool:
         return self._ended or trace.planned.status != "ok"
 
     def _add_time(self, step: Step) -> None:
@@ -266,7 +266,7 @@ class _Told:
         parts: dict[str, Any] = {"source": self._source}
         for use in (stage.use, *stage.needs):
             parts[use.slot] = remembering(use, self._ledger)
-        listening = _Listening(parts[stage.use.slot])
+        listening = _SeedRecorder(parts[stage.use.slot])
         try:
             stage.compute([sample], parts | {stage.use.slot: listening})
             step.seeds = listening.seeds
@@ -280,7 +280,7 @@ class _Told:
             step.note = f"its questions cannot be told: {type(error).__name__}: {error}"
 
 
-class _Listening:
+class _SeedRecorder:
     """Stands in for a component, notes the seeds that it is given, and does nothing."""
 
     def __init__(self, component: Component[Any]) -> None:
@@ -300,7 +300,7 @@ def _facts_of(image: bytes) -> dict[str, Any]:
     return {"bytes": len(image), "width": width, "height": height, "sha256": digest}
 
 
-def _question(answer: Answer) -> Question:
+def _question(answer: StoredAnswer) -> Question:
     completion = answer.completion
     return Question(
         verb=answer.verb,

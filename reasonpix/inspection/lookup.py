@@ -14,7 +14,7 @@ from reasonpix.plugin.components import Source, SourceItem
 
 
 @dataclass(frozen=True)
-class Trace:
+class RecordRows:
     """What a run holds of one record."""
 
     shard: Shard
@@ -51,7 +51,7 @@ def traces(
     shard: Shard,
     record_ids: Collection[str],
     source: Source[Any],
-) -> Iterator[Trace]:
+) -> Iterator[RecordRows]:
     """What the finished stages among `entries` hold of some records of a shard."""
     samples = {
         sample.record_id: sample
@@ -66,7 +66,7 @@ def traces(
                     rows.setdefault(row.record_id, {})[entry.folder] = row
     for planned in run.read("source", shard):
         if planned.record_id in record_ids:
-            yield Trace(
+            yield RecordRows(
                 shard,
                 planned,
                 SourceItem.model_validate_json(planned.output),

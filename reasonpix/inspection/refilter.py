@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reasonpix.errors import RunError
-from reasonpix.generation.outcomes import Endings, endings, write_stages
+from reasonpix.generation.outcomes import OutcomeCounts, outcome_counts, write_stages
 from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.generation.run_recipe import recipe_of, write_recipe
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 
 
-def refilter(run: RunFolder, overrides: Sequence[str]) -> tuple[Endings, Endings]:
+def refilter(run: RunFolder, overrides: Sequence[str]) -> tuple[OutcomeCounts, OutcomeCounts]:
     """Change the run's recipe by `overrides`, where its results are all there already.
 
     Thresholds may change, and filters that were measured come, go and change places. Returns how
     the records ended before and after. Raises `RunError` when something would have to be computed,
     when the run is not finished, and when another process is at work in it.
     """
-    before = endings(run)
+    before = outcome_counts(run)
     recipe = recipe_of(run, overrides)
     stages = stages_of(recipe)
     with run.storage.held():
         _check_computed(run, stages)
         write_recipe(run, recipe)
         write_stages(run, [stage.entry for stage in stages])
-        return before, endings(run)
+        return before, outcome_counts(run)
 
 
 def _check_computed(run: RunFolder, stages: Sequence[Stage]) -> None:
@@ -53,4 +53,4 @@ def _check_computed(run: RunFolder, stages: Sequence[Stage]) -> None:
 
 def _asks_llm(stage: Stage) -> bool:
     uses = [use for use in (stage.use, *stage.needs) if use is not None]
-    return any(issubclass(plugins.find(use.slot, use.name), LLMPlanner) for use in uses)
+    return any(issubclass(registry.find(use.slot, use.name), LLMPlanner) for use in uses)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from reasonpix.core.images import decode
-from reasonpix.generation.engine.unit import Components, Work, row_of, uses_of
+from reasonpix.generation.engine.unit import Components, StageRunner, row_of, uses_of
 from reasonpix.generation.outcomes import StageEntry, source_of
 from reasonpix.generation.pipeline import Stage
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
 from reasonpix.generation.samples import Sample
 from reasonpix.inspection.lineage import Lineage, lineage
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.llm.stored_answers import StoredAnswers, remembering
+from reasonpix.llm.stored_answers import ReplayLedger, remembering
 from reasonpix.plugin.components import Component, Source
 
 
@@ -45,7 +45,7 @@ def replay(run: RunFolder, wanted: str) -> tuple[Lineage, list[Replayed]]:
     source = source_of(run)
 
     def visit(
-        stage: Stage | None, entry: StageEntry, sample: Sample, row: Row, ledger: StoredAnswers
+        stage: Stage | None, entry: StageEntry, sample: Sample, row: Row, ledger: ReplayLedger
     ) -> None:
         differences = list(_replayed(run, stage, entry, sample, row, source, ledger))
         replayed.append(Replayed(entry.stage, differences))
@@ -59,7 +59,7 @@ def replay(run: RunFolder, wanted: str) -> tuple[Lineage, list[Replayed]]:
 class _Components(Components):
     """Those of one stage. Language models among them answer from the ledger, and are not loaded."""
 
-    def __init__(self, source: Source[Any], ledger: StoredAnswers) -> None:
+    def __init__(self, source: Source[Any], ledger: ReplayLedger) -> None:
         super().__init__(source, ledger)
         self._answers = ledger
         self._opened: list[Component[Any]] = []
@@ -87,7 +87,7 @@ def _replayed(
     sample: Sample,
     row: Row,
     source: Source[Any],
-    ledger: StoredAnswers,
+    ledger: ReplayLedger,
 ) -> Iterator[str]:
     """In what a stage's result is another one now."""
     if stage is None:
@@ -99,7 +99,7 @@ def _replayed(
     ledger.begin()
     components = _Components(source, ledger)
     try:
-        work = Work(run, stage, source, components)
+        work = StageRunner(run, stage, source, components)
         # A shard that no run has, so that nothing kept of the record stands in for it.
         [result], _ = work.compute(Shard("", 1), [sample])
     finally:

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from reasonpix.core.storage import write_atomically
 from reasonpix.generation.outcomes import (
-    Endings,
+    OutcomeCounts,
     StageEntry,
-    endings,
+    outcome_counts,
     read_stages,
     scorer_of,
     scores_of,
@@ -111,7 +111,7 @@ def survival(run: RunFolder, entry: StageEntry, against: Against | None = None) 
     curves = [
         _curve(sample, name, value)
         for name, value in options
-        if name in options.neutral - ModelOptions.neutral
+        if name in options.fingerprint_exclude - ModelOptions.fingerprint_exclude
         and isinstance(value, int | float)
         and not isinstance(value, bool)
         and sample.scores
@@ -225,7 +225,9 @@ def _grid(low: float, high: float, whole: bool) -> list[float]:
 # -- The page -------------------------------------------------------------------------------------
 
 
-def draw_survival(run: RunFolder, out: Path | None = None, before: Endings | None = None) -> str:
+def draw_survival(
+    run: RunFolder, out: Path | None = None, before: OutcomeCounts | None = None
+) -> str:
     """Write a page of all filters, `survival.html` in the run folder or `out`; returns where.
 
     `before` is how records ended before the filters changed, to be shown beside.
@@ -236,7 +238,7 @@ def draw_survival(run: RunFolder, out: Path | None = None, before: Endings | Non
     page = environment.get_template("survival.html").render(
         name=run.name,
         filters=[_drawn(one) for one in survivals(run)],
-        after=endings(run),
+        after=outcome_counts(run),
         before=before,
     )
     if out is not None:

@@ -1,0 +1,1 @@
+"""Language models: prompts, requests, budgets, and the ledger of stored answers."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from heapq import heapify
 
 from reasonpix.llm.ledger import Job, Ledger
-from reasonpix.llm.queue import Asked, Asking, LanguageModel, storable
+from reasonpix.llm.queue import LanguageModel, PendingRequest, RequestQueue, storable
 from reasonpix.llm.types import Unavailable
 
 _LOG = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ LARGEST_JOB = 50_000
 """Conversations in a job (the limit of the OpenAI batch endpoint)."""
 
 
-class Jobs(Asking):
+class BatchDispatcher(RequestQueue):
     """Puts questions by `submit` and `collect`, from one thread.
 
     A job is looked at every `poll_interval_s`; one is handed in when nothing new was asked for a
@@ -51,7 +51,7 @@ class Jobs(Asking):
             finally:
                 self._step_ended()
 
-    def _retry(self, asked: Asked, outcome: Unavailable) -> None:
+    def _retry(self, asked: PendingRequest, outcome: Unavailable) -> None:
         self._enqueue(asked)  # into the next job
 
     def _waits_already(self, key: str) -> bool:
@@ -62,7 +62,7 @@ class Jobs(Asking):
             self._jobs[job.name] = (job, 0.0)
         return True
 
-    def _next_step(self) -> Job | list[Asked] | None:
+    def _next_step(self) -> Job | list[PendingRequest] | None:
         """A job to look at, or questions to hand in; None when the work is over."""
         with self._changed:
             while self._stopped is None:
@@ -86,7 +86,7 @@ class Jobs(Asking):
                 self._changed.wait(min(times) - now if times else None)
             return None
 
-    def _job(self) -> list[Asked]:
+    def _job(self) -> list[PendingRequest]:
         """What to hand in next: a job that may have got lost on its way, just as it was, or all."""
         wanted = sorted(self._ready)[:LARGEST_JOB]
         by_key = {asked.call.key: asked for asked in self._ready}
@@ -102,7 +102,7 @@ class Jobs(Asking):
         heapify(self._ready)
         return batch
 
-    def _submit(self, batch: Sequence[Asked]) -> None:
+    def _submit(self, batch: Sequence[PendingRequest]) -> None:
         calls = [asked.call for asked in batch]
         keys = sorted(call.key for call in calls)
         name = hashlib.sha256("".join(keys).encode()).hexdigest()

@@ -14,9 +14,9 @@ from heapq import heappop, heappush
 
 from reasonpix.core.memory import free_memory, is_out_of_memory
 from reasonpix.errors import ReasonpixError
-from reasonpix.llm.batch_jobs import Jobs
+from reasonpix.llm.batch_jobs import BatchDispatcher
 from reasonpix.llm.ledger import Ledger
-from reasonpix.llm.queue import Asked, Asking, LanguageModel, Outcome, storable
+from reasonpix.llm.queue import Attempt, LanguageModel, PendingRequest, RequestQueue, storable
 from reasonpix.llm.types import Unavailable
 from reasonpix.plugin.types import Problem
 
@@ -27,7 +27,7 @@ LONGEST_PAUSE_S = 60.0
 """The back-off's first and last upper bounds; it doubles in between."""
 
 
-class Window:
+class AimdWindow:
     """How many calls may be under way: additive increase, multiplicative decrease, as TCP does.
 
     It starts at `largest` and grows to it again by 1/size for each answer. An overload halves it,
@@ -62,14 +62,14 @@ def backoff_s(number: int) -> float:
     return random.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(number - 1, 30)))
 
 
-class Calls(Asking):
+class LiveDispatcher(RequestQueue):
     """Puts questions by `complete`, from as many threads as the model has `concurrency`."""
 
     def __init__(self, llm: LanguageModel, ledger: Ledger) -> None:
         super().__init__(llm, ledger)
         self.threads = llm.concurrency
-        self._window = Window(llm.concurrency)
-        self._delayed: list[tuple[float, Asked]] = []  # heap, the first due first
+        self._window = AimdWindow(llm.concurrency)
+        self._delayed: list[tuple[float, PendingRequest]] = []  # heap, the first due first
         self._paused_until = 0.0
         self._largest = llm.batch_size
         """Conversations in a call: the model's `batch_size`, or what memory was found to hold."""
@@ -83,7 +83,7 @@ class Calls(Asking):
             finally:
                 self._step_ended()
 
-    def _retry(self, asked: Asked, outcome: Unavailable) -> None:
+    def _retry(self, asked: PendingRequest, outcome: Unavailable) -> None:
         if outcome.overloaded:
             self._enqueue(asked)  # for the end of the pause that all make
             return
@@ -92,7 +92,7 @@ class Calls(Asking):
             pause_s = outcome.retry_after_s * random.uniform(1, 1.1)
         heappush(self._delayed, (time.monotonic() + pause_s, asked))
 
-    def _take(self) -> tuple[list[Asked], int] | None:
+    def _take(self) -> tuple[list[PendingRequest], int] | None:
         """The next batch, with the window's number of decreases; None when the work is over."""
         with self._changed:
             while self._stopped is None:
@@ -112,7 +112,7 @@ class Calls(Asking):
                 self._changed.wait(min(waits, default=None))
             return None
 
-    def _batch(self) -> list[Asked]:
+    def _batch(self) -> list[PendingRequest]:
         wanted = [heappop(self._ready)]
         while self._ready and len(wanted) < self._largest:
             if wanted[0].alone or self._ready[0].alone:
@@ -123,10 +123,10 @@ class Calls(Asking):
             heappush(self._ready, asked)
         return batch
 
-    def _call(self, batch: Sequence[Asked], decreases: int) -> None:
+    def _call(self, batch: Sequence[PendingRequest], decreases: int) -> None:
         """One call of `complete`, and what follows from how it ends."""
         sent = self._ledger.send([asked.call for asked in batch], self._parameters)
-        outcomes: Sequence[Outcome]
+        outcomes: Sequence[Attempt]
         stop: ReasonpixError | None = None
         broken = ""
         memory_is_out = False
@@ -136,7 +136,7 @@ class Calls(Asking):
             if len(outcomes) != len(batch):
                 raise ValueError(f"{len(outcomes)} answers to {len(batch)} conversations")
             for outcome in outcomes:
-                if not isinstance(outcome, Outcome):
+                if not isinstance(outcome, Attempt):
                     raise ReasonpixError(
                         f"{type(self._llm).__name__}.complete gave {outcome!r:.80}; it gives a "
                         "Completion, a Problem or an Unavailable for each conversation"
@@ -175,7 +175,7 @@ class Calls(Asking):
                     asked.alone = True  # so that a bad one costs one
                     heappush(self._ready, asked)
 
-    def _halve(self, batch: Sequence[Asked]) -> None:
+    def _halve(self, batch: Sequence[PendingRequest]) -> None:
         """Ask in calls of half as many from now on, these questions too."""
         self._largest = min(self._largest, -(-len(batch) // 2))
         _LOG.info("out of memory; %d conversations at once now", self._largest)
@@ -183,7 +183,7 @@ class Calls(Asking):
             for asked in batch:
                 heappush(self._ready, asked)
 
-    def _mind(self, outcomes: Sequence[Outcome], decreases: int) -> None:
+    def _mind(self, outcomes: Sequence[Attempt], decreases: int) -> None:
         """Fit the window and the pause to what a call met."""
         refused = [it for it in outcomes if isinstance(it, Unavailable) and it.overloaded]
         if any(not isinstance(it, Unavailable) for it in outcomes):
@@ -203,10 +203,12 @@ class Calls(Asking):
         self._paused_until = max(self._paused_until, time.monotonic() + pause_s)
 
 
-def caller_for(llm: LanguageModel, ledger: Ledger, poll_interval_s: float = 30.0) -> Asking:
+def caller_for(llm: LanguageModel, ledger: Ledger, poll_interval_s: float = 30.0) -> RequestQueue:
     """What asks `llm`, and stores what it answers in `ledger`, which several may share.
 
     `poll_interval_s` is how often a job is looked at. Raises `RecipeError` when the ledger has a
     cost limit and nobody says what a call can cost.
     """
-    return Jobs(llm, ledger, poll_interval_s) if llm.jobs else Calls(llm, ledger)
+    return (
+        BatchDispatcher(llm, ledger, poll_interval_s) if llm.jobs else LiveDispatcher(llm, ledger)
+    )

@@ -25,14 +25,14 @@ from typing import Any, Self
 
 from reasonpix.errors import RunError
 from reasonpix.llm.budget import Budget, Spending
-from reasonpix.llm.requests import Texts
+from reasonpix.llm.requests import InternedStrings
 from reasonpix.llm.types import Completion, Conversation
 
 _VERSION = 1
 # Raise it when the tables change: files of the old form are refused, not misread.
 
 _TABLES = f"""
-{Texts.TABLE};
+{InternedStrings.TABLE};
 CREATE TABLE answers (
     key BLOB PRIMARY KEY, verb TEXT NOT NULL, prompt_tokens INTEGER NOT NULL,
     completion_tokens INTEGER NOT NULL, cost REAL, seconds REAL NOT NULL,
@@ -49,7 +49,7 @@ CREATE INDEX sent_in_job ON sent (job) WHERE job IS NOT NULL;
 
 
 @dataclass(frozen=True)
-class Call:
+class Request:
     """A question about to be sent. `worst` is the most its answer can cost."""
 
     verb: str
@@ -59,7 +59,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Sent:
+class InFlight:
     """A call under way: a row of the table `sent`."""
 
     row: int
@@ -69,14 +69,14 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Ended:
+class Settlement:
     """How a call ended: with an answer and its cost (None: price unknown), or without.
 
     A call without an answer is free unless it `may_be_charged`. `seconds` is how long the last
     attempt took.
     """
 
-    sent: Sent
+    sent: InFlight
     completion: Completion | None = None
     cost: float | None = None
     seconds: float = 0.0
@@ -91,11 +91,11 @@ class Job:
     name: str
     """Follows from the keys: handing the same calls in again gives the same job."""
     id: str | None
-    calls: tuple[Sent, ...]
+    calls: tuple[InFlight, ...]
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredAnswer:
     """A stored answer with its question; `time` in seconds since 1970."""
 
     key: str
@@ -131,7 +131,7 @@ class Ledger:
                 isolation_level=None,
                 check_same_thread=False,
             )
-        self._texts = Texts(self._db)
+        self._texts = InternedStrings(self._db)
         try:
             self._open()
         except BaseException:
@@ -161,7 +161,7 @@ class Ledger:
             ).fetchone()
         return None if row is None else _completion(*row)
 
-    def answers(self, verb: str | None = None) -> Iterator[Answer]:
+    def answers(self, verb: str | None = None) -> Iterator[StoredAnswer]:
         """All answers, or those to one verb, in the order they were stored."""
         last = 0
         while found := self._answers(
@@ -170,12 +170,12 @@ class Ledger:
             yield from (answer for _, answer in found)
             last = found[-1][0]
 
-    def answer(self, key: str) -> Answer | None:
+    def answer(self, key: str) -> StoredAnswer | None:
         """The stored answer to the question `key`, with its question."""
         found = self._answers("key = ?", (bytes.fromhex(key),))
         return found[0][1] if found else None
 
-    def _answers(self, which: str, values: Sequence[Any]) -> list[tuple[int, Answer]]:
+    def _answers(self, which: str, values: Sequence[Any]) -> list[tuple[int, StoredAnswer]]:
         """Answers with the numbers of their rows."""
         with self._reading() as db:
             rows = db.execute(
@@ -186,7 +186,10 @@ class Ledger:
             ).fetchall()
             questions = [self._texts.read(row[3]) for row in rows]
         return [
-            (row[0], Answer(row[1].hex(), row[2], *question, _completion(*row[4:9]), *row[9:]))
+            (
+                row[0],
+                StoredAnswer(row[1].hex(), row[2], *question, _completion(*row[4:9]), *row[9:]),
+            )
             for row, question in zip(rows, questions, strict=True)
         ]
 
@@ -197,8 +200,8 @@ class Ledger:
     # -- Calls
 
     def send(
-        self, calls: Sequence[Call], parameters: Mapping[str, Any], job: str | None = None
-    ) -> list[Sent]:
+        self, calls: Sequence[Request], parameters: Mapping[str, Any], job: str | None = None
+    ) -> list[InFlight]:
         """Write down calls that are about to leave, each with a reservation of its own.
 
         `job` is the name of the job they are handed in with.
@@ -222,10 +225,10 @@ class Ledger:
                     ),
                 ).lastrowid
                 assert row is not None
-                sent.append(Sent(row, call.verb, call.key, call.worst))
+                sent.append(InFlight(row, call.verb, call.key, call.worst))
         return sent
 
-    def settle(self, ends: Sequence[Ended], job: str | None = None) -> None:
+    def settle(self, ends: Sequence[Settlement], job: str | None = None) -> None:
         """Store how calls ended. What was answered is safe from SIGKILL when this returns.
 
         `job` is the name of a job that ended with them.
@@ -281,7 +284,7 @@ class Ledger:
         with self._reading() as db:
             for name, id in db.execute("SELECT name, id FROM jobs WHERE NOT ended").fetchall():
                 rows = db.execute("SELECT id, verb, key, worst FROM sent WHERE job = ?", (name,))
-                calls = tuple(Sent(row[0], row[1], row[2].hex(), row[3]) for row in rows)
+                calls = tuple(InFlight(row[0], row[1], row[2].hex(), row[3]) for row in rows)
                 jobs.append(Job(name, id, calls))
         return jobs
 

@@ -31,7 +31,7 @@ from uuid import uuid4
 from reasonpix.core.remote_storage import RemoteStorage
 from reasonpix.core.storage import Storage
 from reasonpix.errors import RunError
-from reasonpix.llm.requests import Texts
+from reasonpix.llm.requests import InternedStrings
 
 _NAME = "llm.sqlite"
 _ID = "llm.id"
@@ -69,7 +69,7 @@ def writing(storage: Store, every_s: float = _EVERY_S) -> Iterator[Path]:
     except FileNotFoundError:
         own = uuid4().hex.encode() + b"\n"
         storage.write(_ID, own)
-    copy = _Copy(storage, own)
+    copy = _LocalReplica(storage, own)
     copy.tidy()
     copy.pull()
     ended = threading.Event()
@@ -88,7 +88,7 @@ def writing(storage: Store, every_s: float = _EVERY_S) -> Iterator[Path]:
     copy.push()
 
 
-def _push_often(copy: _Copy, ended: threading.Event, every_s: float) -> None:
+def _push_often(copy: _LocalReplica, ended: threading.Event, every_s: float) -> None:
     wait = every_s
     while not ended.wait(wait):
         started = time.monotonic()
@@ -101,9 +101,11 @@ def _push_often(copy: _Copy, ended: threading.Event, every_s: float) -> None:
 def reading(storage: Store) -> Iterator[Path]:
     """What this machine and the store know together; neither is written to."""
     try:
-        copy = _Copy(storage, storage.read(_ID))
+        copy = _LocalReplica(storage, storage.read(_ID))
     except FileNotFoundError:
-        copy = _Copy(storage, b"")  # no run that asked has been here; its folder may be a copy
+        copy = _LocalReplica(
+            storage, b""
+        )  # no run that asked has been here; its folder may be a copy
     if copy.path.exists() and not copy.lacks():
         yield copy.path
         return
@@ -118,7 +120,7 @@ def reading(storage: Store) -> Iterator[Path]:
         yield path
 
 
-class _Copy:
+class _LocalReplica:
     """This machine's copy of the ledger `own`."""
 
     def __init__(self, storage: Store, own: bytes) -> None:
@@ -253,7 +255,7 @@ def _version(db: sqlite3.Connection) -> int:
 
 
 def _merge_answers(theirs: sqlite3.Connection, ours: sqlite3.Connection) -> None:
-    texts, their_texts = Texts(ours), Texts(theirs)
+    texts, their_texts = InternedStrings(ours), InternedStrings(theirs)
     rows = theirs.execute(f"SELECT question, {_ANSWER} FROM answers ORDER BY rowid")
     for question, key, *rest in rows:
         known = ours.execute("SELECT time FROM answers WHERE key = ?", (key,)).fetchone()
@@ -274,7 +276,7 @@ def _merge_answers(theirs: sqlite3.Connection, ours: sqlite3.Connection) -> None
 
 
 def _merge_calls(theirs: sqlite3.Connection, ours: sqlite3.Connection) -> None:
-    texts, their_texts = Texts(ours), Texts(theirs)
+    texts, their_texts = InternedStrings(ours), InternedStrings(theirs)
 
     def add(call: tuple[bytes, str, float, str], job: str | None) -> None:
         key, verb, worst, question = call

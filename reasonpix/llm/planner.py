@@ -19,7 +19,7 @@ from reasonpix.errors import ReasonpixError
 from reasonpix.llm.dispatch import caller_for
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.prompts import Prompt, explain
-from reasonpix.llm.queue import STOPPED, Asking
+from reasonpix.llm.queue import STOPPED, RequestQueue
 from reasonpix.llm.tasks import (
     REPLACE,
     RESOLVE,
@@ -34,7 +34,7 @@ from reasonpix.llm.tasks import (
     quote,
 )
 from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
-from reasonpix.plugin.components import Options, Planner, Verb
+from reasonpix.plugin.components import Options, Planner, PlannerTask
 from reasonpix.plugin.types import (
     Choice,
     EditPlan,
@@ -54,9 +54,9 @@ class LLMPlannerOptions(Options):
     """Options of every planner that talks to an LLM."""
 
     # The path of a prompt is neutral, its content is not: see `LLMPlanner.prompt_identity`.
-    neutral: ClassVar[frozenset[str]] = frozenset({"prompts", "price", "max_retries"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"prompts", "price", "max_retries"})
 
-    prompts: dict[Verb, Path] = Field(
+    prompts: dict[PlannerTask, Path] = Field(
         {},
         description="Files to use in the place of built-in prompts, by rewrite (P_gen), select "
         "(P_select), replace (P_replace), resolve",
@@ -88,9 +88,9 @@ class LLMPlanner(Planner[P_co]):
         self._lock = Lock()
         self._closing = Lock()
         self._closed = False
-        self._caller: Asking | None = None
+        self._caller: RequestQueue | None = None
         self._memory: Ledger | None = None
-        self._prompts: dict[Verb, Prompt[Any, Any, Any]] = {}
+        self._prompts: dict[PlannerTask, Prompt[Any, Any, Any]] = {}
 
     @abstractmethod
     def complete(
@@ -133,7 +133,7 @@ class LLMPlanner(Planner[P_co]):
     def parameters(self) -> Mapping[str, Any]:
         """What changes an answer beside the conversation (JSON values): model and sampling."""
         options = self.options
-        return options.model_dump(mode="json", exclude=set(options.neutral))
+        return options.model_dump(mode="json", exclude=set(options.fingerprint_exclude))
 
     @property
     def stopping(self) -> bool:
@@ -151,11 +151,11 @@ class LLMPlanner(Planner[P_co]):
         """Further attempts after one that got no answer."""
         return self.options.max_retries
 
-    def identity(self) -> Mapping[str, Any]:
+    def fingerprint_facts(self) -> Mapping[str, Any]:
         """The version of the planning code."""
         return {"planning": _VERSION}
 
-    def prompt_identity(self, verb: Verb) -> Mapping[str, Any]:
+    def prompt_identity(self, verb: PlannerTask) -> Mapping[str, Any]:
         """The SHA-256 of the prompt's content."""
         return {"prompt": self.prompt(TASKS[verb]).digest}
 

@@ -109,7 +109,7 @@ class Prompt(Generic[Request, Answer, Result]):
 
     def _read(self, path: Path | None) -> bytes:
         if path is None:
-            built_in = resources.files("reasonpix").joinpath(f"prompts/{self.task.verb}.yaml")
+            built_in = resources.files("reasonpix.llm").joinpath(f"templates/{self.task.verb}.yaml")
             return built_in.read_bytes()
         try:
             return path.read_bytes()

@@ -14,7 +14,7 @@ from heapq import heappush
 from typing import Any, Protocol
 
 from reasonpix.errors import CostLimit, ReasonpixError, RecipeError
-from reasonpix.llm.ledger import Call, Ended, Ledger, Sent
+from reasonpix.llm.ledger import InFlight, Ledger, Request, Settlement
 from reasonpix.llm.requests import answer_key, canonical_json
 from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
 from reasonpix.plugin.types import Problem
@@ -37,7 +37,7 @@ TOKENS_PER_MESSAGE = 16
 TOKENS_PER_CALL = 64
 """Allowances for what a chat template adds, in tokens."""
 
-Outcome = Completion | Problem | Unavailable
+Attempt = Completion | Problem | Unavailable
 """How an attempt can end."""
 
 
@@ -72,7 +72,7 @@ class LanguageModel(Protocol):
     def jobs(self) -> bool:
         """Whether `submit` and `collect` are called in the place of `complete`."""
 
-    def complete(self, conversations: Sequence[Conversation], /) -> Sequence[Outcome]:
+    def complete(self, conversations: Sequence[Conversation], /) -> Sequence[Attempt]:
         """One attempt to continue each conversation, in order.
 
         An `Unavailable` is asked again. A `ReasonpixError` concerns all calls and stops the run.
@@ -84,7 +84,7 @@ class LanguageModel(Protocol):
         The same conversations handed in again give the id of the job that holds them already.
         """
 
-    def collect(self, job_id: str, /) -> Mapping[str, Outcome] | None:
+    def collect(self, job_id: str, /) -> Mapping[str, Attempt] | None:
         """What became of the conversations of a job; None while it has not ended."""
 
 
@@ -96,29 +96,29 @@ def longest_prompt(conversation: Conversation) -> int:
     return text + schema + TOKENS_PER_MESSAGE * len(turns) + TOKENS_PER_CALL
 
 
-class Wait:
+class Waiter:
     """One call of `answers`: over when all it asked for is there, or nothing more will come."""
 
     def __init__(self) -> None:
         self.missing = 1  # until all is asked
         self.over = threading.Event()
-        self.new: list[Asked] = []
+        self.new: list[PendingRequest] = []
 
 
 @dataclass(eq=False)
-class Asked:
+class PendingRequest:
     """A question in the queue or under way."""
 
     number: int
-    call: Call
-    waits: list[Wait] = field(default_factory=list)
+    call: Request
+    waits: list[Waiter] = field(default_factory=list)
     result: Completion | Problem | None = None
     failures: int = 0
     refusals: int = 0
     alone: bool = False
     """Whether it shares no batch any more, because one that it was in broke."""
 
-    def __lt__(self, other: Asked) -> bool:
+    def __lt__(self, other: PendingRequest) -> bool:
         """Whether it was asked earlier."""
         return self.number < other.number
 
@@ -128,7 +128,7 @@ class Asked:
         return self.failures + self.refusals + 1
 
 
-class Asking(ABC):
+class RequestQueue(ABC):
     """The queue of the questions to one model; `_work` is what its threads do.
 
     Raises `RecipeError` when the ledger has a cost limit and nobody says what a call can cost.
@@ -146,8 +146,8 @@ class Asking(ABC):
         self._changed = threading.Condition()  # guards all that follows
         self._threads: list[threading.Thread] = []
         self._count = 0
-        self._asked: dict[str, Asked] = {}
-        self._ready: list[Asked] = []  # heap, the oldest first
+        self._asked: dict[str, PendingRequest] = {}
+        self._ready: list[PendingRequest] = []  # heap, the oldest first
         self._last_asked = 0.0
         self._under_way = 0
         self._given_up = 0
@@ -162,7 +162,7 @@ class Asking(ABC):
         (`CostLimit`, another `ReasonpixError` of the model, KeyboardInterrupt) is raised in all
         threads, once the calls under way are stored; the caller stays stopped.
         """
-        wait = Wait()
+        wait = Waiter()
         try:
             keys = [answer_key(self._parameters, asked) for asked in conversations]
             found = [self._find(wait, verb, *it) for it in zip(keys, conversations, strict=True)]
@@ -177,7 +177,7 @@ class Asking(ABC):
         if wait.missing:
             assert self._stopped is not None
             raise self._stopped
-        results = [it.result if isinstance(it, Asked) else it for it in found]
+        results = [it.result if isinstance(it, PendingRequest) else it for it in found]
         return [it for it in results if it is not None]
 
     @property
@@ -203,7 +203,7 @@ class Asking(ABC):
         """Put questions until `_stopped`. Runs in each thread."""
 
     @abstractmethod
-    def _retry(self, asked: Asked, outcome: Unavailable) -> None:
+    def _retry(self, asked: PendingRequest, outcome: Unavailable) -> None:
         """Queue another attempt."""
 
     def _waits_already(self, key: str) -> bool:
@@ -211,8 +211,8 @@ class Asking(ABC):
         return False
 
     def _find(
-        self, wait: Wait, verb: str, key: str, conversation: Conversation
-    ) -> Asked | Completion:
+        self, wait: Waiter, verb: str, key: str, conversation: Conversation
+    ) -> PendingRequest | Completion:
         """The stored answer, or the question, asked already or now."""
         with self._changed:
             asked = self._asked.get(key)
@@ -225,7 +225,7 @@ class Asking(ABC):
                 self._count += 1
                 price, longest = self._llm.price, self._llm.longest_answer or 0
                 worst = 0.0 if price is None else price.of(longest_prompt(conversation), longest)
-                asked = Asked(self._count, Call(verb, key, conversation, worst))
+                asked = PendingRequest(self._count, Request(verb, key, conversation, worst))
                 self._asked[key] = asked
                 if not self._waits_already(key):
                     wait.new.append(asked)
@@ -234,7 +234,7 @@ class Asking(ABC):
                 wait.missing += 1
             return asked
 
-    def _begin(self, wait: Wait) -> None:
+    def _begin(self, wait: Waiter) -> None:
         """Queue what is new, all at once so that it fills batches."""
         with self._changed:
             for asked in wait.new:
@@ -246,16 +246,16 @@ class Asking(ABC):
             self._changed.notify()
             self._count_down(wait)
 
-    def _enqueue(self, asked: Asked) -> None:
+    def _enqueue(self, asked: PendingRequest) -> None:
         heappush(self._ready, asked)
         self._last_asked = time.monotonic()
 
-    def _count_down(self, wait: Wait) -> None:
+    def _count_down(self, wait: Waiter) -> None:
         wait.missing -= 1
         if not wait.missing:
             wait.over.set()
 
-    def _reserved(self, wanted: Sequence[Asked]) -> list[Asked]:
+    def _reserved(self, wanted: Sequence[PendingRequest]) -> list[PendingRequest]:
         """As many of these, from the first on, as the cost limit allows now."""
         batch = []
         for asked in wanted:
@@ -274,7 +274,7 @@ class Asking(ABC):
             )
         return batch
 
-    def _finish(self, asked: Asked, outcome: Outcome) -> None:
+    def _finish(self, asked: PendingRequest, outcome: Attempt) -> None:
         """Hand on how an attempt ended, or queue the next one."""
         if isinstance(outcome, Unavailable):
             if self._stopped is not None:
@@ -304,20 +304,20 @@ class Asking(ABC):
 
     def _ended(
         self,
-        sent: Sent,
-        outcome: Outcome,
+        sent: InFlight,
+        outcome: Attempt,
         attempts: int,
         seconds: float = 0.0,
-    ) -> Ended:
+    ) -> Settlement:
         if not isinstance(outcome, Completion):
             charged = isinstance(outcome, Unavailable) and outcome.may_be_charged
-            return Ended(sent, may_be_charged=charged)
+            return Settlement(sent, may_be_charged=charged)
         cost = None
         if (price := self._llm.price) is not None:
             cost = price.of(outcome.prompt_tokens, outcome.completion_tokens)
             if not outcome.prompt_tokens and not outcome.completion_tokens:
                 cost = sent.worst  # the server does not tell
-        return Ended(sent, outcome, cost, seconds, attempts)
+        return Settlement(sent, outcome, cost, seconds, attempts)
 
     def _stop(self, error: BaseException) -> None:
         """Send nothing more. The first error is the one that is raised."""
@@ -364,7 +364,7 @@ def check_price(llm: LanguageModel) -> None:
         raise RecipeError(problems)
 
 
-def storable(outcome: Outcome) -> Outcome:
+def storable(outcome: Attempt) -> Attempt:
     """The same with text that UTF-8 can hold: JSON may smuggle in half of a surrogate pair."""
     try:
         for _, value in outcome:

@@ -32,7 +32,7 @@ def answer_key(parameters: Mapping[str, Any], conversation: Conversation) -> str
     return hashlib.sha256(canonical_json(question).encode()).hexdigest()
 
 
-class Texts:
+class InternedStrings:
     """The table `texts` of a ledger, and questions as JSON that refers to it by number.
 
     Messages that questions share, schemas and parameters come again and again, and are stored

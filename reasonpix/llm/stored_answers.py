@@ -9,16 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reasonpix.llm.ledger import Answer, Job, Ledger
+from reasonpix.llm.ledger import Job, Ledger, StoredAnswer
 from reasonpix.llm.planner import LLMPlanner
 from reasonpix.llm.types import Completion
 from reasonpix.plugin.components import Component
-from reasonpix.plugin.spec import Use
+from reasonpix.plugin.spec import ComponentSpec
 
 _NONE = Completion(text="", refusal="no answer is stored")
 
 
-class StoredAnswers(Ledger):
+class ReplayLedger(Ledger):
     """A run's ledger that only remembers: a question it cannot answer counts as refused.
 
     Without a file it knows no answer.
@@ -42,12 +42,12 @@ class StoredAnswers(Ledger):
         self._asked = []
 
     @property
-    def asked(self) -> list[Answer | None]:
+    def asked(self) -> list[StoredAnswer | None]:
         """What was looked up since `begin`, in order; None where nothing is stored."""
         return [self.answer(key) for key in self._asked]
 
 
-def remembering(use: Use, ledger: StoredAnswers) -> Component[Any]:
+def remembering(use: ComponentSpec, ledger: ReplayLedger) -> Component[Any]:
     """The component, built; a planner that asks an LLM has `ledger` to answer in its place."""
     component = use.build()
     if isinstance(component, LLMPlanner):

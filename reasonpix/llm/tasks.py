@@ -1,7 +1,7 @@
 """What an LLM is asked, task by task: P_gen, P_select, P_replace, and what a reader is asked.
 
 A task says what goes into a question and how an answer is read. The words around it, the answer's
-JSON schema and the worked examples are in `prompts/<verb>.yaml`.
+JSON schema and the worked examples are in `templates/<verb>.yaml`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from reasonpix.core.text import (
-    bare,
     canonical,
     content_words,
+    head_nouns,
     mentions,
     one_line,
-    telling,
+    strip_article,
     words_of,
 )
-from reasonpix.plugin.components import Verb
+from reasonpix.plugin.components import PlannerTask
 from reasonpix.plugin.types import (
     Choice,
     EditPlan,
@@ -52,7 +52,7 @@ class InvalidAnswer(Exception):
 class Task(Generic[Request, Answer, Result]):
     """A kind of question. `read` raises `InvalidAnswer` that tells all that is wrong."""
 
-    verb: Verb
+    verb: PlannerTask
     request: type[Request]
     holes: Callable[[Request], Mapping[str, str]]
     """What stands in the place of each `$` placeholder of the prompt."""
@@ -170,7 +170,7 @@ def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
     Raises `InvalidAnswer`.
     """
     categories = request.categories
-    target, instruction = bare(answer.target), one_line(answer.instruction)
+    target, instruction = strip_article(answer.target), one_line(answer.instruction)
     synonyms = {
         "selected": _names(answer.selected_synonyms),
         "target": _names(answer.target_synonyms),
@@ -196,7 +196,7 @@ def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
 
     problems += _problems_of(instruction)
     for role, name in (("selected", selected or answer.selected), ("target", target)):
-        names = (*telling(name), *synonyms[role])
+        names = (*head_nouns(name), *synonyms[role])
         if leaked := [word for word in names if mentions(instruction, word)]:
             problems.append(
                 f"instruction gives the {role} category away by the word {quote(leaked[0])}"
@@ -228,7 +228,7 @@ REPLACE = Task(
     read_plan,
 )
 
-TASKS: Mapping[Verb, Task[Any, Any, Any]] = {
+TASKS: Mapping[PlannerTask, Task[Any, Any, Any]] = {
     "rewrite": REWRITE,
     "select": SELECT,
     "replace": REPLACE,
@@ -238,7 +238,7 @@ TASKS: Mapping[Verb, Task[Any, Any, Any]] = {
 
 def _names(words: Sequence[str]) -> list[str]:
     """The words that name something, without articles and repeats."""
-    return list(dict.fromkeys(bare(word) for word in words if content_words(word)))
+    return list(dict.fromkeys(strip_article(word) for word in words if content_words(word)))
 
 
 def _problems_of(instruction: str) -> list[str]:

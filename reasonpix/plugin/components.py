@@ -49,14 +49,14 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    neutral: ClassVar[frozenset[str]] = frozenset()
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset()
     """Fields that never change a result; they stay out of fingerprints."""
 
 
 class ModelOptions(Options):
     """Options of a component that loads pretrained weights."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "cache_dir"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "cache_dir"})
 
     weights: ClassVar[tuple[str, ...]] = ("model",)
     """Fields that name weights. There, the name of a carried checkpoint becomes its path."""
@@ -109,12 +109,12 @@ class Component(ABC, Generic[O_co]):
     def close(self) -> None:
         """Give back what `load` took."""
 
-    def identity(self) -> Mapping[str, Any]:
+    def fingerprint_facts(self) -> Mapping[str, Any]:
         """What else changes the results, beside options, version and weights (JSON values)."""
         return {}
 
 
-Verb = Literal["rewrite", "select", "replace", "resolve"]
+PlannerTask = Literal["rewrite", "select", "replace", "resolve"]
 """The methods of a planner."""
 
 
@@ -170,11 +170,11 @@ class Planner(Component[O_co]):
         raise NotImplementedError
 
     @classmethod
-    def can(cls, verb: Verb) -> bool:
+    def can(cls, verb: PlannerTask) -> bool:
         """Whether this planner implements the method `verb`."""
         return getattr(cls, verb) is not getattr(Planner, verb)
 
-    def prompt_identity(self, verb: Verb) -> Mapping[str, Any]:
+    def prompt_identity(self, verb: PlannerTask) -> Mapping[str, Any]:
         """What changes the results of the method `verb` alone, such as its prompt (JSON values)."""
         return {}
 
@@ -298,10 +298,10 @@ class Scorer(Component[O_co]):
     scores of a whole run and costs nothing. Options that only `reject` reads are `neutral`.
     """
 
-    uses: ClassVar[frozenset[str]] = frozenset()
+    needs_slots: ClassVar[frozenset[str]] = frozenset()
     """Slots of the recipe's pipeline that `score` needs, such as {"grounder"}."""
 
-    sees: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target", "instruction"})
+    requires: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target", "instruction"})
     """Which fields of `Edit`, beside the images and captions, `score` needs.
 
     A recipe that cannot give them is refused. A scorer of finished pairs (Part I) that needs none
@@ -312,7 +312,7 @@ class Scorer(Component[O_co]):
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
-        """Named scores of each edit. `pipeline` holds the loaded components of `uses`."""
+        """Named scores of each edit. `pipeline` holds the loaded components of `needs_slots`."""
 
     @abstractmethod
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
@@ -335,7 +335,7 @@ class MethodRequest:
 class Method(Component[O_co]):
     """Edits images by instructions; a row of Table 3."""
 
-    sees: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
     """Which of the captions of `MethodRequest` it cannot do without, such as {"caption"}."""
 
     @abstractmethod

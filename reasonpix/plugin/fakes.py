@@ -262,7 +262,7 @@ class FakeScorer(Scorer[Options]):
     """Scores every edit 1 and rejects none."""
 
     name: ClassVar[str] = "fake-scorer"
-    sees: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]

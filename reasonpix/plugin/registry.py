@@ -160,7 +160,7 @@ def build(slot: str, name: str, options: Options) -> Component[Any]:
     return cls(options)
 
 
-def identity(slot: str, name: str, options: Options) -> dict[str, Any]:
+def fingerprint_facts(slot: str, name: str, options: Options) -> dict[str, Any]:
     """Everything about a component that affects its results, as JSON values.
 
     Options are taken as the recipe wrote them; weights in a folder enter by their content.
@@ -170,7 +170,7 @@ def identity(slot: str, name: str, options: Options) -> dict[str, Any]:
         "slot": slot,
         "use": name,
         "version": component.version,
-        "options": options.model_dump(mode="json", exclude=set(options.neutral)),
+        "options": options.model_dump(mode="json", exclude=set(options.fingerprint_exclude)),
     }
     if isinstance(options, ModelOptions):
         for field in options.weights:
@@ -179,4 +179,4 @@ def identity(slot: str, name: str, options: Options) -> dict[str, Any]:
                 # A folder or file is what it holds, wherever it lies.
                 facts.setdefault("weights", {})[field] = digest(Path(named))
                 facts["options"].pop(field)
-    return facts | {"component": dict(component.identity())}
+    return facts | {"component": dict(component.fingerprint_facts())}

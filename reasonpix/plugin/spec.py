@@ -8,17 +8,17 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from reasonpix.core import yaml_locations as located
+from reasonpix.core import yaml_locations
 from reasonpix.errors import PluginError
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, ModelOptions, Options
 
-Complain = Callable[[located.Path, str], None]
+Complain = Callable[[yaml_locations.Path, str], None]
 """Told of each mistake: where it is, and what it is."""
 
 
 @dataclass(frozen=True)
-class Use:
+class ComponentSpec:
     """A component as a recipe names it: `options` are checked against its model."""
 
     slot: str
@@ -38,15 +38,15 @@ class Use:
     @property
     def package(self) -> str:
         """The package that offers it, and its version."""
-        dist = plugins.entry(self.name).dist
+        dist = registry.entry(self.name).dist
         return f"{dist.name} {dist.version}" if dist else "?"
 
     def build(self) -> Component[Any]:
         """The component, ready for `load`."""
-        return plugins.build(self.slot, self.name, self.options)
+        return registry.build(self.slot, self.name, self.options)
 
 
-def check(model: type[Any], data: Any, at: located.Path, complain: Complain) -> Any:
+def check(model: type[Any], data: Any, at: yaml_locations.Path, complain: Complain) -> Any:
     """`data` as a `model`, or None after complaining of each error at its place."""
     try:
         return model.model_validate(data)
@@ -57,7 +57,7 @@ def check(model: type[Any], data: Any, at: located.Path, complain: Complain) -> 
             where = at + tuple(detail["loc"])
             if detail["type"] == "extra_forbidden":
                 fields = _fields(model, tuple(detail["loc"]))
-                complain(where, f"no such option{plugins.nearest(str(where[-1]), fields)}")
+                complain(where, f"no such option{registry.nearest(str(where[-1]), fields)}")
             elif detail["type"] == "missing":
                 entry = "entry " if isinstance(where[-1], int) else ""
                 complain(where[:-1], f"{entry}{where[-1]!r} is missing")
@@ -74,7 +74,7 @@ def _lowered(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _fields(model: type[BaseModel], path: located.Path) -> list[str]:
+def _fields(model: type[BaseModel], path: yaml_locations.Path) -> list[str]:
     for name in path[:-1]:
         field = model.model_fields.get(str(name))
         kinds = (field.annotation, *get_args(field.annotation)) if field else ()
@@ -85,7 +85,9 @@ def _fields(model: type[BaseModel], path: located.Path) -> list[str]:
     return list(model.model_fields)
 
 
-def read_use(slot: str, value: Any, at: located.Path, complain: Complain) -> Use | None:
+def read_spec(
+    slot: str, value: Any, at: yaml_locations.Path, complain: Complain
+) -> ComponentSpec | None:
     """The component that a recipe's value names, or None after complaining."""
     if isinstance(value, str):
         value = {"use": value}
@@ -94,7 +96,7 @@ def read_use(slot: str, value: Any, at: located.Path, complain: Complain) -> Use
         return None
     options = {key: option for key, option in value.items() if key != "use"}
     try:
-        component = plugins.find(slot, value["use"])
+        component = registry.find(slot, value["use"])
     except PluginError as error:
         complain((*at, "use"), str(error))
         return None
@@ -103,20 +105,20 @@ def read_use(slot: str, value: Any, at: located.Path, complain: Complain) -> Use
         return None
     for field in checked.weights if isinstance(checked, ModelOptions) else ():
         try:
-            plugins.checkpoint(getattr(checked, field) or "")
+            registry.checkpoint(getattr(checked, field) or "")
         except PluginError as error:
             complain((*at, field), str(error))
             return None
-    return Use(slot, value["use"], checked)
+    return ComponentSpec(slot, value["use"], checked)
 
 
 def slot_schemas(slot: str) -> dict[str, Any]:
     """Definitions: of `slot`, by a plugin's name or as a block, and of each plugin's block."""
     blocks: dict[str, Any] = {}
     short: list[str] = []
-    for name in plugins.names():
+    for name in registry.names():
         try:
-            component = plugins.offers(name).get(slot)
+            component = registry.offers(name).get(slot)
         except PluginError:
             continue  # a broken plugin that nobody asked for hurts nobody
         if component is None:

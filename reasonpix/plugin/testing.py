@@ -32,9 +32,9 @@ from reasonpix.plugin.components import (
     EditRequest,
     Method,
     MethodRequest,
+    PlannerTask,
     Scorer,
     SourceItem,
-    Verb,
 )
 from reasonpix.plugin.types import (
     Box,
@@ -80,11 +80,13 @@ class _Contract:
 
     def test_neutral_options_exist(self) -> None:
         """`neutral` names options only."""
-        assert self.component.Options.neutral <= set(self.component.Options.model_fields)
+        assert self.component.Options.fingerprint_exclude <= set(
+            self.component.Options.model_fields
+        )
 
     def test_identity_is_json(self) -> None:
         """What enters a fingerprint can be written down."""
-        json.dumps(dict(self.subject.identity()))
+        json.dumps(dict(self.subject.fingerprint_facts()))
 
     def test_importing_is_light(self) -> None:
         """Importing the plugin imports no torch, transformers, diffusers or spacy."""
@@ -217,12 +219,12 @@ class PlannerContract(_Contract):
 
     def test_it_can_do_something(self) -> None:
         """A planner without a verb stands in no recipe."""
-        verbs: tuple[Verb, ...] = get_args(Verb)
+        verbs: tuple[PlannerTask, ...] = get_args(PlannerTask)
         assert any(self.subject.can(verb) for verb in verbs)
 
     def test_prompt_identities_are_json(self) -> None:
         """What enters the fingerprint of each verb can be written down."""
-        for verb in get_args(Verb):
+        for verb in get_args(PlannerTask):
             if self.subject.can(verb):
                 json.dumps(dict(self.subject.prompt_identity(verb)))
 
@@ -342,9 +344,9 @@ class MethodContract(_EditsContract):
         assert self.subject.apply([]) == []
 
     def test_it_sees_captions(self) -> None:
-        """`sees` names captions that not every benchmark has; without them there is no edit."""
-        assert self.component.sees <= {"caption", "edited_caption"}
-        for field in self.component.sees:
+        """`requires` names captions that not every benchmark has; without them there is no edit."""
+        assert self.component.requires <= {"caption", "edited_caption"}
+        for field in self.component.requires:
             nothing: dict[str, Any] = {field: ""}
             lacking = [dataclasses.replace(it, **nothing) for it in self.requests()[:2]]
             assert all(isinstance(it, Problem) for it in self.subject.apply(lacking)), field
@@ -417,10 +419,10 @@ class ScorerContract(_Contract):
         assert len({frozenset(score) for score in scores}) <= 1
 
     def test_it_sees_what_there_is(self) -> None:
-        """`sees` names fields of an edit that not every recipe can give."""
+        """`requires` names fields of an edit that not every recipe can give."""
         fields = {field.name for field in dataclasses.fields(Edit)}
         always = {"read_input", "read_edited", "seed", "caption"}
-        assert self.component.sees <= fields - always
+        assert self.component.requires <= fields - always
 
     def test_verdicts_follow_scores(self) -> None:
         """A reason or None for each, and none for no scores."""

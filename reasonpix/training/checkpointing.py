@@ -66,9 +66,11 @@ def claim(recipe: TrainingRecipe, out: Path) -> None:
             raise RunError(f"{out} is not empty, and no folder of a training run; name another")
         # What failed before its first checkpoint has learnt nothing that a change could spoil.
         given = _differences(known, yaml.safe_load(text)) if checkpoints(out) else ()
-        neutral = {f"encoder.{name}" for name in recipe.encoder.options.neutral}
-        neutral |= {"model.cache_dir"}
-        different = sorted(set(given) - neutral)
+        fingerprint_exclude = {
+            f"encoder.{name}" for name in recipe.encoder.options.fingerprint_exclude
+        }
+        fingerprint_exclude |= {"model.cache_dir"}
+        different = sorted(set(given) - fingerprint_exclude)
         if different:
             raise RunError(
                 f"{out} was trained by a recipe that differs in {', '.join(different)}; name a new "

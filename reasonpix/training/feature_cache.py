@@ -1,8 +1,8 @@
 """What training sees of a pair: h of the frozen encoder, and the moments of the frozen VAE.
 
-Both are of a view, so that flips and crops are right. `Online` computes them each time; `Cached`
-does it once, and reads them ever after. Either way they are rounded to float16 and are the same
-bits, so that a loss does not tell which of the two it came from.
+Both are of a view, so that flips and crops are right. `OnlineFeatures` computes them each time;
+`CachedFeatures` computes them once and reads them from then on. Either way they are rounded to
+float16 and have the same bits, so that a loss does not depend on which of the two it came from.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from reasonpix.core.parallel import THREADS, Report, Size, ahead, quiet
+from reasonpix.core.parallel import THREADS, Report, Size, prefetch, quiet
 from reasonpix.core.storage import write_atomically
 from reasonpix.core.tensor_store import SHARD, Shards
 from reasonpix.datasets.pairs import Pairs
 from reasonpix.errors import PluginError, RunError, SourceError
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import MLLMEncoder
-from reasonpix.plugin.spec import Use
+from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.types import Problem
 
 if TYPE_CHECKING:
@@ -59,14 +59,16 @@ class Feature(NamedTuple):
     logvar: Tensor
 
 
-class Online:
+class OnlineFeatures:
     """Features that are computed whenever they are asked for.
 
     `encoder` is loaded when it is first needed; `vae` is loaded, and stays where it is. `batch`
     examples are given to the encoder at a time.
     """
 
-    def __init__(self, pairs: Pairs, encoder: Use, vae: AutoencoderKL, batch: int = 32) -> None:
+    def __init__(
+        self, pairs: Pairs, encoder: ComponentSpec, vae: AutoencoderKL, batch: int = 32
+    ) -> None:
         self.pairs = pairs
         self.use = encoder
         self.vae = vae
@@ -76,7 +78,7 @@ class Online:
     @cached_property
     def fingerprint(self) -> str:
         """Of encoder and VAE: all that changes a feature of the same view and instruction."""
-        identity = plugins.identity("encoder", self.use.name, self.use.options)
+        identity = registry.fingerprint_facts("encoder", self.use.name, self.use.options)
         return _hash(VERSION, identity, digest_of(self.vae))
 
     def compute(self, report: Report = quiet) -> None:
@@ -93,7 +95,7 @@ class Online:
         Raises `SourceError` for an image that cannot be read, and for an example that the encoder
         has a problem with: it is known too late to be skipped.
         """
-        seen = dict(ahead(self._seen, iter(requests), THREADS))
+        seen = dict(prefetch(self._seen, iter(requests), THREADS))
         pairs = {self._shown(*request): seen[request] for request in requests}
         moments = dict(zip(pairs, self.moments(list(pairs.values())), strict=True))
         examples = self.pairs.examples
@@ -203,7 +205,7 @@ class _Work(NamedTuple):
     moments: list[int]
 
 
-class Cached:
+class CachedFeatures:
     """Features that are computed once, in shards of `folder`, and read from there.
 
     ```
@@ -220,21 +222,21 @@ class Cached:
         self,
         folder: Path,
         pairs: Pairs,
-        encoder: Use,
+        encoder: ComponentSpec,
         vae: AutoencoderKL,
         batch: int = 32,
         size: Size = SHARD,
     ) -> None:
         self.pairs = pairs
-        self._online = Online(pairs, encoder, vae, batch)
-        self._identity = plugins.identity("encoder", encoder.name, encoder.options)
+        self._online = OnlineFeatures(pairs, encoder, vae, batch)
+        self._identity = registry.fingerprint_facts("encoder", encoder.name, encoder.options)
         self._fingerprints = (_hash(VERSION, self._identity), _hash(VERSION, digest_of(vae)))
         self._h = Shards(folder / f"h-{self._fingerprints[0][:12]}", size)
         self._latents = Shards(folder / f"latents-{self._fingerprints[1][:12]}", size)
 
     @property
     def fingerprint(self) -> str:
-        """Of encoder and VAE, as that of `Online`."""
+        """Of encoder and VAE, as that of `OnlineFeatures`."""
         return self._online.fingerprint
 
     def _keys(self, example: int, view: int) -> tuple[str, str]:
@@ -313,7 +315,7 @@ class Cached:
         states: list[tuple[str, Image.Image, str]] = []
         moments: list[tuple[str, Seen]] = []
         asked: set[str] = set()  # rows may be alike
-        for done, (one, seen) in enumerate(ahead(self._load, iter(work), THREADS), 1):
+        for done, (one, seen) in enumerate(prefetch(self._load, iter(work), THREADS), 1):
             last = done == len(work)
             if isinstance(seen, str):
                 if stop:

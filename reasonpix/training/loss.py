@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     """Texts of the `align` column, empty without one."""
 
 
-class Objective(nn.Module):
+class DiffusionLoss(nn.Module):
     """The losses, in one module, so that gradients meet in its forward pass on many devices."""
 
     def __init__(self, model: EditingModel, scheduler: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-class Draw(NamedTuple):
+class StepNoise(NamedTuple):
     """What chance decides for one example of one step."""
 
     example: int
@@ -30,7 +30,7 @@ class Draw(NamedTuple):
     """The input image is dropped."""
 
 
-class Draws:
+class StepSampler:
     """The draws of every step."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Draws:
         self.seed, self.examples, self.views, self.batch_size = seed, examples, views, batch_size
         self.shape, self.timesteps, self.dropout = tuple(shape), timesteps, dropout
 
-    def draw(self, step: int, place: int) -> Draw:
+    def draw(self, step: int, place: int) -> StepNoise:
         """For the example at `place` of the batch of `step`.
 
         Each epoch sees every example once, in a new order. From one r in [0, 1) InstructPix2Pix
@@ -57,7 +57,7 @@ class Draws:
         generator = _generator(self.seed, 1, step, place)
         r = torch.rand((), generator=generator).item()
         p = self.dropout
-        return Draw(
+        return StepNoise(
             self.examples[_order(self.seed, epoch, len(self.examples))[position]],
             int(torch.randint(self.views, (), generator=generator)),
             torch.randn(self.shape, generator=generator),

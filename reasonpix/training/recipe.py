@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reasonpix.core import yaml_locations as located
+from reasonpix.core import yaml_locations
 from reasonpix.datasets.pairs import Data
 from reasonpix.errors import PluginError, RecipeError
-from reasonpix.generation import recipe_catalog as recipes
-from reasonpix.plugin import registry as plugins
+from reasonpix.generation import recipe_catalog
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
-from reasonpix.plugin.spec import Use, check, read_use, slot_schemas
+from reasonpix.plugin.spec import ComponentSpec, check, read_spec, slot_schemas
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -107,7 +107,7 @@ class TrainingRecipe(_Block):
 
     seed: int = Field(0, ge=0, lt=2**63, description="Every random choice follows from it")
     data: Data
-    encoder: Use
+    encoder: ComponentSpec
     model: Start
     cache: bool | Path = Field(
         True,
@@ -187,20 +187,20 @@ def load_training_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainingR
 
     Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
     """
-    data, marks = recipes.read(path, "train")
+    data, marks = recipe_catalog.read(path, "train")
     problems: list[str] = []
     for override in overrides:
-        located.override_value(data, marks, override, problems)
+        yaml_locations.override_value(data, marks, override, problems)
 
     complain = marks.into(problems)
     if "encoder" in data:
         # Named in place of the block, which the model cannot check, so that all else is told too.
-        encoder = read_use("encoder", data["encoder"], ("encoder",), complain)
-        data["encoder"] = encoder or Use("encoder", "", ModelOptions(model=""))
+        encoder = read_spec("encoder", data["encoder"], ("encoder",), complain)
+        data["encoder"] = encoder or ComponentSpec("encoder", "", ModelOptions(model=""))
     recipe = check(TrainingRecipe, data, (), complain)
     try:
         if recipe:
-            plugins.checkpoint(recipe.model.model)
+            registry.checkpoint(recipe.model.model)
     except PluginError as error:
         complain(("model", "model"), str(error))
     if problems or recipe is None:
@@ -213,7 +213,7 @@ def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a training recipe, with the options of all encoders."""
     document = TrainingRecipe.model_json_schema()
     definitions = document["$defs"]
-    for name in ("Use", "Options"):
+    for name in ("ComponentSpec", "Options"):
         definitions.pop(name, None)
     document["properties"]["encoder"] = {"$ref": "#/$defs/encoder"}
     connector = definitions["Start"]["properties"]["connector"]

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from reasonpix.datasets.pairs import Pairs
 from reasonpix.editing.checkpoint import (
-    Checkpoint,
-    Parts,
+    LoadedModel,
+    PipelineParts,
     Settings,
-    cell,
     see_channels,
     starting_point,
+    vae_scale_factor,
 )
 from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
 from reasonpix.errors import RecipeError, SourceError, WeightsError
@@ -30,7 +30,7 @@ def see_trackers(recipe: TrainingRecipe) -> None:
         raise RecipeError([f"trackers: {name} is not installed" for name in absent])
 
 
-def see_fit(recipe: TrainingRecipe, parts: Parts, processes: int) -> None:
+def see_fit(recipe: TrainingRecipe, parts: PipelineParts, processes: int) -> None:
     """See that the recipe suits the model and the number of processes, before hours of features.
 
     Raises `RecipeError`, and `WeightsError` for a model that cannot be trained as it says.
@@ -43,7 +43,7 @@ def see_fit(recipe: TrainingRecipe, parts: Parts, processes: int) -> None:
     _see_batches(recipe, processes)
 
 
-def _see_scheduler(recipe: TrainingRecipe, parts: Parts) -> None:
+def _see_scheduler(recipe: TrainingRecipe, parts: PipelineParts) -> None:
     given: Any = parts.scheduler.config
     if (predicted := given.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
         raise WeightsError(
@@ -56,7 +56,7 @@ def _see_scheduler(recipe: TrainingRecipe, parts: Parts) -> None:
         )
 
 
-def _see_connector(recipe: TrainingRecipe, parts: Parts) -> None:
+def _see_connector(recipe: TrainingRecipe, parts: PipelineParts) -> None:
     """All but whether the width of h suits it, which is known once h is."""
     config = _connector(recipe, parts, parts.unet.config.cross_attention_dim)
     try:
@@ -65,7 +65,7 @@ def _see_connector(recipe: TrainingRecipe, parts: Parts) -> None:
         raise WeightsError(f"model: {error}") from error
 
 
-def _connector(recipe: TrainingRecipe, parts: Parts, h_width: int) -> ConnectorConfig:
+def _connector(recipe: TrainingRecipe, parts: PipelineParts, h_width: int) -> ConnectorConfig:
     choice = recipe.model.connector
     return ConnectorConfig(
         h_width=h_width,
@@ -74,8 +74,8 @@ def _connector(recipe: TrainingRecipe, parts: Parts, h_width: int) -> ConnectorC
     )
 
 
-def _see_resolution(recipe: TrainingRecipe, parts: Parts) -> None:
-    stride = cell(parts.vae) * 2 ** (len(parts.unet.config.block_out_channels) - 1)
+def _see_resolution(recipe: TrainingRecipe, parts: PipelineParts) -> None:
+    stride = vae_scale_factor(parts.vae) * 2 ** (len(parts.unet.config.block_out_channels) - 1)
     if recipe.data.resolution % stride:
         raise RecipeError(
             [
@@ -85,7 +85,7 @@ def _see_resolution(recipe: TrainingRecipe, parts: Parts) -> None:
         )
 
 
-def _see_alignment(recipe: TrainingRecipe, parts: Parts) -> None:
+def _see_alignment(recipe: TrainingRecipe, parts: PipelineParts) -> None:
     if recipe.align is None:
         return
     if parts.text is None:
@@ -114,7 +114,7 @@ def _see_batches(recipe: TrainingRecipe, processes: int) -> None:
         raise RecipeError(problems)
 
 
-def start(recipe: TrainingRecipe, parts: Parts, h: Sequence[Tensor]) -> Checkpoint:
+def start(recipe: TrainingRecipe, parts: PipelineParts, h: Sequence[Tensor]) -> LoadedModel:
     """The model at step 0. `h` are states of examples, as many as the connector looks at."""
     config = _connector(recipe, parts, h[0].shape[-1])
     settings = Settings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())

@@ -40,7 +40,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reasonpix.core.memory import is_out_of_memory
 from reasonpix.core.storage import LocalStorage
 from reasonpix.datasets.pairs import read_pairs
-from reasonpix.editing.checkpoint import Checkpoint, Parts, cell, read_parts, save_checkpoint
+from reasonpix.editing.checkpoint import (
+    LoadedModel,
+    PipelineParts,
+    read_parts,
+    save_checkpoint,
+    vae_scale_factor,
+)
 from reasonpix.editing.model import CONNECTORS, EditingModel
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.training.checkpointing import (
@@ -51,9 +57,9 @@ from reasonpix.training.checkpointing import (
     replacing,
     write_state,
 )
-from reasonpix.training.feature_cache import Cached, Online
-from reasonpix.training.loss import Batch, Objective
-from reasonpix.training.randomness import Draws, reseed
+from reasonpix.training.feature_cache import CachedFeatures, OnlineFeatures
+from reasonpix.training.loss import Batch, DiffusionLoss
+from reasonpix.training.randomness import StepSampler, reseed
 from reasonpix.training.recipe import TrainingRecipe
 from reasonpix.training.setup import digest, see_fit, see_trackers, split, start, with_text
 from reasonpix.training.tracking import Log
@@ -180,16 +186,16 @@ class _Run:
         ]
         h = [feature.h for feature in self.features.get([(number, 0) for number in seen])]
         self.checkpoint = start(recipe, parts, h)
-        objective = Objective(self.checkpoint.model, self.checkpoint.scheduler)
+        objective = DiffusionLoss(self.checkpoint.model, self.checkpoint.scheduler)
         if recipe.gradient_checkpointing:
             self.checkpoint.model.unet.enable_gradient_checkpointing()
-        side = recipe.data.resolution // cell(parts.vae)
+        side = recipe.data.resolution // vae_scale_factor(parts.vae)
         self.scaling = float(parts.vae.config.scaling_factor)
         shape = (parts.vae.config.latent_channels, side, side)
         steps = int(objective.noise.config.num_train_timesteps)
         self.aligning = recipe.align.steps if recipe.align else 0
         self.draws = {
-            aligning: Draws(
+            aligning: StepSampler(
                 recipe.seed,
                 with_text(self.pairs, examples) if aligning and recipe.align else examples,
                 self.pairs.views,
@@ -208,7 +214,7 @@ class _Run:
 
     # -- What a run starts from --------------------------------------------------------------------
 
-    def _features(self, parts: Parts) -> Cached | Online:
+    def _features(self, parts: PipelineParts) -> CachedFeatures | OnlineFeatures:
         recipe, accelerator = self.recipe, self.accelerator
         encoder = recipe.encoder
         vae = parts.vae.requires_grad_(False).eval().to(accelerator.device)
@@ -217,11 +223,11 @@ class _Run:
             self.report(Progress("features", done, total))
 
         if recipe.cache is False:
-            online = Online(self.pairs, encoder, vae)
+            online = OnlineFeatures(self.pairs, encoder, vae)
             online.compute(report)
             return online
         folder = self.out / "features" if recipe.cache is True else recipe.cache
-        cached = Cached(folder, self.pairs, encoder, vae, batch=128)
+        cached = CachedFeatures(folder, self.pairs, encoder, vae, batch=128)
         with _together(), _memory("set a lower batch_size of the encoder"):
             cached.compute(report, accelerator.process_index, accelerator.num_processes)
         return cached
@@ -343,7 +349,7 @@ class _Run:
 
     def _batches(self, begin: int, end: int) -> Generator[list[Batch]]:
         """The micro-batches of each step; the next step's are made while this one is computed."""
-        if isinstance(self.features, Online):
+        if isinstance(self.features, OnlineFeatures):
             yield from map(self._of_step, range(begin, end))
             return
         with ThreadPoolExecutor(1) as pool:
@@ -365,7 +371,7 @@ class _Run:
             for place in range(first, first + share, size)
         ]
 
-    def _batch(self, draws: Draws, step: int, places: range) -> Batch:
+    def _batch(self, draws: StepSampler, step: int, places: range) -> Batch:
         device = self.accelerator.device
         drawn = [draws.draw(step, place) for place in places]
         features = self.features.get([(draw.example, draw.view) for draw in drawn])
@@ -397,7 +403,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     @contextmanager
-    def _averaged(self) -> Iterator[Checkpoint]:
+    def _averaged(self) -> Iterator[LoadedModel]:
         """The model with its averaged weights, until training goes on."""
         average, named, model = self.state.average, self.state.named, self._model
 

@@ -9,23 +9,26 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from reasonpix.editing.checkpoint import Checkpoint
+from reasonpix.editing.checkpoint import LoadedModel
 from reasonpix.editing.image_grid import grid
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.plugin.components import MLLMEncoder, Options
 from reasonpix.plugin.types import Problem
-from reasonpix.training.feature_cache import Cached, Online
+from reasonpix.training.feature_cache import CachedFeatures, OnlineFeatures
 
 
 def sheet(
-    checkpoint: Checkpoint, features: Cached | Online, examples: Sequence[int], device: torch.device
+    checkpoint: LoadedModel,
+    features: CachedFeatures | OnlineFeatures,
+    examples: Sequence[int],
+    device: torch.device,
 ) -> tuple[Image, list[str]]:
     """A row for each of `examples`, edited as the model's settings say, and their instructions."""
     pairs = features.pairs
     views = [pairs.view(number, 0) for number in examples]
     instructions = [pairs.examples[number].instruction for number in examples]
     states = features.get([(number, 0) for number in examples])
-    known = Remembered(
+    known = CachedEncoder(
         {
             (view.tobytes(), instruction): feature.h.float().numpy()
             for (view, _), instruction, feature in zip(views, instructions, states, strict=True)
@@ -37,7 +40,7 @@ def sheet(
     return grid(rows), instructions
 
 
-class Remembered(MLLMEncoder[Options]):
+class CachedEncoder(MLLMEncoder[Options]):
     """States that are known already, by the bytes of the image and the instruction."""
 
     name = "remembered"

@@ -25,14 +25,21 @@ from reasonpix_baselines.latents import in_batches
 from reasonpix_baselines.null_text import NullTextEditor
 from reasonpix_baselines.stable_diffusion import Schedule, StableDiffusion
 from reasonpix_mini import world
-from tiny_model import RESOLUTION, TOKENS, tiny_scheduler, tiny_text, tiny_unet, tiny_vae
-from tiny_model import write_tiny as write_editing_model
 
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import MethodRequest
 from reasonpix.plugin.testing import MethodContract
 from reasonpix.plugin.types import Problem
+from tests.support.tiny_model import (
+    RESOLUTION,
+    TOKENS,
+    tiny_scheduler,
+    tiny_text,
+    tiny_unet,
+    tiny_vae,
+)
+from tests.support.tiny_model import write_tiny as write_editing_model
 
 # Schedulers of diffusers make arrays of tensors in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

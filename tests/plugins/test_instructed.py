@@ -11,7 +11,7 @@ from reasonpix_mini.measure.instructed import Case, cases, judged
 from reasonpix_mini.training.plain import plain
 
 from reasonpix.editing.pipeline import ReasonPix2Pix
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 
 MODELS = ("mini/instruct-pix2pix", "mini/reasonpix2pix")
 SCENES = 16
@@ -54,7 +54,7 @@ def test_the_plain_words_of_an_edit() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_what_is_shipped_is_half_and_names_no_machine(model: str) -> None:
-    folder = plugins.checkpoint(model)
+    folder = registry.checkpoint(model)
     assert folder is not None
     for file in folder.rglob("*.json"):
         assert "/work" not in (text := file.read_text()) and "/tmp" not in text, file

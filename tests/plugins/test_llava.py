@@ -435,7 +435,7 @@ def test_both_checkpoints_enter_the_fingerprint(parts: tuple[Path, Path], tmp_pa
 
     def facts(eyes: Path, language: Path) -> dict[str, Any]:
         options = LlavaOptions(model=str(eyes), language_model=str(language))
-        return plugins.identity("encoder", "llava", options)
+        return plugins.fingerprint_facts("encoder", "llava", options)
 
     before = facts(eyes, language)
     assert facts(shutil.copytree(eyes, tmp_path / "e"), language) == before

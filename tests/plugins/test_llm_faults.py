@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from llm_server import Server, served
 
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.types import Price
+from tests.support.llm_server import Server, served
 
 KEY = "sk-recognisable-0123456789"
 RECORDS = 500
@@ -84,7 +84,7 @@ class Run:
         assert self.finish(process) == -signal.SIGKILL
 
     def command(self, *arguments: str | Path) -> list[str]:
-        return [sys.executable, "-m", "reasonpix.cli.main", *map(str, arguments)]
+        return [sys.executable, "-m", "reasonpix", *map(str, arguments)]
 
     @property
     def path(self) -> Path:

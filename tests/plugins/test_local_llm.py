@@ -563,8 +563,8 @@ def test_parameters_are_what_changes_an_answer(tmp_path: Path, llama: Path) -> N
     moved = Path(shutil.copytree(llama, tmp_path / "moved"))
     assert parameters(moved) == here
     assert str(llama) not in here
-    for neutral in ({"device": "cpu"}, {"batch_size": 2}, {"cache_dir": tmp_path}):
-        assert parameters(llama, **neutral) == here
+    for fingerprint_exclude in ({"device": "cpu"}, {"batch_size": 2}, {"cache_dir": tmp_path}):
+        assert parameters(llama, **fingerprint_exclude) == here
     for decisive in ({"temperature": 0.5}, {"max_tokens": 9}, {"constrained": False}):
         assert parameters(llama, **decisive) != here
     (moved / "chat_template.jinja").write_text("other")
@@ -581,7 +581,7 @@ def test_options() -> None:
     assert planner.price is not None
     assert planner.price.of(10**6, 10**6) == 0
     assert (planner.longest_answer, planner.concurrency) == (400, 1)
-    assert LocalLLMOptions.neutral >= {"device", "prompts", "price"}
+    assert LocalLLMOptions.fingerprint_exclude >= {"device", "prompts", "price"}
     with pytest.raises(ValidationError):
         LocalLLMOptions(model="owner/name", temperature=-1)
 

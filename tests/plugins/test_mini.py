@@ -418,7 +418,7 @@ def test_it_has_no_reader() -> None:
 
 def test_identity_follows_the_words() -> None:
     expected = hashlib.sha256(LEXICON.read_bytes()).hexdigest()
-    assert Lexicon(LexiconOptions()).identity() == {"lexicon": expected}
+    assert Lexicon(LexiconOptions()).fingerprint_facts() == {"lexicon": expected}
 
 
 # --- the source ----------------------------------------------------------------------------------

@@ -17,12 +17,11 @@ import torch
 from PIL import Image
 from reasonpix_mini import lexicon, world
 from reasonpix_mini.measure import embeddings
-from reasonpix_mini.training import clip as clip_training
-from reasonpix_mini.training import dino as dino_training
+from reasonpix_mini.training import clip, dino
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 
 SCENES = 60
 NAMES = ("clip", "dino")
@@ -59,7 +58,7 @@ def test_every_figure_is_bounded(figures: dict[str, float]) -> None:
 
 
 def folder(name: str) -> Path:
-    found = plugins.checkpoint(f"mini/{name}")
+    found = registry.checkpoint(f"mini/{name}")
     assert found is not None
     return found
 
@@ -147,7 +146,7 @@ def test_other_words_for_a_category_are_near_its_name() -> None:
 Train = Callable[..., None]
 
 
-@pytest.mark.parametrize("training", [clip_training, dino_training])
+@pytest.mark.parametrize("training", [clip, dino])
 def test_training_runs_and_goes_on_where_it_was(training: Any, tmp_path: Path) -> None:
     once = {"steps": 4, "batch": 4, "scenes": 4}
     training.train(tmp_path, **once | {"steps": 2}, resume=False)
@@ -160,7 +159,7 @@ def test_training_runs_and_goes_on_where_it_was(training: Any, tmp_path: Path) -
     assert 0 < max(distances) < 0.5  # further, not from the start again
     model = AutoModel.from_pretrained(
         tmp_path / "checkpoint",
-        **({"add_pooling_layer": False} if training is dino_training else {}),
+        **({"add_pooling_layer": False} if training is dino else {}),
     )
     assert next(model.parameters()).dtype == torch.float16
 
@@ -170,28 +169,28 @@ def test_equal_captions_are_no_negatives() -> None:
     alone = torch.eye(3, dtype=torch.bool)
     same = alone.clone()
     same[0, 1] = same[1, 0] = True
-    assert clip_training.loss(similarities, alone) > 0.2
+    assert clip.loss(similarities, alone) > 0.2
     # What is left for the first two is one negative at a distance of 4, for the third two.
     expected = (2 * np.log1p(np.exp(-4)) + np.log1p(2 * np.exp(-4))) / 3
-    assert clip_training.loss(similarities, same).item() == pytest.approx(expected, rel=1e-4)
+    assert clip.loss(similarities, same).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_view_is_never_compared_with_itself() -> None:
     """A student that agrees with the teacher only on the same view gains nothing."""
     one, two = torch.eye(4)[:1], torch.eye(4)[1:2]
     centre = torch.zeros(4)
-    swapped = dino_training.loss([two, one], [one, two], centre)
-    assert swapped < 0.1 < dino_training.loss([one, two], [one, two], centre)
+    swapped = dino.loss([two, one], [one, two], centre)
+    assert swapped < 0.1 < dino.loss([one, two], [one, two], centre)
 
 
 def test_recolouring_keeps_the_grey_of_greys_and_forgets_hues() -> None:
     rng = np.random.default_rng(0)
     grey = torch.rand(50, 1, 5, 5).expand(-1, 3, -1, -1)
-    out = dino_training.recoloured(rng, grey)
+    out = dino.recoloured(rng, grey)
     assert torch.allclose(out, out.mean(1, keepdim=True).expand_as(out), atol=1e-5)
     red = torch.zeros(50, 3, 5, 5)
     red[:, 0] = 1
-    out = dino_training.recoloured(rng, red)
+    out = dino.recoloured(rng, red)
     spread = (out.amax(1) - out.amin(1))[:, 0, 0]
     assert (spread < 1e-5).float().mean() == pytest.approx(1 / 6, abs=0.12)
     assert spread.max() > 1
@@ -199,15 +198,15 @@ def test_recolouring_keeps_the_grey_of_greys_and_forgets_hues() -> None:
 
 def test_crops_are_parts_of_their_scene() -> None:
     scenes = np.stack([world.scene("train", index).render() for index in range(3)])
-    for side in (dino_training.SIDE, dino_training.LOCAL_SIDE):
-        views = dino_training.crops(np.random.default_rng(1), scenes, side)
+    for side in (dino.SIDE, dino.LOCAL_SIDE):
+        views = dino.crops(np.random.default_rng(1), scenes, side)
         assert views.shape == (3, 3, side, side) and views.isfinite().all()
-        again = dino_training.crops(np.random.default_rng(1), scenes, side)
+        again = dino.crops(np.random.default_rng(1), scenes, side)
         assert torch.equal(views, again)
 
 
 def test_a_scene_keeps_its_objects_on_another_background() -> None:
-    one, other = dino_training.pictures("train", 6)
+    one, other = dino.pictures("train", 6)
     for index in range(6):
         scene = world.scene("train", index, objects=1 if index % 2 else None)
         assert np.array_equal(one[index], scene.render())
@@ -218,7 +217,7 @@ def test_a_scene_keeps_its_objects_on_another_background() -> None:
 
 def test_states_that_are_near_each_other_are_pushed_apart() -> None:
     states = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]], requires_grad=True)
-    value = dino_training.nearness(states)
+    value = dino.nearness(states)
     value.backward()
     assert states.grad is not None
-    assert dino_training.nearness((states - 0.1 * states.grad).detach()) < value
+    assert dino.nearness((states - 0.1 * states.grad).detach()) < value

@@ -17,7 +17,6 @@ from typing import Any
 import pluggy
 import pytest
 import reasonpix_openai
-from llm_server import Server, served
 from pydantic import ValidationError
 from reasonpix_openai import GPT35TurboOptions, GPT35TurboPlanner, OpenAIOptions, OpenAIPlanner
 from reasonpix_openai import batches as batch_limits
@@ -30,10 +29,10 @@ from reasonpix.llm.dispatch import caller_for
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.tasks import REPLACE
 from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
-from reasonpix.plugin import hookspecs
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import hookspecs, registry
 from reasonpix.plugin.testing import PlannerContract
 from reasonpix.plugin.types import EditPlan, Problem, ReplaceRequest
+from tests.support.llm_server import Server, served
 
 KEY = "sk-recognisable-0123456789"
 PRICE = Price(prompt=1, completion=2)
@@ -148,7 +147,7 @@ def test_plugin_offers_the_planners() -> None:
     manager.register(reasonpix_openai)
     manager.check_pending()
     assert manager.hook.planners() == [[OpenAIPlanner, GPT35TurboPlanner]]
-    assert {plugins.find("planner", name).name for name in ("openai", "gpt-3.5-turbo")} == {
+    assert {registry.find("planner", name).name for name in ("openai", "gpt-3.5-turbo")} == {
         "openai",
         "gpt-3.5-turbo",
     }
@@ -533,9 +532,11 @@ def test_options_that_change_no_result_are_neutral() -> None:
         prompts={"replace": Path("p.yaml")},
         price=PRICE,
     )
-    neutral = set(OpenAIOptions.neutral)
-    assert plain.model_dump(exclude=neutral) == changed.model_dump(exclude=neutral)
-    assert not {"model", "base_url", "temperature", "structured_output"} & neutral
+    fingerprint_exclude = set(OpenAIOptions.fingerprint_exclude)
+    assert plain.model_dump(exclude=fingerprint_exclude) == changed.model_dump(
+        exclude=fingerprint_exclude
+    )
+    assert not {"model", "base_url", "temperature", "structured_output"} & fingerprint_exclude
 
 
 @pytest.mark.parametrize(
@@ -557,7 +558,7 @@ def test_the_key_never_shows(server: Server, make: Make, reply: dict[str, Any]) 
         shown = repr(attempt(planner, "MARK"))
     except ReasonpixError as error:
         shown = "".join(traceback.format_exception(error))
-    shown += f"{planner!r} {planner.options!r} {planner.identity()!r} {vars(planner)}"
+    shown += f"{planner!r} {planner.options!r} {planner.fingerprint_facts()!r} {vars(planner)}"
     assert "sk-recog" not in shown
     assert "6789" not in shown
     assert "[API key]" in shown

@@ -77,7 +77,7 @@ def test_batch_size_and_order_change_no_byte(run: Path, tmp_path: Path) -> None:
 
 
 def test_killed_and_resumed_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "reasonpix.cli.main", "generate", "mini/part3"]
+    command = [sys.executable, "-m", "reasonpix", "generate", "mini/part3"]
     command += ["--out", str(tmp_path / "run"), *(f"--set={override}" for override in SMALL)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     edits = tmp_path / "run" / "stages"

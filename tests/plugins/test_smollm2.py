@@ -12,7 +12,6 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from llm_server import served
 from reasonpix_local_llm import LocalLLM
 from reasonpix_mini import world
 from test_local_llm import ask, assert_rows_are_independent, loaded, strict, texts
@@ -22,8 +21,9 @@ from reasonpix.generation.outcomes import outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.llm.tasks import REPLACE
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.types import EditPlan, ReplaceRequest
+from tests.support.llm_server import served
 
 PROMPT = {
     "system": "Answer with one JSON object.",
@@ -69,7 +69,7 @@ def prompt(cache: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def smollm2(prompt: Path) -> LocalLLM:
-    weights = plugins.checkpoint("mini/smollm2")
+    weights = registry.checkpoint("mini/smollm2")
     assert weights is not None
     return loaded(weights, prompts={"replace": prompt}, max_tokens=50, temperature=0.7)
 

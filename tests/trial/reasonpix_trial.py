@@ -44,7 +44,7 @@ from reasonpix.plugin.types import (
 
 
 class TrialOptions(Options):
-    neutral: ClassVar[frozenset[str]] = frozenset({"pause_s"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"pause_s"})
 
     surplus: int = Field(0, description="Results given beyond the batch; negative: too few")
     pause_s: float = Field(0.0, ge=0, description="Seconds each batch takes")
@@ -200,7 +200,7 @@ class TrialFilter(Scorer[TrialOptions]):
 
     name: ClassVar[str] = "trial-filter"
     Options: ClassVar[type[Options]] = TrialOptions
-    sees: ClassVar[frozenset[str]] = frozenset({"selected"})
+    requires: ClassVar[frozenset[str]] = frozenset({"selected"})
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Any]

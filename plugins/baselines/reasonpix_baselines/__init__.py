@@ -161,10 +161,12 @@ class _Baseline(Method[O_co]):
 
     def _problem(self, request: MethodRequest) -> Problem | None:
         """Why the request cannot be carried out, if so."""
-        for field in sorted(self.sees):
+        for field in sorted(self.requires):
             if not getattr(request, field).strip():
                 return Problem(status="failed", reason=f"{self.name} needs the image's {field}")
-        if not (request.instruction.strip() or ("caption" in self.sees and request.edited_caption)):
+        if not (
+            request.instruction.strip() or ("caption" in self.requires and request.edited_caption)
+        ):
             return Problem(status="failed", reason="the instruction is empty")
         return None
 

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from reasonpix.editing.checkpoint import load_checkpoint
 from reasonpix.editing.runtimes.base import TorchNetwork
 from reasonpix.editing.runtimes.modules import UNetGraph
-from reasonpix.editing.sampler import Branches, denoise
+from reasonpix.editing.sampler import GuidanceBranches, denoise
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import MethodRequest
 from reasonpix.plugin.weights import choose_device, choose_dtype
@@ -23,9 +23,9 @@ from reasonpix_baselines import InstructDiffusionOptions
 from reasonpix_baselines.latents import Latents, in_batches, rows_of
 
 
-def branches(guidance_scale: float, image_guidance_scale: float) -> Branches:
+def branches(guidance_scale: float, image_guidance_scale: float) -> GuidanceBranches:
     """½·[e(c_I,∅) + e(∅,c_T)] + s_T·[e(c_I,c_T) − e(c_I,∅)] + s_I·[e(c_I,c_T) − e(∅,c_T)]."""
-    return Branches(
+    return GuidanceBranches(
         weights=(
             guidance_scale + image_guidance_scale,
             0.5 - guidance_scale,

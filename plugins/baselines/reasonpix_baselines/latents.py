@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reasonpix.core.memory import is_out_of_memory
-from reasonpix.editing.checkpoint import cell
+from reasonpix.editing.checkpoint import vae_scale_factor
 from reasonpix.editing.pipeline import CPU_ROWS, SMALL_UNET, working_size
 from reasonpix.errors import ReasonpixError
 from reasonpix_baselines import BaselineOptions
@@ -36,8 +36,10 @@ class Latents:
         # Not by its own `to`, which warns of parts that a VAE has none of.
         self._vae = nn.Module.to(vae, device, dtype).eval().requires_grad_(False)
         self._device, self._dtype = device, dtype
-        self._resolution = options.resolution or int(unet.config.sample_size * cell(vae))
-        self._stride = cell(vae) * int(2 ** (len(unet.config.block_out_channels) - 1))
+        self._resolution = options.resolution or int(
+            unet.config.sample_size * vae_scale_factor(vae)
+        )
+        self._stride = vae_scale_factor(vae) * int(2 ** (len(unet.config.block_out_channels) - 1))
         self.scale = float(vae.config.scaling_factor)
 
     def posterior(self, image: Image.Image) -> Any:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 class LocalLLMOptions(ModelOptions, LLMPlannerOptions):
     """What a recipe may say about the planner `local-llm`."""
 
-    neutral: ClassVar[frozenset[str]] = ModelOptions.neutral | LLMPlannerOptions.neutral
+    fingerprint_exclude: ClassVar[frozenset[str]] = (
+        ModelOptions.fingerprint_exclude | LLMPlannerOptions.fingerprint_exclude
+    )
 
     model: str = Field(description="Hub id, folder, or GGUF file")
     gguf_file: str | None = Field(
@@ -80,7 +82,7 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
         Weights on this machine enter by their content, not by where they lie.
         """
         options = self.options
-        facts = options.model_dump(mode="json", exclude=set(options.neutral))
+        facts = options.model_dump(mode="json", exclude=set(options.fingerprint_exclude))
         model = Path(options.model)
         if model.exists():
             weights = find_gguf(options, options.gguf_file) or model

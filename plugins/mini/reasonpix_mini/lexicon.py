@@ -113,7 +113,7 @@ class Lexicon(Planner[LexiconOptions]):
     name = "lexicon"
     Options = LexiconOptions
 
-    def identity(self) -> Mapping[str, Any]:
+    def fingerprint_facts(self) -> Mapping[str, Any]:
         """The hash of the lexicon: other words, other plans."""
         return {"lexicon": hashlib.sha256(_text().encode()).hexdigest()}
 

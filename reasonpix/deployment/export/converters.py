@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reasonpix.editing.checkpoint import Checkpoint, cell
+from reasonpix.editing.checkpoint import LoadedModel, vae_scale_factor
 from reasonpix.editing.runtimes.binding import shape_of
 from reasonpix.editing.runtimes.manifest import Dtype, Format, Graph, Part, Port, Precision, Shapes
 from reasonpix.editing.runtimes.modules import (
@@ -46,7 +46,7 @@ _DTYPES: dict[Precision, Dtype] = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 def convert(
-    checkpoint: Checkpoint,
+    checkpoint: LoadedModel,
     format: Format,
     precision: Precision,
     parts: Sequence[Part],
@@ -80,9 +80,9 @@ def convert(
     return graphs
 
 
-def describe(checkpoint: Checkpoint, part: Part, file: str, dtype: Dtype) -> Graph:
+def describe(checkpoint: LoadedModel, part: Part, file: str, dtype: Dtype) -> Graph:
     """What goes in and comes out, as `reasonpix.editing.runtimes.modules` says."""
-    unet, times = checkpoint.model.unet.config, cell(checkpoint.vae)
+    unet, times = checkpoint.model.unet.config, vae_scale_factor(checkpoint.vae)
     pixels = Port(
         name="pixels", dtype=dtype, shape=("batch", 3, f"{times}*height", f"{times}*width")
     )
@@ -110,12 +110,12 @@ def describe(checkpoint: Checkpoint, part: Part, file: str, dtype: Dtype) -> Gra
     )
 
 
-def stride(checkpoint: Checkpoint) -> int:
+def stride(checkpoint: LoadedModel) -> int:
     """Latents to a side of the UNet's coarsest cell."""
     return int(2 ** (len(checkpoint.model.unet.config.block_out_channels) - 1))
 
 
-def profile(checkpoint: Checkpoint) -> Shapes:
+def profile(checkpoint: LoadedModel) -> Shapes:
     """The sizes that TensorRT is to be good for.
 
     Eight edits of three branches each, which is how many a GPU is given at once unless another
@@ -123,7 +123,7 @@ def profile(checkpoint: Checkpoint) -> Shapes:
     """
     step = stride(checkpoint)
     # As the longer side of an image is rounded.
-    cells = round(checkpoint.settings.resolution / (cell(checkpoint.vae) * step))
+    cells = round(checkpoint.settings.resolution / (vae_scale_factor(checkpoint.vae) * step))
     side = max(1, cells) * step
     sides = (step, side, side)
     tokens = checkpoint.model.connector.config.tokens, len(checkpoint.model.null)
@@ -145,7 +145,7 @@ def weights_digest(unet: nn.Module) -> str:
 
 
 def _write_onnx(
-    checkpoint: Checkpoint, part: Part, graph: Graph, file: Path, attention: PlainAttention
+    checkpoint: LoadedModel, part: Part, graph: Graph, file: Path, attention: PlainAttention
 ) -> None:
     import onnx
 
@@ -210,7 +210,7 @@ class _FusedAttention(PlainAttention):
 
 @contextmanager
 def _module(
-    checkpoint: Checkpoint, part: Part, dtype: torch.dtype, attention: PlainAttention
+    checkpoint: LoadedModel, part: Part, dtype: torch.dtype, attention: PlainAttention
 ) -> Iterator[nn.Module]:
     """The network as it is traced; the checkpoint's own is what it was afterwards."""
     unet, vae = checkpoint.model.unet, checkpoint.vae

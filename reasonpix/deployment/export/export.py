@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from reasonpix.core.atomic_dir import appearing
+from reasonpix.core.atomic_dir import atomic_dir
 from reasonpix.core.memory import free_memory, is_out_of_memory
 from reasonpix.deployment.export.converters import convert, profile, quiet, stride, weights_digest
 from reasonpix.deployment.export.parity import LIMITS, Parity, Sizes, compare
-from reasonpix.editing.checkpoint import Checkpoint, check_pipeline, load_checkpoint
+from reasonpix.editing.checkpoint import LoadedModel, check_pipeline, load_checkpoint
 from reasonpix.editing.runtimes.manifest import (
     FORMATS,
     MANIFEST,
@@ -46,10 +46,10 @@ from reasonpix.editing.runtimes.manifest import (
 )
 from reasonpix.editing.runtimes.openvino import import_openvino
 from reasonpix.editing.runtimes.select import choose_export_device
-from reasonpix.errors import ReasonpixError, WeightsError, needing
+from reasonpix.errors import ReasonpixError, WeightsError, require_extra
 from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
 from reasonpix.evaluation.metrics import Metrics, MetricsOptions
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
 
 Report = Callable[[str], None]
@@ -63,7 +63,7 @@ _UNUSED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.fp16.*", "*non_e
 
 
 @dataclass(frozen=True)
-class Wish:
+class ExportRequest:
     """What is to be exported, how, and what it is tried on."""
 
     model: ModelOptions
@@ -92,7 +92,11 @@ class Exported:
 
 
 def export(
-    wish: Wish, out: Path | None = None, *, force: bool = False, report: Report = lambda what: None
+    wish: ExportRequest,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    report: Report = lambda what: None,
 ) -> Exported:
     """Export a model into its own folder, or with all that it is used with into `out`.
 
@@ -114,7 +118,7 @@ def export(
     _check_weights(place, weights)
     encoder = checkpoint.build_encoder(device=str(device), cache_dir=wish.model.cache_dir)
     # A new model's folder may be there, and empty.
-    with appearing(place.target, "export", replace=force or place.is_new_model) as draft:
+    with atomic_dir(place.target, "export", replace=force or place.is_new_model) as draft:
         folder = draft / place.inside
         folder.mkdir(exist_ok=True)
         if place.is_new_model:
@@ -149,7 +153,7 @@ def export(
 # -- before any work ------------------------------------------------------------------------------
 
 
-def _check(wish: Wish) -> torch.device:
+def _check(wish: ExportRequest) -> torch.device:
     """The device to compare on. Raises `ReasonpixError` for what cannot come out well."""
     format, precision = wish.format, wish.precision
     if (format, precision) == ("tensorrt", "int8"):
@@ -157,7 +161,7 @@ def _check(wish: Wish) -> torch.device:
             "--precision int8: TensorRT wants a calibration for it, which is not made here; choose "
             "fp16 or bf16"
         )
-    with needing(format):
+    with require_extra(format):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
 
@@ -184,7 +188,7 @@ def _check(wish: Wish) -> torch.device:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _ExportTarget:
     """Where an export goes."""
 
     target: Path
@@ -199,10 +203,10 @@ class _Place:
         return bool(self.inside != ".")
 
 
-def _place(wish: Wish, out: Path | None, force: bool) -> _Place:
+def _place(wish: ExportRequest, out: Path | None, force: bool) -> _ExportTarget:
     """Raises `ReasonpixError` for a place that is taken, or that belongs to somebody else."""
     named = wish.model.model
-    carried = plugins.checkpoint(named)
+    carried = registry.checkpoint(named)
     own = Path(carried or named)
     is_ours = carried is None and own.is_dir()
     if out is None and not is_ours:
@@ -213,7 +217,7 @@ def _place(wish: Wish, out: Path | None, force: bool) -> _Place:
         if out.exists() and not out.is_dir():
             raise ReasonpixError(f"--out: {out} is a file; name a folder")
         if not out.exists() or not any(out.iterdir()):
-            return _Place(model, wish.format, model)
+            return _ExportTarget(model, wish.format, model)
         if not any(exists(out, format) for format in FORMATS):
             raise ReasonpixError(f"--out: {out} holds something else; name a new folder")
     target = model / wish.format
@@ -221,11 +225,11 @@ def _place(wish: Wish, out: Path | None, force: bool) -> _Place:
         raise ReasonpixError(f"{target} exists; --force replaces it")
     if os.path.lexists(target) and not exists(model, wish.format):
         raise ReasonpixError(f"{target} is no export, so it is not replaced; remove it yourself")
-    return _Place(target, ".", model)
+    return _ExportTarget(target, ".", model)
 
 
 def _check_is_torch(options: ModelOptions) -> None:
-    folder = Path(plugins.checkpoint(options.model) or options.model)
+    folder = Path(registry.checkpoint(options.model) or options.model)
     if folder.is_dir() and not any((folder / "unet").glob("*.safetensors")):
         raise WeightsError(
             f"model: {options.model!r} holds no PyTorch weights of the UNet; name the model that "
@@ -233,7 +237,7 @@ def _check_is_torch(options: ModelOptions) -> None:
         )
 
 
-def _check_weights(place: _Place, weights: str) -> None:
+def _check_weights(place: _ExportTarget, weights: str) -> None:
     """Exports that stand beside each other are of the same weights."""
     for format in FORMATS:
         file = place.model / format / MANIFEST
@@ -255,7 +259,7 @@ def _check_weights(place: _Place, weights: str) -> None:
 
 def _copy_model(options: ModelOptions, draft: Path) -> None:
     """All that the model is used with, but the UNet's weights. Links become files."""
-    source = Path(plugins.checkpoint(options.model) or options.model)
+    source = Path(registry.checkpoint(options.model) or options.model)
     if not source.is_dir():
         from huggingface_hub import snapshot_download
 
@@ -282,7 +286,7 @@ def _copy_model(options: ModelOptions, draft: Path) -> None:
             )
 
 
-def _write(wish: Wish, checkpoint: Checkpoint, weights: str, folder: Path) -> Manifest:
+def _write(wish: ExportRequest, checkpoint: LoadedModel, weights: str, folder: Path) -> Manifest:
     """The files of the export, and its manifest without the report."""
     parts: tuple[Part, ...] = ("unet", "vae_encoder", "vae_decoder")
     wanted = parts if wish.vae else parts[:1]
@@ -324,7 +328,7 @@ def _opened(export: Export, device: torch.device) -> dict[Part, Any]:
     return networks
 
 
-def _sizes(checkpoint: Checkpoint, format: Format) -> list[Sizes]:
+def _sizes(checkpoint: LoadedModel, format: Format) -> list[Sizes]:
     """Sizes that the network was not traced with and the model is not made for.
 
     Those of TensorRT lie within its profile.
@@ -336,7 +340,7 @@ def _sizes(checkpoint: Checkpoint, format: Format) -> list[Sizes]:
     return [Sizes(1, smaller, usual, tokens + 7), Sizes(5, larger, smaller, 2 * tokens)]
 
 
-def _refusal(wish: Wish, parity: Parity) -> str:
+def _refusal(wish: ExportRequest, parity: Parity) -> str:
     lines = "\n".join(f"  {problem}" for problem in parity.problems)
     mend = (
         "choose another format; and please report it"

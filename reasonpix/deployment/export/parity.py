@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from reasonpix.editing.checkpoint import Checkpoint, Settings
+from reasonpix.editing.checkpoint import LoadedModel, Settings
 from reasonpix.editing.pipeline import ReasonPix2Pix, Task
 from reasonpix.editing.runtimes.base import Network, Networks
 from reasonpix.editing.runtimes.manifest import Part, Precision
@@ -100,7 +100,7 @@ class Difference:
         return {"max": self.largest, "mean": mean, "relative": self.relative}
 
 
-class Compared(Network):
+class ParityProbe(Network):
     """PyTorch's network; another one computes the same beside it, and is compared with it."""
 
     def __init__(self, reference: Network, other: Network) -> None:
@@ -259,7 +259,7 @@ class Parity:
 
 
 def compare(
-    checkpoint: Checkpoint,
+    checkpoint: LoadedModel,
     encoder: MLLMEncoder[Any],
     networks: Mapping[Part, Network],
     cases: Sequence[Case],
@@ -283,7 +283,7 @@ def compare(
 
     settings = model().resolve(num_inference_steps=steps)
     own = torch_networks(checkpoint.model.unet, checkpoint.vae)
-    compared = {part: Compared(getattr(own, part), it) for part, it in networks.items()}
+    compared = {part: ParityProbe(getattr(own, part), it) for part, it in networks.items()}
     jobs = [
         (case, Task(case.read_input(), words, seed))
         for seed, case in enumerate(cases)

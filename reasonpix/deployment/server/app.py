@@ -34,10 +34,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from reasonpix.core.images import encode_png, resized
-from reasonpix.deployment.server import openapi as described
-from reasonpix.deployment.server.batcher import Batcher, Failed, Full, Refused, Slot
+from reasonpix.deployment.server import openapi
+from reasonpix.deployment.server.batcher import Batcher, EditError, Full, Reservation, ServerBusy
 from reasonpix.deployment.server.metrics import CONTENT_TYPE, Metrics
-from reasonpix.deployment.server.middleware import Front, PacedResponse
+from reasonpix.deployment.server.middleware import PacedResponse, ResponseMiddleware
 from reasonpix.deployment.server.request import (
     READ_S,
     EditForm,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 _GONE = 499
 """The status that is counted for clients that left; nobody gets it."""
-_STATUS: dict[type[ReasonpixError], int] = {Full: 429, Refused: 503, Failed: 500}
+_STATUS: dict[type[ReasonpixError], int] = {Full: 429, ServerBusy: 503, EditError: 500}
 """Of errors that are not the request's own, the first that fits."""
 
 
@@ -96,7 +96,7 @@ class Service:
 
     @property
     def model(self) -> ReasonPix2Pix:
-        """The model. Raises `Refused` before it is loaded."""
+        """The model. Raises `ServerBusy` before it is loaded."""
         self.batcher.check_ready()
         return self.batcher.model.result()
 
@@ -110,10 +110,10 @@ class Service:
         """By default that of the model: time and memory grow with its square, or faster."""
         return self.limits.max_resolution or self.model.settings.resolution
 
-    def facts(self) -> described.ModelFacts:
-        """Raises `Refused` before the model is loaded."""
+    def facts(self) -> openapi.ModelFacts:
+        """Raises `ServerBusy` before the model is loaded."""
         model, limits = self.model, self.limits
-        return described.ModelFacts(
+        return openapi.ModelFacts(
             name=self.name,
             runtime=model.runtime,
             device=str(model.device),
@@ -209,25 +209,25 @@ def create_app(service: Service) -> FastAPI:
     """The API of `service`."""
     app = FastAPI(
         title="reasonpix",
-        description=described.ABOUT,
+        description=openapi.ABOUT,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
     )
     app.state.service = service
     add = functools.partial(app.add_api_route, dependencies=[Depends(_authorized)])
-    add("/v1/edits", _edits, methods=["POST"], **described.EDITS)
-    add("/v1/model", _model, methods=["GET"], **described.MODEL)
-    add("/metrics", _metrics, methods=["GET"], **described.METRICS)
-    app.add_api_route("/healthz", _healthz, methods=["GET"], **described.HEALTHZ)
-    app.add_api_route("/readyz", _readyz, methods=["GET"], **described.READYZ)
+    add("/v1/edits", _edits, methods=["POST"], **openapi.EDITS)
+    add("/v1/model", _model, methods=["GET"], **openapi.MODEL)
+    add("/metrics", _metrics, methods=["GET"], **openapi.METRICS)
+    app.add_api_route("/healthz", _healthz, methods=["GET"], **openapi.HEALTHZ)
+    app.add_api_route("/readyz", _readyz, methods=["GET"], **openapi.READYZ)
     app.add_api_route("/openapi.json", _openapi, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(ReasonpixError, _explained)
     app.add_exception_handler(Exception, _failed)
     return app
 
 
-def front(app: FastAPI) -> Front:
+def front(app: FastAPI) -> ResponseMiddleware:
     """The app as it is served."""
     service: Service = app.state.service
     paths = {getattr(route, "path", "") for route in app.routes}
@@ -236,7 +236,7 @@ def front(app: FastAPI) -> Front:
         known = path if path in paths and path else "other"
         service.metrics.requests.labels(known, str(status)).inc()
 
-    return Front(app, count)
+    return ResponseMiddleware(app, count)
 
 
 def _of(request: Request) -> Service:
@@ -259,7 +259,7 @@ async def _authorized(request: Request) -> None:
         )
 
 
-async def _slot(request: Request) -> AsyncIterator[Slot]:
+async def _slot(request: Request) -> AsyncIterator[Reservation]:
     """Room for the request, kept until its answer is sent."""
     service = _of(request)
     check_head(request, service.limits.max_bytes)
@@ -267,7 +267,7 @@ async def _slot(request: Request) -> AsyncIterator[Slot]:
         yield slot
 
 
-async def _edits(request: Request, slot: Annotated[Slot, Depends(_slot)]) -> Response:
+async def _edits(request: Request, slot: Annotated[Reservation, Depends(_slot)]) -> Response:
     service, limits = _of(request), _of(request).limits
     try:
         form = await read_form(request, limits.max_bytes, min(READ_S, limits.timeout))
@@ -295,7 +295,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _edited(service: Service, slot: Slot, form: FormData) -> Response:
+async def _edited(service: Service, slot: Reservation, form: FormData) -> Response:
     run = asyncio.get_running_loop().run_in_executor
     try:
         upload, asked = checked(form, service.limits.max_bytes)
@@ -308,7 +308,7 @@ async def _edited(service: Service, slot: Slot, form: FormData) -> Response:
     return PacedResponse(png, "image/png", service.limits.timeout)
 
 
-async def _model(request: Request) -> described.ModelFacts:
+async def _model(request: Request) -> openapi.ModelFacts:
     return _of(request).facts()
 
 
@@ -316,26 +316,26 @@ async def _metrics(request: Request) -> Response:
     return Response(_of(request).metrics.page(), headers={"Content-Type": CONTENT_TYPE})
 
 
-async def _healthz() -> described.Status:
-    return described.Status(status="alive")
+async def _healthz() -> openapi.Status:
+    return openapi.Status(status="alive")
 
 
-async def _readyz(request: Request) -> described.Status:
+async def _readyz(request: Request) -> openapi.Status:
     _of(request).batcher.check_ready()
-    return described.Status(status="ready")
+    return openapi.Status(status="ready")
 
 
 async def _openapi(request: Request) -> Response:
     service = _of(request)
     maxima: dict[str, int] = {}
-    with suppress(Refused):
+    with suppress(ServerBusy):
         maxima = {"steps": service.max_steps, "resolution": service.max_resolution}
-    return JSONResponse(described.document(request.app, service.token is not None, maxima))
+    return JSONResponse(openapi.document(request.app, service.token is not None, maxima))
 
 
 async def _explained(request: Request, error: Exception) -> Response:
     status = next((it for kind, it in _STATUS.items() if isinstance(error, kind)), 422)
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Refused) else None
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, ServerBusy) else None
     return JSONResponse({"detail": str(error)}, status, headers)
 
 

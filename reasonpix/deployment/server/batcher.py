@@ -41,7 +41,7 @@ AWAY = 5
 _log = logging.getLogger(__name__)
 
 
-class Refused(ReasonpixError):
+class ServerBusy(ReasonpixError):
     """An edit that cannot be made now; in `retry_after` seconds it may be."""
 
     def __init__(self, reason: str, retry_after: int) -> None:
@@ -49,27 +49,27 @@ class Refused(ReasonpixError):
         self.retry_after = retry_after
 
 
-class Full(Refused):
+class Full(ServerBusy):
     """As many edits are under way as there may be."""
 
 
-class Unready(Refused):
+class Unready(ServerBusy):
     """The model is being loaded."""
 
 
-class Stopping(Refused):
+class Stopping(ServerBusy):
     """No more edits are taken."""
 
 
-class Exhausted(Refused):
+class OutOfMemory(ServerBusy):
     """Memory ran out."""
 
 
-class Declined(ReasonpixError):
+class EditRejected(ReasonpixError):
     """The model cannot edit this image by this instruction."""
 
 
-class Failed(ReasonpixError):
+class EditError(ReasonpixError):
     """The model failed; the log has the traceback."""
 
 
@@ -107,7 +107,7 @@ class _NobodyLeft(Exception):
     """All who waited for a batch have gone."""
 
 
-class Slot:
+class Reservation:
     """Room for one edit, from before its image is read until its result is sent."""
 
     def __init__(self, batcher: Batcher) -> None:
@@ -117,14 +117,14 @@ class Slot:
     def submit(self, task: Task, settings: Settings) -> Future[Image]:
         """Let the edit wait for its turn. Its future may be cancelled at any time before its end.
 
-        It raises `Declined`, `Failed` or `Exhausted`. The image should be no larger than the model
-        sees it: it is kept until then.
+        It raises `EditRejected`, `EditError` or `OutOfMemory`. The image should be no larger than
+        the model's working size: it is kept until then.
         """
         self._job = _Job(task, settings)
         self._batcher._put(self._job)
         return self._job.future
 
-    def __enter__(self) -> Slot:
+    def __enter__(self) -> Reservation:
         """Itself."""
         return self
 
@@ -190,7 +190,7 @@ class Batcher:
         if not self.model.done() or self.model.exception():
             raise Unready("the model is being loaded", AWAY)
 
-    def admit(self) -> Slot:
+    def admit(self) -> Reservation:
         """Room for one edit. Raises `Full`, `Unready` or `Stopping`."""
         try:
             with self._changed:
@@ -198,10 +198,10 @@ class Batcher:
                 if self._slots >= self._limit:
                     raise Full(f"{self._slots} edits are under way or wait", self._retry_after())
                 self._slots += 1
-        except Refused as refused:
+        except ServerBusy as refused:
             self._observer.refused(type(refused).__name__.lower())
             raise
-        return Slot(self)
+        return Reservation(self)
 
     def stop(self) -> None:
         """Take no more edits; those that have a slot are made."""
@@ -331,7 +331,9 @@ def _attempt(model: ReasonPix2Pix, jobs: Sequence[_Job]) -> ReasonpixError | Non
     try:
         tasks = [job.task for job in jobs]
         for number, edited in model.edit(tasks, jobs[0].settings, advance):
-            _end(jobs[number], Declined(edited.reason) if isinstance(edited, Problem) else edited)
+            _end(
+                jobs[number], EditRejected(edited.reason) if isinstance(edited, Problem) else edited
+            )
     except _NobodyLeft:
         pass
     except BaseException as error:  # whatever it is, others want edits too
@@ -341,8 +343,8 @@ def _attempt(model: ReasonPix2Pix, jobs: Sequence[_Job]) -> ReasonpixError | Non
         if len(jobs) == 1:
             _log.error("an edit failed: %s", error, exc_info=None if exhausted else error)
         if exhausted:
-            return Exhausted("memory ran out", AWAY)
-        return Failed("the model failed at this edit; the server's log says why")
+            return OutOfMemory("memory ran out", AWAY)
+        return EditError("the model failed at this edit; the server's log says why")
     return None
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from reasonpix.core.images import UndecodableImage, decode, encode_png, rgb
-from reasonpix.errors import ReasonpixError, needing
+from reasonpix.errors import ReasonpixError, require_extra
 
 if TYPE_CHECKING:
     import httpx2
@@ -31,7 +31,7 @@ class Client:
     """
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 600) -> None:
-        with needing("client"):
+        with require_extra("client"):
             import httpx2
         self._url = url.rstrip("/")
         self._timeout = timeout

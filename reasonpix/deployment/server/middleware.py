@@ -24,7 +24,7 @@ Count = Callable[[str, int], None]
 """Told of each request's path and status."""
 
 
-class Front:
+class ResponseMiddleware:
     """Passes requests to `app`, and sees to what all answers have in common.
 
     A request may be answered before it was read. The rest of it is then read and thrown away, for a

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from reasonpix.deployment.server.app import Service, create_app, front
-from reasonpix.errors import needing
+from reasonpix.errors import require_extra
 
 _SENT_S = 5
 """Seconds that are added to the time of an edit for all that has to be sent."""
@@ -115,10 +115,10 @@ async def _finish(service: Service) -> None:
 
 
 def _mount(app: FastAPI, service: Service) -> Callable[[], None]:
-    with needing("serve"):
-        from reasonpix.deployment.server import ui as serve_page
+    with require_extra("serve"):
+        from reasonpix.deployment.server import ui
 
-    return serve_page.mount(
+    return ui.mount(
         app,
         service.edit,
         service.model.settings,

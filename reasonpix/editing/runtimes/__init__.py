@@ -1,0 +1,1 @@
+"""Runtimes that compute the networks of an editing model."""

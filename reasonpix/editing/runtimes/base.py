@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class Network(ABC):
     """A network that is ready to compute: tensors by name in, one tensor out.
 
-    What the names of an editing model's networks are stands in `reasonpix.editing.runtimes.modules`.
+    `reasonpix.editing.runtimes.modules` names the networks of an editing model.
     """
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from reasonpix.editing.runtimes.base import Network
 from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
 from reasonpix.editing.runtimes.manifest import Export, Graph
-from reasonpix.errors import ReasonpixError, WeightsError, needing
+from reasonpix.errors import ReasonpixError, WeightsError, require_extra
 
 _ELEMENTS = {"float32": 1, "bool": 9, "float16": 10, "bfloat16": 16}
 """ONNX's numbers (TensorProto.DataType) for the types of a port."""
@@ -31,7 +31,7 @@ def load(export: Export, device: torch.device, threads: int | None = None) -> di
     `WeightsError` for what it cannot load.
     """
     on_gpu = device.type == "cuda"
-    with needing("onnx-gpu" if on_gpu else "onnx"):
+    with require_extra("onnx-gpu" if on_gpu else "onnx"):
         import onnxruntime
     provider: Any = "CPUExecutionProvider"
     if on_gpu:

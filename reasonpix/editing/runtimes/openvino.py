@@ -19,7 +19,7 @@ from torch import Tensor
 from reasonpix.editing.runtimes.base import Network
 from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
 from reasonpix.editing.runtimes.manifest import Export, Graph, Precision
-from reasonpix.errors import ReasonpixError, WeightsError, needing
+from reasonpix.errors import ReasonpixError, WeightsError, require_extra
 
 KEPT = 2
 """Sets of shapes that a network stays compiled for; each takes the memory of its weights."""
@@ -59,7 +59,7 @@ def import_openvino() -> Any:
     """
     # Both it and nncf do without the package that sends.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    with needing("openvino"):
+    with require_extra("openvino"):
         import openvino
     return openvino
 

@@ -32,7 +32,7 @@ from reasonpix.editing.runtimes.manifest import (
 )
 from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.errors import WeightsError
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
 from reasonpix.plugin.weights import choose_device, usable_device
 
@@ -66,7 +66,7 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
     a `dtype` is asked for, PyTorch: an export has its own.
     Raises `WeightsError` for one that the model has no export for, or the device is not made for.
     """
-    folder = Path(plugins.checkpoint(options.model) or options.model)
+    folder = Path(registry.checkpoint(options.model) or options.model)
     found = [it for it in FORMATS if exists(folder, it)]
     has_weights = not folder.is_dir() or any((folder / "unet").glob("*.safetensors"))
     if runtime == "auto":
@@ -123,7 +123,7 @@ def export_of(runtime: Runtime, options: ModelOptions) -> Export | None:
     chosen = choose_runtime(runtime, options).runtime
     if chosen not in FORMATS:
         return None
-    return read_export(Path(plugins.checkpoint(options.model) or options.model), chosen)
+    return read_export(Path(registry.checkpoint(options.model) or options.model), chosen)
 
 
 def load_networks(
@@ -138,7 +138,7 @@ def load_networks(
     if choice.reads_weights:
         return networks
     assert choice.runtime in FORMATS
-    export = read_export(Path(plugins.checkpoint(model) or model), choice.runtime)
+    export = read_export(Path(registry.checkpoint(model) or model), choice.runtime)
     assert export is not None, "choose_runtime saw it"
     opened = import_module(f"reasonpix.runtime_{choice.runtime}").load(export, choice.device)
     return replace(networks, runtime=choice.runtime, **opened)

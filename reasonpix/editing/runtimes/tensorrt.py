@@ -29,7 +29,7 @@ from torch import Tensor
 from reasonpix.editing.runtimes.base import Network
 from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
 from reasonpix.editing.runtimes.manifest import Export, Graph, Part, Shapes
-from reasonpix.errors import ReasonpixError, WeightsError, needing
+from reasonpix.errors import ReasonpixError, WeightsError, require_extra
 
 ENGINES = "REASONPIX_ENGINES"
 """Environment variable: the folder to keep engines in, where the export's cannot be written."""
@@ -154,7 +154,7 @@ def load(export: Export, device: torch.device, threads: int | None = None) -> di
             "onnx, openvino); on a machine with a GPU it needs a CUDA build of PyTorch, and "
             "pip install 'reasonpix[tensorrt]'"
         )
-    with needing("tensorrt"):
+    with require_extra("tensorrt"):
         import tensorrt
     if export.manifest.profile is None:
         raise WeightsError(f"{export.folder}: the manifest has no profile; export the model again")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from reasonpix.core.storage import write_atomically
 from reasonpix.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Interval
-from reasonpix.evaluation.comparison import Comparison, Place, compare
-from reasonpix.evaluation.metrics import MEASURES, Measure
+from reasonpix.evaluation.comparison import Comparison, ScoreKey, compare
+from reasonpix.evaluation.metrics import MEASURES, MetricSpec
 from reasonpix.evaluation.report.page import draw_page
 from reasonpix.evaluation.results import EvaluationFolder
 
@@ -105,7 +105,7 @@ def _as_json(comparison: Comparison) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _sorted(comparison: Comparison) -> list[tuple[Place, Interval]]:
+def _sorted(comparison: Comparison) -> list[tuple[ScoreKey, Interval]]:
     """Means over all cases come first."""
     return sorted(comparison.means.items(), key=lambda pair: pair[0].group)
 
@@ -122,7 +122,7 @@ def _counts(comparison: Comparison) -> Iterator[dict[str, Any]]:
         }
 
 
-def _row(place: Place, found: Interval) -> dict[str, Any]:
+def _row(place: ScoreKey, found: Interval) -> dict[str, Any]:
     return vars(place) | {
         name: _rounded(value) if isinstance(value, float) else value
         for name, value in vars(found).items()
@@ -141,7 +141,7 @@ _WIDE, _AT_ONCE = 125, 5
 """
 
 
-def _table(comparison: Comparison, kind: str, measures: Sequence[Measure]) -> Table:
+def _table(comparison: Comparison, kind: str, measures: Sequence[MetricSpec]) -> Table:
     """Methods by metrics. Names are no markup."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -158,7 +158,7 @@ def _table(comparison: Comparison, kind: str, measures: Sequence[Measure]) -> Ta
     for method in (*comparison.methods, *comparison.references):
         cells = []
         for measure in measures:
-            found = comparison.means.get(Place(kind, method, measure.key))
+            found = comparison.means.get(ScoreKey(kind, method, measure.key))
             style = "bold" if method in best[measure.key] else ""
             cells.append(Text(_words(found, measure), style))
         cases = len(comparison.results[kind, method].scores)
@@ -167,7 +167,7 @@ def _table(comparison: Comparison, kind: str, measures: Sequence[Measure]) -> Ta
     return table
 
 
-def _words(found: Interval | None, measure: Measure) -> str:
+def _words(found: Interval | None, measure: MetricSpec) -> str:
     if found is None:
         return "–"
     mean = f"{found.mean:.{measure.digits}f}"

@@ -14,8 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reasonpix.core.images import UndecodableImage, data_url, decode
 from reasonpix.evaluation.bootstrap import CONFIDENCE, FEWEST, RESAMPLES, Interval
-from reasonpix.evaluation.comparison import Comparison, Place
-from reasonpix.evaluation.metrics import Measure
+from reasonpix.evaluation.comparison import Comparison, ScoreKey
+from reasonpix.evaluation.metrics import MetricSpec
 from reasonpix.evaluation.report.plots import bars
 from reasonpix.evaluation.results import COPY, TRUTH
 
@@ -63,12 +63,12 @@ def _recipe(root: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _number(value: float, measure: Measure, sign: str = "") -> str:
+def _number(value: float, measure: MetricSpec, sign: str = "") -> str:
     shown = round(value, measure.digits) + 0.0  # of −0 it makes 0
     return f"{shown:{sign}.{measure.digits}f}".replace("-", "−")
 
 
-def _cell(found: Interval | None, measure: Measure, sign: str = "") -> dict[str, Any]:
+def _cell(found: Interval | None, measure: MetricSpec, sign: str = "") -> dict[str, Any]:
     """A mean and its interval in words."""
     if found is None:
         return {"mean": "–", "interval": "", "cases": 0, "mark": ""}
@@ -84,13 +84,13 @@ def _cell(found: Interval | None, measure: Measure, sign: str = "") -> dict[str,
     }
 
 
-def _plot(comparison: Comparison, measure: Measure, rows: Sequence[str]) -> dict[str, Any]:
+def _plot(comparison: Comparison, measure: MetricSpec, rows: Sequence[str]) -> dict[str, Any]:
     kinds = comparison.folder.kinds
     means = {
         method: {
             kind: found
             for kind in kinds
-            if (found := comparison.means.get(Place(kind, method, measure.key)))
+            if (found := comparison.means.get(ScoreKey(kind, method, measure.key)))
         }
         for method in rows
     }
@@ -124,7 +124,7 @@ def _breakdowns(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _breakdown(
-    comparison: Comparison, kind: str, measure: Measure, group: str, values: Sequence[str]
+    comparison: Comparison, kind: str, measure: MetricSpec, group: str, values: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     entries = comparison.folder.entries.values()
     counts = Counter(it.groups.get(group) for it in entries if kind in it.instructions)
@@ -133,7 +133,7 @@ def _breakdown(
         best = comparison.best(kind, measure, group, value)
         cells = []
         for method in methods:
-            found = comparison.means.get(Place(kind, method, measure.key, group, value))
+            found = comparison.means.get(ScoreKey(kind, method, measure.key, group, value))
             cells.append(_cell(found, measure) | {"mark": "best" if method in best else ""})
         yield {"value": value, "cases": counts[value], "cells": cells, "methods": methods}
 
@@ -159,7 +159,7 @@ class _Kind:
     def means(self, method: str) -> Iterator[dict[str, Any]]:
         """A cell for each metric; the best method's are marked."""
         for measure in self._comparison.measures:
-            found = self._comparison.means.get(Place(self.name, method, measure.key))
+            found = self._comparison.means.get(ScoreKey(self.name, method, measure.key))
             best = method in self._comparison.best(self.name, measure)
             yield _cell(found, measure) | {"mark": "best" if best else ""}
 
@@ -170,7 +170,7 @@ class _Kind:
                 continue
             cells = []
             for measure in self._comparison.measures:
-                place = Place(self.name, method, measure.key)
+                place = ScoreKey(self.name, method, measure.key)
                 found = self._comparison.differences.get(place)
                 mark = self._comparison.verdict(place) if found else ""
                 cells.append(_cell(found, measure, "+") | {"mark": mark})
@@ -237,7 +237,7 @@ class _Kind:
             "scores": self._scores(alone, case, self._comparison.measures) if alone else "",
         }
 
-    def _scores(self, method: str, case: str, measures: Sequence[Measure]) -> str:
+    def _scores(self, method: str, case: str, measures: Sequence[MetricSpec]) -> str:
         row = self._comparison.results[self.name, method].scores.get(case, {})
         return " · ".join(
             f"{measure.title} {_number(row[measure.key], measure)}"

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from reasonpix.evaluation.bootstrap import Interval
-from reasonpix.evaluation.metrics import Measure
+from reasonpix.evaluation.metrics import MetricSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ _NAME = 24
 
 
 def bars(
-    measure: Measure, means: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str]
+    measure: MetricSpec, means: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str]
 ) -> str:
     """One group of bars for each method, in the order of `means` (by method, then by kind).
 
@@ -59,7 +59,7 @@ def bars(
 
 
 def _figure(
-    measure: Measure, means: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str]
+    measure: MetricSpec, means: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str]
 ) -> Figure:
     from matplotlib.figure import Figure
 
@@ -85,7 +85,7 @@ def _figure(
     return figure
 
 
-def _bar(axes: Axes, place: float, found: Interval, measure: Measure, colour: str) -> None:
+def _bar(axes: Axes, place: float, found: Interval, measure: MetricSpec, colour: str) -> None:
     axes.barh(place, found.mean, height=0.9, color=colour)
     end = max(found.mean, 0.0)
     if found.low is not None and found.high is not None:

@@ -15,7 +15,7 @@ from reasonpix.core.images import decode, encode_png, resized
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder
 from reasonpix.evaluation.study.design import Design
-from reasonpix.evaluation.study.store import Sample, Study
+from reasonpix.evaluation.study.store import Study, StudyItem
 
 CANDIDATES = (2, 9)
 """How many methods can be compared: the keys 1 to 9 choose."""
@@ -115,7 +115,7 @@ def _drawn(evaluation: EvaluationFolder, design: Design) -> list[str]:
 
 def _samples(
     evaluation: EvaluationFolder, design: Design, cases: Sequence[str], images: Path
-) -> Iterator[Sample]:
+) -> Iterator[StudyItem]:
     """The samples of the study. Their images are written."""
     for place, case in enumerate(cases):
         before = decode(evaluation.input(case).read_bytes())
@@ -129,7 +129,7 @@ def _samples(
                 # A size of its own would give a method away.
                 edited = resized(decode(path.read_bytes()), before.size)
                 candidates[method] = _store(images, edited)
-            yield Sample(place, kind, case, instruction, before.size, stored, candidates)
+            yield StudyItem(place, kind, case, instruction, before.size, stored, candidates)
 
 
 def _store(images: Path, image: Image.Image) -> str:

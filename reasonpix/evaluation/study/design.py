@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 @dataclass(frozen=True)
-class Showing:
+class Trial:
     """A sample as one worker sees it."""
 
     case: int
@@ -43,7 +43,7 @@ class Design(BaseModel):
         """The number of sheets with which every sample is judged at least once."""
         return -(-self.samples // self.per_worker)
 
-    def sheet(self, number: int) -> list[Showing]:
+    def sheet(self, number: int) -> list[Trial]:
         """What one worker judges, in this order. Sheets are numbered from 0, without an end.
 
         They go round the cases, with another kind in each round: no sheet has a case twice, not
@@ -59,7 +59,7 @@ class Design(BaseModel):
         rng.shuffle(drawn)
         counts = Counter(kind for _, kind in drawn)
         orders = {kind: iter(self._orders(counts[kind], rng)) for kind in self.kinds}
-        return [Showing(case, kind, next(orders[kind])) for case, kind in drawn]
+        return [Trial(case, kind, next(orders[kind])) for case, kind in drawn]
 
     def _orders(self, count: int, rng: random.Random) -> list[tuple[str, ...]]:
         """Rows of Latin squares, each a cyclic one with its rows, columns and methods shuffled."""

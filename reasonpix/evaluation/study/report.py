@@ -21,7 +21,7 @@ from statistics import fmean, median
 from typing import Any
 
 from reasonpix.core.storage import write_atomically
-from reasonpix.evaluation.study.store import Answer, Study
+from reasonpix.evaluation.study.store import Study, StudyAnswer
 
 _Z = 1.959963984540054
 """The normal distribution holds 95 % within so many standard deviations."""
@@ -186,7 +186,7 @@ def study_report(folder: Path) -> StudyReport:
     return report
 
 
-def _kind_report(methods: Sequence[str], answers: Sequence[Answer]) -> KindReport:
+def _kind_report(methods: Sequence[str], answers: Sequence[StudyAnswer]) -> KindReport:
     judged: dict[str, list[str]] = defaultdict(list)
     for answer in answers:
         judged[answer.case].append(answer.chosen)
@@ -197,7 +197,7 @@ def _kind_report(methods: Sequence[str], answers: Sequence[Answer]) -> KindRepor
     return KindReport(len(judged), len(answers), best, agreement(judged.values()))
 
 
-def _csv(answers: Iterable[Answer]) -> str:
+def _csv(answers: Iterable[StudyAnswer]) -> str:
     """All answers as they were given; workers by number."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

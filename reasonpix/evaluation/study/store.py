@@ -47,7 +47,7 @@ CREATE TABLE judgements (
 
 
 @dataclass(frozen=True)
-class Sample:
+class StudyItem:
     """A case with one kind of instruction, and what the methods made of it."""
 
     place: int
@@ -64,7 +64,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Invitation:
+class InviteCode:
     """A worker, by number, and how far they are."""
 
     worker: int
@@ -74,8 +74,8 @@ class Invitation:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker is to judge now, as a `Sample` has it."""
+class StudyTask:
+    """What a worker is to judge now, as a `StudyItem` has it."""
 
     number: int
     """From 1 on."""
@@ -97,13 +97,13 @@ class Session:
 
     total: int
     started: bool
-    task: Task | None
+    task: StudyTask | None
     """None before the start and after the end."""
-    following: Task | None
+    following: StudyTask | None
 
 
 @dataclass(frozen=True)
-class Answer:
+class StudyAnswer:
     """One judgement."""
 
     worker: int
@@ -164,7 +164,7 @@ class Study:
 
     @classmethod
     def write(
-        cls, folder: Path, design: Design, samples: Iterable[Sample], invitations: int
+        cls, folder: Path, design: Design, samples: Iterable[StudyItem], invitations: int
     ) -> None:
         """Make the file of a new study in a folder that holds its images."""
         with closing(_connect(folder / "study.sqlite", "rwc")) as db, _transaction(db):
@@ -179,7 +179,7 @@ class Study:
             _invite(db, invitations)
 
     def image(self, name: str) -> Path:
-        """The file of an image that a `Task` names."""
+        """The file of an image that a `StudyTask` names."""
         return self.folder / "images" / name
 
     # -- Workers
@@ -189,7 +189,7 @@ class Study:
         with self._writing() as db:
             _invite(db, count)
 
-    def invitations(self) -> list[Invitation]:
+    def invitations(self) -> list[InviteCode]:
         """All of them in the order in which they were made."""
         with self._reading() as db:
             rows = db.execute(
@@ -197,7 +197,7 @@ class Study:
                 "LEFT JOIN judgements ON worker = id GROUP BY id ORDER BY id"
             ).fetchall()
         total = self.design.per_worker
-        return [Invitation(id, code, answered, total) for id, code, answered in rows]
+        return [InviteCode(id, code, answered, total) for id, code, answered in rows]
 
     def worker(self, code: str) -> int | None:
         """Whose code it is. How long this takes does not tell how much of a code is right."""
@@ -260,7 +260,7 @@ class Study:
             )
         return taken.rowcount == 1
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[StudyAnswer]:
         """All answers, by worker, in the order in which they were given."""
         with self._reading() as db:
             rows = db.execute(
@@ -269,7 +269,7 @@ class Study:
                 "WHERE chosen IS NOT NULL ORDER BY worker, number"
             ).fetchall()
         return [
-            Answer(worker, case, kind, instruction, tuple(json.loads(shown)), *rest)
+            StudyAnswer(worker, case, kind, instruction, tuple(json.loads(shown)), *rest)
             for worker, case, kind, instruction, shown, *rest in rows
         ]
 
@@ -305,10 +305,10 @@ def _invite(db: sqlite3.Connection, count: int) -> None:
 
 def _task(
     number: int, instruction: str, width: int, height: int, input: str, candidates: str, shown: str
-) -> Task:
+) -> StudyTask:
     images = json.loads(candidates)
     ordered = tuple(images[method] for method in json.loads(shown))
-    return Task(number, instruction, (width, height), input, ordered)
+    return StudyTask(number, instruction, (width, height), input, ordered)
 
 
 def _connect(path: Path, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:

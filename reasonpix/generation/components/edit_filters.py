@@ -31,7 +31,7 @@ def _squared_difference(edit: Edit) -> NDArray[np.float32]:
 
 
 def _known(value: T | None) -> T:
-    assert value is not None  # a recipe that cannot give what a scorer `sees` is refused
+    assert value is not None  # a recipe that cannot give what a scorer `requires` is refused
     return value
 
 
@@ -46,7 +46,7 @@ def inside(box: Box) -> NDArray[np.bool_]:
 class Eq1Options(Options):
     """Options of `eq1`: exactly one of `value` and `rank`."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"value", "rank"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"value", "rank"})
 
     value: float | None = Field(None, gt=0, description="τ: smallest distance that is kept")
     rank: float | None = Field(
@@ -69,7 +69,7 @@ class Eq1(Scorer[Eq1Options]):
 
     name: ClassVar[str] = "eq1"
     Options: ClassVar[type[Options]] = Eq1Options
-    sees: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
@@ -98,7 +98,7 @@ class Eq1(Scorer[Eq1Options]):
 class RegionDistanceOptions(Options):
     """Options of `region-distance`."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"min_inside", "max_outside"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"min_inside", "max_outside"})
 
     min_inside: float = Field(0.0, ge=0, description="Smallest mean squared change inside the box")
     max_outside: float = Field(1.0, ge=0, description="Largest mean squared change outside the box")
@@ -109,7 +109,7 @@ class RegionDistance(Scorer[RegionDistanceOptions]):
 
     name: ClassVar[str] = "region-distance"
     Options: ClassVar[type[Options]] = RegionDistanceOptions
-    sees: ClassVar[frozenset[str]] = frozenset({"box"})
+    requires: ClassVar[frozenset[str]] = frozenset({"box"})
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
@@ -138,7 +138,7 @@ class RegionDistance(Scorer[RegionDistanceOptions]):
 class NoOpOptions(Options):
     """Options of `no-op`."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"min_changed"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"min_changed"})
 
     tolerance: int = Field(
         12, ge=0, le=255, description="Difference of a channel that is no change"
@@ -153,7 +153,7 @@ class NoOp(Scorer[NoOpOptions]):
 
     name: ClassVar[str] = "no-op"
     Options: ClassVar[type[Options]] = NoOpOptions
-    sees: ClassVar[frozenset[str]] = frozenset({"box"})
+    requires: ClassVar[frozenset[str]] = frozenset({"box"})
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
@@ -198,7 +198,7 @@ def overlaps(
 class RegroundedOptions(Options):
     """Options of `regrounded`."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"overlap"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"overlap"})
 
     overlap: float = Field(
         0.5, gt=0, le=1, description="Share of the smaller box that two boxes of one object share"
@@ -210,8 +210,8 @@ class Regrounded(Scorer[RegroundedOptions]):
 
     name: ClassVar[str] = "regrounded"
     Options: ClassVar[type[Options]] = RegroundedOptions
-    uses: ClassVar[frozenset[str]] = frozenset({"grounder"})
-    sees: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target"})
+    needs_slots: ClassVar[frozenset[str]] = frozenset({"grounder"})
+    requires: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target"})
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from reasonpix.core.text import canonical, content_words, mentions, telling, words_of
+from reasonpix.core.text import canonical, content_words, head_nouns, mentions, words_of
 from reasonpix.plugin.components import Component, Edit, Options, Planner, Scorer
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem, ResolveRequest
@@ -36,7 +36,7 @@ EDITING_WORDS = frozenset(
 class LeakOptions(Options):
     """Options of `leak`."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"max_leaks"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"max_leaks"})
 
     max_leaks: int = Field(0, ge=0, description="Most give-away words that are accepted")
 
@@ -57,7 +57,7 @@ class Leak(Scorer[LeakOptions]):
 
     name: ClassVar[str] = "leak"
     Options: ClassVar[type[Options]] = LeakOptions
-    sees: ClassVar[frozenset[str]] = frozenset({"instruction"})
+    requires: ClassVar[frozenset[str]] = frozenset({"instruction"})
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
@@ -89,7 +89,7 @@ def giveaways(edit: Edit) -> list[str]:
     """The words that the instruction of an edit must not name; see `Leak`."""
     if edit.selected is not None and edit.target is not None:
         categories = (edit.selected, edit.target)
-        words = [word for category in categories for word in telling(category)]
+        words = [word for category in categories for word in head_nouns(category)]
         return list(dict.fromkeys([*words, *edit.synonyms]))
     before, after = edit.caption, edit.edited_caption or ""
     changed = [
@@ -106,7 +106,7 @@ def giveaways(edit: Edit) -> list[str]:
 class DiversityOptions(Options):
     """Options of `diversity`."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"min_distance"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"min_distance"})
 
     min_distance: float = Field(
         0.0, ge=0, le=1, description="Smallest mean distance of two candidates"
@@ -124,7 +124,7 @@ class Diversity(Scorer[DiversityOptions]):
 
     name: ClassVar[str] = "diversity"
     Options: ClassVar[type[Options]] = DiversityOptions
-    sees: ClassVar[frozenset[str]] = frozenset({"candidates"})
+    requires: ClassVar[frozenset[str]] = frozenset({"candidates"})
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
@@ -168,7 +168,7 @@ def _distance(one: frozenset[str], other: frozenset[str]) -> float:
 class AgreementOptions(Options):
     """Options of `agreement`."""
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"min_agreement"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"min_agreement"})
 
     min_agreement: float = Field(
         0.0, ge=0, le=1, description="Smallest share of orders with the same choice"
@@ -180,7 +180,7 @@ class Agreement(Scorer[AgreementOptions]):
 
     name: ClassVar[str] = "agreement"
     Options: ClassVar[type[Options]] = AgreementOptions
-    sees: ClassVar[frozenset[str]] = frozenset({"agreement"})
+    requires: ClassVar[frozenset[str]] = frozenset({"agreement"})
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
@@ -188,7 +188,7 @@ class Agreement(Scorer[AgreementOptions]):
         """`agreement`: share of the orders shown in which the selected candidate was chosen."""
         scores: list[dict[str, float] | Problem] = []
         for edit in edits:
-            assert edit.agreement is not None  # a recipe that cannot give it is refused: `sees`
+            assert edit.agreement is not None  # a recipe that cannot give it is refused: `requires`
             scores.append({"agreement": edit.agreement})
         return scores
 
@@ -259,8 +259,8 @@ class Resolvable(Scorer[ResolvableOptions]):
 
     name: ClassVar[str] = "resolvable"
     Options: ClassVar[type[Options]] = ResolvableOptions
-    uses: ClassVar[frozenset[str]] = frozenset({"reader"})
-    sees: ClassVar[frozenset[str]] = frozenset({"selected", "target", "instruction"})
+    needs_slots: ClassVar[frozenset[str]] = frozenset({"reader"})
+    requires: ClassVar[frozenset[str]] = frozenset({"selected", "target", "instruction"})
 
     @property
     def concurrency(self) -> int:
@@ -315,8 +315,8 @@ def options_of(
 
     There are fewer distractors when the categories hold no more that are wrong.
     """
-    assert edit.target is not None and edit.selected is not None  # see `Scorer.sees`
-    right = [*telling(edit.target), *telling(edit.selected), *edit.synonyms]
+    assert edit.target is not None and edit.selected is not None  # see `Scorer.requires`
+    right = [*head_nouns(edit.target), *head_nouns(edit.selected), *edit.synonyms]
 
     def is_wrong(name: str) -> bool:
         return not mentions(edit.caption, name) and not any(
@@ -326,7 +326,7 @@ def options_of(
     own: list[str] = []
     others: list[str] = []
     for names in categories.values():
-        is_own = any(canonical(word, names) for word in telling(edit.target))
+        is_own = any(canonical(word, names) for word in head_nouns(edit.target))
         (own if is_own else others).extend(name for name in names if is_wrong(name))
     own, others = (_shuffled(names, f"draw {edit.seed}") for names in (own, others))
     near = own[: distractors // 2]

@@ -1,0 +1,1 @@
+"""Executors: shards through stages, in this process or on Ray."""

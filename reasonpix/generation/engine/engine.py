@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from reasonpix.errors import RecipeError, RunError
-from reasonpix.generation.engine import local_executor as local
-from reasonpix.generation.engine.unit import Done
-from reasonpix.generation.outcomes import endings, write_stages
+from reasonpix.generation.engine import local_executor
+from reasonpix.generation.engine.unit import UnitResult
+from reasonpix.generation.outcomes import outcome_counts, write_stages
 from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.plan import Listing, plan_of, rows_for, rows_wanted
 from reasonpix.generation.recipe import Recipe
@@ -27,9 +27,9 @@ from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.ledger_sync import ledger_file
 from reasonpix.llm.planner import LLMPlanner
 from reasonpix.llm.queue import check_price
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions, Source
-from reasonpix.plugin.spec import Use
+from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.weights import check_weights
 
 
@@ -48,7 +48,7 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
-Executor = Literal["local", "ray"]
+ExecutorName = Literal["local", "ray"]
 
 
 def generate(
@@ -60,7 +60,7 @@ def generate(
     *,
     target_accepted: int | None = None,
     retry_failed: bool = False,
-    executor: Executor = "local",
+    executor: ExecutorName = "local",
     address: str | None = None,
 ) -> RunFolder:
     """Run a recipe into the folder `out`, or go on where an earlier call stopped.
@@ -100,23 +100,23 @@ def generate(
             _reopen_failed(run, stages)
         _reopen_followers(run, stages)
         if executor == "ray":
-            from reasonpix.generation.engine import ray_executor as cluster
+            from reasonpix.generation.engine import ray_executor
 
-            execute: Execution = opened.enter_context(
-                cluster.opened(recipe, run, address, max_cost)
+            execute: Executor = opened.enter_context(
+                ray_executor.opened(recipe, run, address, max_cost)
             )
         else:
             ledger: Ledger | None = None
             if any(_asks_llm(use) for use in recipe.uses):
                 ledger = Ledger(opened.enter_context(ledger_file(run.storage)), max_cost)
                 opened.callback(ledger.close)
-            execute = opened.enter_context(local.Here(run, source, ledger))
+            execute = opened.enter_context(local_executor.LocalExecutor(run, source, ledger))
         while True:
             for group in _groups(stages, execute.fit):
                 _do(run, group, execute, report)
             if target_accepted is None:
                 return run
-            ended = endings(run)
+            ended = outcome_counts(run)
             if ended.accepted >= target_accepted:
                 return run
             wanted = rows_for(target_accepted, ended.accepted, ended.total)
@@ -132,7 +132,7 @@ def _files(run: RunFolder) -> set[str]:
     return {*run.storage.names(""), *run.storage.folders("")}
 
 
-class Execution(Protocol):
+class Executor(Protocol):
     """What does stages on shards: this process, or a cluster."""
 
     def fit(self, stages: Sequence[Stage]) -> bool:
@@ -143,7 +143,7 @@ class Execution(Protocol):
         stages: Sequence[Stage],
         todo: Sequence[set[str]],
         shards: Sequence[Shard],
-        report: Callable[[Done], None],
+        report: Callable[[UnitResult], None],
     ) -> None:
         """Do each stage on the shards that its `todo` names, and commit them.
 
@@ -159,8 +159,8 @@ def open_source(recipe: Recipe) -> Source[Any]:
     return source
 
 
-def _asks_llm(use: Use) -> bool:
-    return issubclass(plugins.find(use.slot, use.name), LLMPlanner)
+def _asks_llm(use: ComponentSpec) -> bool:
+    return issubclass(registry.find(use.slot, use.name), LLMPlanner)
 
 
 def _check_components(
@@ -274,7 +274,7 @@ def _groups(
     yield group
 
 
-def _do(run: RunFolder, stages: Sequence[Stage], execute: Execution, report: Report) -> None:
+def _do(run: RunFolder, stages: Sequence[Stage], execute: Executor, report: Report) -> None:
     """Do a group of stages, and tell how far they are."""
     shards = run.shards()
     done = {stage.entry.folder: run.done(stage.entry.folder) for stage in stages}
@@ -298,7 +298,7 @@ def _do(run: RunFolder, stages: Sequence[Stage], execute: Execution, report: Rep
             )
         )
 
-    def note(unit: Done) -> None:
+    def note(unit: UnitResult) -> None:
         run.note(**vars(unit))
         finished[unit.stage] += 1
         ends[unit.stage].update(ok=unit.ok, rejected=unit.rejected, failed=unit.failed)

@@ -26,8 +26,8 @@ from typing import Any, Self
 
 from reasonpix.generation.engine.unit import (
     Components,
-    Done,
-    Work,
+    StageRunner,
+    UnitResult,
     bytes_decoded,
     decode_ahead,
     forget_images,
@@ -50,7 +50,7 @@ DECODED_BYTES = 2**30
 
 
 @dataclass
-class _OnItsWay:
+class _InFlightShard:
     """A shard between two stages."""
 
     shard: Shard
@@ -58,7 +58,7 @@ class _OnItsWay:
     decoded: Future[None] | None = None
 
 
-class Here:
+class LocalExecutor:
     """This process, to do stages in: a context manager that closes what they loaded."""
 
     def __init__(self, run: RunFolder, source: Source[Any], ledger: Ledger | None) -> None:
@@ -87,7 +87,7 @@ class Here:
         stages: Sequence[Stage],
         todo: Sequence[set[str]],
         shards: Sequence[Shard],
-        report: Callable[[Done], None],
+        report: Callable[[UnitResult], None],
     ) -> None:
         """Do each stage on the shards that its `todo` names, and commit them.
 
@@ -102,7 +102,9 @@ class Here:
             if len(stage.gates) not in rejected:
                 rejected[len(stage.gates)] = verdicts(self._run, stage.gates)
         works = [
-            Work(self._run, stage, self._source, self._components, rejected[len(stage.gates)])
+            StageRunner(
+                self._run, stage, self._source, self._components, rejected[len(stage.gates)]
+            )
             for stage, _ in busy
         ]
         flow = _Flow(works, [names for _, names in busy], shards)
@@ -120,7 +122,7 @@ class Here:
             finally:
                 flow.end()
             for event in flow.events():
-                if isinstance(event, Done):
+                if isinstance(event, UnitResult):
                     with suppress(Exception):  # what stopped the run counts
                         report(event)
             raise
@@ -131,9 +133,9 @@ class _Flow:
     """The threads of a group of stages, and the shards on their way between them."""
 
     def __init__(
-        self, works: Sequence[Work], todo: Sequence[set[str]], shards: Sequence[Shard]
+        self, works: Sequence[StageRunner], todo: Sequence[set[str]], shards: Sequence[Shard]
     ) -> None:
-        self._events: SimpleQueue[Done | BaseException | None] = SimpleQueue()
+        self._events: SimpleQueue[UnitResult | BaseException | None] = SimpleQueue()
         self._works = works
         self._todo = todo
         self._shards = [shard for shard in shards if any(shard.name in names for names in todo)]
@@ -143,7 +145,7 @@ class _Flow:
         """Bytes of the decoded images of shards on their way."""
         self._is_broken = False
         """Whether a commit failed."""
-        self._queues = [SimpleQueue[_OnItsWay | None]() for _ in works]
+        self._queues = [SimpleQueue[_InFlightShard | None]() for _ in works]
         self._threads_of = [shards_at_once(work.concurrency, self._shards) for work in works]
         self._room = threading.Semaphore(sum(self._threads_of) + 2)
         self._images = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
@@ -171,7 +173,7 @@ class _Flow:
 
         return guarded
 
-    def events(self) -> Iterator[Done | BaseException]:
+    def events(self) -> Iterator[UnitResult | BaseException]:
         """What was finished and what broke, as it comes, until all is through."""
         while (event := self._events.get()) is not None:
             yield event
@@ -198,9 +200,9 @@ class _Flow:
             if self._stopping.is_set():
                 return
             first = next(i for i, names in enumerate(self._todo) if shard.name in names)
-            self._hand_on(first, _OnItsWay(shard, self._works[first].load(shard)))
+            self._hand_on(first, _InFlightShard(shard, self._works[first].load(shard)))
 
-    def _hand_on(self, number: int, moving: _OnItsWay) -> None:
+    def _hand_on(self, number: int, moving: _InFlightShard) -> None:
         """To the stage of that number, with its images decoded ahead; or out of the flow."""
         if number == len(self._works):
             self._committing.submit(self._guarded(partial(self._leave, moving.shard)))
@@ -215,7 +217,7 @@ class _Flow:
             moving.decoded = self._images.submit(self._decode, moving)
         self._queues[number].put(moving)
 
-    def _decode(self, moving: _OnItsWay) -> None:
+    def _decode(self, moving: _InFlightShard) -> None:
         """Decode the images of a shard, unless so many are that the stage has to do it."""
         if not self._is_full():
             decode_ahead(moving.samples)
@@ -224,11 +226,11 @@ class _Flow:
     def _is_full(self) -> bool:
         return sum(list(self._decoded.values())) > DECODED_BYTES
 
-    def _forget(self, moving: _OnItsWay) -> None:
+    def _forget(self, moving: _InFlightShard) -> None:
         forget_images(moving.samples)
         self._decoded[moving.shard.name] = bytes_decoded(moving.samples)
 
-    def _commit(self, unit: Callable[[], Done], number: int, moving: _OnItsWay) -> None:
+    def _commit(self, unit: Callable[[], UnitResult], number: int, moving: _InFlightShard) -> None:
         """Store a unit. After one that failed none is: a later stage would count as finished."""
         try:
             if not self._is_broken:

@@ -27,14 +27,14 @@ from typing import Any
 
 from reasonpix.errors import RecipeError, RunError
 from reasonpix.generation.engine.local_executor import shards_at_once
-from reasonpix.generation.engine.ray_worker import Desk, Order, Stopped, Worker
-from reasonpix.generation.engine.unit import Done, uses_of
+from reasonpix.generation.engine.ray_worker import ProgressActor, Stopped, Worker, WorkerSpec
+from reasonpix.generation.engine.unit import UnitResult, uses_of
 from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.recipe import Recipe
 from reasonpix.generation.resources import Resources
 from reasonpix.generation.run_folder import RunFolder, Shard
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.plugin import registry as plugins
+from reasonpix.plugin import registry
 
 _BLOCKS = 500
 """Most pieces that a stream of shards is cut into: Ray Data takes some 7 ms a piece and stage."""
@@ -48,7 +48,7 @@ _ASK_EVERY_S = 0.2
 @contextmanager
 def opened(
     recipe: Recipe, run: RunFolder, address: str | None, max_cost: float | None
-) -> Iterator[Cluster]:
+) -> Iterator[RayExecutor]:
     """A Ray cluster to do the stages of a recipe on: the one at `address`, or one of this machine.
 
     The latter listens on the loopback interface alone, and ends with this. Raises `RunError` when
@@ -64,7 +64,7 @@ def opened(
     if problems:
         raise RecipeError(problems)
     with _connected(address) as ray:
-        cluster = Cluster(ray, recipe, run, stages, address, max_cost)
+        cluster = RayExecutor(ray, recipe, run, stages, address, max_cost)
         if any(_asks_llm(stage) for stage in stages):
             from reasonpix.llm.ledger_sync import ledger_file
 
@@ -178,7 +178,7 @@ def _errors_silenced() -> Iterator[None]:
         os.close(kept)
 
 
-class Cluster:
+class RayExecutor:
     """A Ray cluster, to do stages of one run on."""
 
     def __init__(
@@ -252,7 +252,7 @@ class Cluster:
         stages: Sequence[Stage],
         todo: Sequence[set[str]],
         shards: Sequence[Shard],
-        report: Callable[[Done], None],
+        report: Callable[[UnitResult], None],
     ) -> None:
         """Do each stage on the shards that its `todo` names, and commit them.
 
@@ -261,7 +261,7 @@ class Cluster:
         ray = self._ray
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(self._home, soft=False)
         # max_restarts: should it be lost, the count of finished shards is lost, and they are not.
-        desk = ray.remote(Desk).options(
+        desk = ray.remote(ProgressActor).options(
             num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
         )
         desk = desk.remote()
@@ -306,7 +306,7 @@ class Cluster:
         """The stream with a stage's pool of workers added."""
         names = [other.name for other in self._stages]
         before = self._stages[: names.index(stage.name) + 1]
-        order = Order(
+        order = WorkerSpec(
             self._where,
             self._recipe,
             tuple(other.entry for other in before),
@@ -364,7 +364,7 @@ class _Flow:
 
 
 def _asks_llm(stage: Stage) -> bool:
-    return any(issubclass(plugins.find(use.slot, use.name), LLMPlanner) for use in uses_of(stage))
+    return any(issubclass(registry.find(use.slot, use.name), LLMPlanner) for use in uses_of(stage))
 
 
 def _concurrency(stage: Stage) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reasonpix.errors import ReasonpixError, RunError
-from reasonpix.generation.engine.unit import Components, Done, Work
+from reasonpix.generation.engine.unit import Components, StageRunner, UnitResult
 from reasonpix.generation.outcomes import StageEntry, source_of
 from reasonpix.generation.pipeline import stages_of
 from reasonpix.generation.recipe import Recipe
@@ -35,18 +35,18 @@ class Stopped:
     message: str
 
 
-class Desk:
+class ProgressActor:
     """An actor beside the driver: workers tell it what they finished, and the driver asks it."""
 
     def __init__(self) -> None:
-        self._told: list[Done | Stopped] = []
+        self._told: list[UnitResult | Stopped] = []
         self._begun: Counter[tuple[str, str]] = Counter()
 
-    def tell(self, fact: Done | Stopped) -> None:
+    def tell(self, fact: UnitResult | Stopped) -> None:
         """Keep it for the driver."""
         self._told.append(fact)
 
-    def take(self) -> list[Done | Stopped]:
+    def take(self) -> list[UnitResult | Stopped]:
         """What was told since it was last asked."""
         told, self._told = self._told, []
         return told
@@ -62,7 +62,7 @@ class Desk:
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerSpec:
     """What a worker is to do, as it travels to its node."""
 
     where: str
@@ -85,7 +85,7 @@ class Order:
 class Worker:
     """One stage in a process of its own. Made by Ray, and called with batches of shard names."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: WorkerSpec) -> None:
         self._order = order
         self._folder = order.entries[-1].folder
         self._beginning, self._stopping = threading.Lock(), threading.Lock()
@@ -142,7 +142,7 @@ class Worker:
         source = source_of(self._run)
         # Nothing is closed in the end: a worker may end at any moment, whatever it holds.
         self._components = Components(source, ledger)
-        self._work = Work(self._run, stage, source, self._components)
+        self._work = StageRunner(self._run, stage, source, self._components)
         ray.get(order.desk.end.remote("load", actor))
         self._ready = True
 
@@ -168,11 +168,13 @@ class Worker:
                 )
         return stages[len(self._order.entries) - 1]
 
-    def _done(self, shard: Shard) -> Done:
+    def _done(self, shard: Shard) -> UnitResult:
         """Do a shard, or say how it ended that a process before this one had finished."""
         if shard.name in self._finished:
             ends = Counter(status for _, status, _ in self._run.ends(self._folder, shard))
-            return Done(self._folder, shard.name, ends["ok"], ends["rejected"], ends["failed"], 0.0)
+            return UnitResult(
+                self._folder, shard.name, ends["ok"], ends["rejected"], ends["failed"], 0.0
+            )
         if self._begun == self._resources.recycle_after:
             os._exit(0)  # a fresh process is handed this shard again
         self._begun += 1
@@ -187,7 +189,7 @@ class Worker:
 
     # -- Shards that cost their worker
 
-    def _given_up(self, shard: Shard) -> Done | None:
+    def _given_up(self, shard: Shard) -> UnitResult | None:
         """The end of a shard that has hung or killed too many workers already."""
         import ray
 

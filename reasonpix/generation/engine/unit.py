@@ -24,20 +24,20 @@ from reasonpix.core.memory import free_memory, is_out_of_memory
 from reasonpix.errors import InvalidBox, ReasonpixError, RunError
 from reasonpix.generation.outcomes import Verdicts, samples_reaching, verdicts
 from reasonpix.generation.pipeline import Stage
-from reasonpix.generation.run_folder import Row, RunFolder, Shard, Values
+from reasonpix.generation.run_folder import Row, RowTuple, RunFolder, Shard
 from reasonpix.generation.samples import Sample
 from reasonpix.generation.stages import Result
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.planner import LLMPlanner
 from reasonpix.plugin.components import Component, Source
-from reasonpix.plugin.spec import Use
+from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.types import Problem
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Done:
+class UnitResult:
     """A unit that was finished: how its records ended, and how long it took."""
 
     stage: str
@@ -106,17 +106,17 @@ def _load(component: Component[Any]) -> None:
         ) from error
 
 
-def uses_of(stage: Stage) -> list[Use]:
+def uses_of(stage: Stage) -> list[ComponentSpec]:
     """The components that a stage needs to have loaded; the source is there anyway."""
     return [use for use in (stage.use, *stage.needs) if use is not None and use.slot != "source"]
 
 
-def _key(use: Use) -> tuple[str, ...]:
+def _key(use: ComponentSpec) -> tuple[str, ...]:
     slot = "planner" if use.slot == "reader" else use.slot
     return slot, use.name, use.options.model_dump_json()
 
 
-def _check_prompt(planner: LLMPlanner[Any], use: Use, stage: Stage) -> None:
+def _check_prompt(planner: LLMPlanner[Any], use: ComponentSpec, stage: Stage) -> None:
     """Raise `RunError` when a prompt was edited after the stage's results were named by it."""
     if stage.questions is None:
         return
@@ -131,7 +131,7 @@ def _check_prompt(planner: LLMPlanner[Any], use: Use, stage: Stage) -> None:
         )
 
 
-class Work:
+class StageRunner:
     """A stage of a run with its components loaded, ready for shards."""
 
     def __init__(
@@ -157,7 +157,7 @@ class Work:
         parts = [part for slot, part in self._parts.items() if slot != "source"]
         return min((part.concurrency for part in parts), default=1)
 
-    def do(self, shard: Shard) -> Done:
+    def do(self, shard: Shard) -> UnitResult:
         """Compute a shard from what is in the run folder, and commit it."""
         samples = self.load(shard)
         results, seconds = self.compute(shard, samples)
@@ -252,7 +252,7 @@ class Work:
         results: Sequence[Result | Row],
         seconds: float,
         encoders: Executor | None = None,
-    ) -> Done:
+    ) -> UnitResult:
         """Store the results of a shard: its file appears complete or not at all.
 
         Images that were made are encoded by `encoders`, where there are any.
@@ -269,7 +269,7 @@ class Work:
             self._run.completed(folder, shard)
         ends = Counter([row[1] for row in rows])
         seconds = round(seconds + time.perf_counter() - started, 3)
-        return Done(folder, shard.name, ends["ok"], ends["rejected"], ends["failed"], seconds)
+        return UnitResult(folder, shard.name, ends["ok"], ends["rejected"], ends["failed"], seconds)
 
 
 def decode_ahead(samples: Sequence[Sample]) -> None:
@@ -293,7 +293,7 @@ def bytes_decoded(samples: Sequence[Sample]) -> int:
     return sum(3 * image.width * image.height for image in images)
 
 
-def row_of(record_id: str, result: Any) -> Values:
+def row_of(record_id: str, result: Any) -> RowTuple:
     """The values of the row that holds a result."""
     # By the class itself, and not by `isinstance` and `model_dump_json`: pydantic takes long there,
     # and with light components this is most of what a stage costs.

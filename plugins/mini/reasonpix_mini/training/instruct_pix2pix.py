@@ -198,7 +198,7 @@ class Network(nn.Module):
         self.text_encoder = text.encoder(words)
         self.unet = unet()
         count = len(world.categories())
-        self.sees = nn.Conv2d(96, count + 1, 1)
+        self.requires = nn.Conv2d(96, count + 1, 1)
         self.edits = nn.Conv2d(80, count + 1, 1)
 
     def forward(

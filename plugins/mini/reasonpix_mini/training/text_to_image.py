@@ -102,7 +102,7 @@ class Network(nn.Module):
         super().__init__()
         self.text_encoder = text_encoder.requires_grad_(False).eval()
         self.unet = unet()
-        self.sees = nn.Conv2d(64, len(world.categories()) + 1, 1)
+        self.requires = nn.Conv2d(64, len(world.categories()) + 1, 1)
 
     def forward(self, noisy: torch.Tensor, steps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """v (n, 4, 16, 16)."""

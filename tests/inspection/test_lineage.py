@@ -1,0 +1,410 @@
+"""The way of one record, told from the run folder, and computed anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from reasonpix.core.hashing import seed_of
+from reasonpix.core.images import encode_png
+from reasonpix.errors import RunError
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import Row, RunFolder
+from reasonpix.inspection.lineage import Lineage, lineage
+from reasonpix.inspection.lineage_text import lines
+from reasonpix.inspection.replay import replay, replay_lines
+from tests.conftest import Distribution, WriteRecipe
+
+STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
+
+PARROT = """
+import json
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.llm.types import Completion
+from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
+
+
+class ParrotOptions(LLMPlannerOptions):
+    fingerprint_exclude: ClassVar = LLMPlannerOptions.fingerprint_exclude | {"log", "batch"}
+    log: str = Field(description="Where it notes what it was asked")
+    batch: bool = Field(False, description="Whether it answers in jobs")
+
+
+class Parrot(LLMPlanner[ParrotOptions]):
+    "Plans what is in the picture already; asked again, it mends that."
+
+    name = "parrot"
+    Options = ParrotOptions
+
+    @property
+    def jobs(self):
+        return self.options.batch
+
+    def load(self):
+        self.is_loaded = True
+
+    def complete(self, conversations):
+        assert self.is_loaded
+        with open(self.options.log, "a") as log:
+            log.write("asked\\n" * len(conversations))
+        return [self.say(conversation) for conversation in conversations]
+
+    def say(self, conversation):
+        fields = conversation.answer_schema["properties"]
+        sweet = "Something sweet, please."
+        if "target" in fields:
+            is_repair = '"target": "bee"' in conversation.messages[-2].content
+            target = "pear" if is_repair else "bee"
+            answer = {"selected": "bee", "target": target, "instruction": sweet,
+                      "selected_synonyms": [], "target_synonyms": []}
+        elif "best" in fields:
+            answer = {"best": 1}
+        else:
+            answer = {"revealing": [], "instruction": f"{sweet} {conversation.seed % 1000}"}
+        return Completion(text=json.dumps(answer), prompt_tokens=1000, completion_tokens=20)
+
+
+@hookimpl
+def planners():
+    return [Parrot]
+"""
+
+PRICE = {"prompt": 1.0, "completion": 10.0}
+PAIRS = {"use": "fake-source", "count": 5, "caption": "a bee", "instruction": "add a hole",
+         "edited_caption": "a bee with a hole"}  # fmt: skip
+NOTHING = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
+
+
+@pytest.fixture
+def parrot(distribution: Distribution, tmp_path: Path) -> dict[str, object]:
+    distribution("parrot", {"parrot": "parrot_plugin"}, parrot_plugin=PARROT)
+    return {"use": "parrot", "log": str(tmp_path / "asked.txt"), "price": PRICE}
+
+
+def asked(tmp_path: Path) -> int:
+    log = tmp_path / "asked.txt"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def ids(run: RunFolder) -> list[str]:
+    return [record_id for shard in run.shards() for record_id, _, _ in run.ends("source", shard)]
+
+
+def status(told: Lineage) -> dict[str, str]:
+    return {step.stage: step.status for step in told.steps}
+
+
+# -- which record ---------------------------------------------------------------------------------
+
+
+def test_a_record_is_found_by_id_by_how_that_begins_and_by_its_own_name(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    source = {"use": "fake-source", "count": 40}
+    run = generate(load_recipe(write_recipe(source=source, shard_size=16)), tmp_path / "run")
+    every = ids(run)
+    chosen = every[33]
+    for wanted in (chosen, chosen[:8], "33"):
+        assert lineage(run, wanted).record_id == chosen
+    assert lineage(run, chosen).shard == "000002"
+    # A whole name wins over the beginning of an id.
+    assert lineage(run, "3").record_id == every[3]
+    letter = next(a for a in "abcdef" if sum(it.startswith(a) for it in every) > 1)
+    with pytest.raises(RunError, match=f"records of .* are meant by '{letter}': {letter}"):
+        lineage(run, letter)
+    with pytest.raises(RunError, match="has no record 'no such'"):
+        lineage(run, "no such")
+    with pytest.raises(RunError, match="is no run folder"):
+        lineage(RunFolder(tmp_path / "nothing"), "3")
+
+
+# -- what is told ---------------------------------------------------------------------------------
+
+
+def test_the_whole_way_of_an_accepted_record(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(seed=5, shard_size=3, filters=["no-op", {"use": "eq1", "rank": 0.2}])
+    run = generate(load_recipe(path), tmp_path / "run")
+    outcome = [o for o in outcomes(run) if o.status == "ok"][2]
+    record_id = outcome.sample.record_id
+    told = lineage(run, record_id)
+    assert (told.status, told.reason) == ("accepted", "")
+    assert told.item == outcome.sample.item.model_dump()
+    assert told.source["use"] == "fake-source" and told.source["options"]["count"] == 7
+    assert status(told) == dict.fromkeys([*STAGES, "score-eq1"], "ok")
+    steps = {step.stage: step for step in told.steps}
+    assert steps["caption"].output == {"text": "a bee and a rabbit"}
+    assert steps["plan"].output["target"] == "pear"
+    assert steps["plan"].seeds == [seed_of(5, "plan", record_id)]
+    assert steps["edit"].seeds == [seed_of(5, "edit", record_id)]
+    assert steps["score-no-op"].seeds == [seed_of(5, "score", record_id)]
+    assert steps["caption"].seeds == steps["plan"].questions == []
+    assert steps["score-eq1"].verdict == "accepted"
+    assert steps["score-eq1"].options == {"value": None, "rank": 0.2}
+    assert steps["caption"].package.startswith("reasonpix ")
+    image = outcome.sample.edited_png()
+    assert steps["edit"].image == {
+        "bytes": len(image),
+        "width": 32,
+        "height": 32,
+        "sha256": hashlib.sha256(image).hexdigest(),
+    }
+    shares = [step.seconds for step in told.steps]
+    assert all(share is not None and share >= 0 for share in shares)
+    assert told.published is not None
+    assert told.published["edit_prompt"] == outcome.sample.instruction
+    assert told.published["scores"] == outcome.scores
+
+    assert json.loads(json.dumps(told.as_dict()))["steps"][4]["stage"] == "plan"
+    text = "\n".join(lines(told))
+    for words in (
+        f"record {record_id} of {run}, shard 00000",
+        "plan: ok by fake-planner 1 (reasonpix ",
+        f"seeds: {seed_of(5, 'plan', record_id)}",
+        f"results: stages/{steps['edit'].folder}",
+        f"image: 32x32 pixels, {len(image)} bytes",
+        "verdict: accepted",
+        "edit_prompt: Something else would look better there.",
+    ):
+        assert words in text
+
+
+@pytest.mark.usefixtures("trial")
+def test_a_record_that_ended_early(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    captions = ["a bee", "unlisted", "torn", "a ghost", "a raises-in-planner", "a reject-me"]
+    path = write_recipe(
+        source={"use": "trial-source", "captions": captions},
+        captioner=None,
+        extractor="trial-extractor",
+        grounder="trial-grounder",
+        planner="trial-planner",
+        editor="trial-editor",
+        filters=["trial-filter", "no-op"],
+    )
+    run = generate(load_recipe(path), tmp_path / "run")
+    for outcome in outcomes(run):
+        told = lineage(run, outcome.sample.item.native_id)
+        assert told.status == {"ok": "accepted"}.get(outcome.status, outcome.status)
+        if outcome.status != "ok":
+            assert (told.stage, told.reason) == (outcome.stage, outcome.reason)
+        assert (told.published is None) == (outcome.status != "ok")
+    ghost = lineage(run, "3")
+    assert list(status(ghost).values()) == ["ok"] * 3 + ["rejected"] + ["not reached"] * 4
+    torn = "\n".join(lines(lineage(run, "2")))
+    assert "failed at read: 2: not an image" in torn
+    later = ", ".join([*STAGES[1:6], "score-trial-filter", "score-no-op"])
+    assert torn.count("not reached") == 1 and f"\nnot reached: {later}" in torn
+    # A record that a filter rejects has been measured by all.
+    rejected = lineage(run, "5")
+    assert set(status(rejected).values()) == {"ok"}
+    assert [step.verdict for step in rejected.steps[-2:]] == ["it was asked for", "accepted"]
+    text = "\n".join(lines(rejected))
+    assert "verdict: rejected: it was asked for" in text and "verdict: accepted" in text
+    # Nothing follows from a record that the source could not give.
+    _, replayed = replay(run, "1")
+    assert replayed == []
+    [line] = replay_lines(replayed)
+    assert "nothing is to be computed anew" in line
+
+
+def test_a_run_that_goes_on(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(shard_size=4, filters=["no-op"])
+    run = generate(load_recipe(path), tmp_path / "run")
+    for stage in ("edit", "score-no-op"):
+        [folder] = (tmp_path / "run" / "stages").glob(f"{stage}-*")
+        (folder / "000001.parquet").unlink()
+    first, last = lineage(run, "0"), lineage(run, "6")
+    assert status(last) == status(first) | {"edit": "to do", "score-no-op": "to do"}
+    assert (last.status, last.stage, last.published) == ("to do", "edit", None)
+    # It is measured, and what the filter makes of it depends on those that are not.
+    assert (first.status, first.stage) == ("to do", "score-no-op")
+    assert first.steps[-1].output is not None and first.steps[-1].verdict is None
+
+
+# -- what a language model was asked --------------------------------------------------------------
+
+
+def test_the_questions_and_raw_answers_are_told_in_order(
+    parrot: dict[str, object], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    run = generate(load_recipe(write_recipe(planner=parrot, shard_size=3)), tmp_path / "run")
+    before = asked(tmp_path)
+    assert before == 14  # 7 records, each with a repair
+    told = lineage(run, "4")
+    [plan] = [step for step in told.steps if step.stage == "plan"]
+    first, repair = plan.questions
+    assert json.loads(first.answer)["target"] == "bee"
+    assert json.loads(repair.answer)["target"] == "pear"
+    assert repair.messages[: len(first.messages)] == first.messages
+    assert repair.messages[len(first.messages)] == ("assistant", first.answer)
+    assert [first.seed, repair.seed][0] == plan.seeds[0]
+    assert (first.prompt_tokens, first.completion_tokens) == (1000, 20)
+    assert first.cost == pytest.approx((1000 + 200) / 1e6) and first.attempts == 1
+    assert plan.output["target"] == "pear"
+    assert plan.unanswered == 0 and not plan.note
+    text = "\n".join(lines(told))
+    assert "question 2 (replace, seed" in text and "1000 + 20 tokens, cost 0.001200" in text
+    assert f"the first {len(first.messages)} turns are those of question 1" in text
+    assert text.count(first.messages[0][1].splitlines()[0]) == 1
+    assert asked(tmp_path) == before
+
+
+def test_candidates_and_orders_are_questions_of_their_own(
+    parrot: dict[str, object], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    filters = [{"use": "eq1", "rank": 0.2}, "leak"]
+    path = write_recipe(source=PAIRS, planner=parrot, filters=filters, **NOTHING)
+    run = generate(load_recipe(path, ["candidates=3", "orders=2"]), tmp_path / "run")
+    before = asked(tmp_path)
+    accepted = [o for o in outcomes(run) if o.status == "ok"]
+    steps = {it.stage: it for it in lineage(run, accepted[0].sample.record_id).steps}
+    assert [question.verb for question in steps["rewrite"].questions] == ["rewrite"] * 3
+    assert [question.verb for question in steps["select"].questions] == ["select"] * 2
+    record_id = accepted[0].sample.record_id
+    assert steps["rewrite"].seeds == [seed_of(0, "rewrite", record_id, i) for i in range(3)]
+    assert steps["select"].seeds == [seed_of(0, "select", record_id, i) for i in range(2)]
+
+    # The filter before the planner: what it rejects is asked nothing.
+    [rejected] = [o for o in outcomes(run) if o.status != "ok"]
+    told = lineage(run, rejected.sample.record_id)
+    assert (told.status, told.stage, told.reason) == ("rejected", "score-eq1", rejected.reason)
+    assert status(told)["rewrite"] == status(told)["score-leak"] == "not reached"
+    assert asked(tmp_path) == before
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_an_answer_that_is_not_stored_is_not_asked_for(
+    batch: bool, parrot: dict[str, object], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    run = generate(load_recipe(write_recipe(planner=parrot)), tmp_path / "run")
+    before = asked(tmp_path)
+    with sqlite3.connect(tmp_path / "run" / "llm.sqlite") as db:
+        db.execute("DELETE FROM answers")
+    db.close()
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("batch: false", f"batch: {str(batch).lower()}"))
+    told, replayed = replay(run, "0")
+    [plan] = [step for step in told.steps if step.stage == "plan"]
+    assert (plan.questions, plan.unanswered) == ([], 1)
+    assert "1 question has no stored answer" in "\n".join(lines(told))
+    assert [it.stage for it in replayed if not it.is_identical] == ["plan"]
+    assert "no stored answer" in "\n".join(replay_lines(replayed))
+    (tmp_path / "run" / "llm.sqlite").unlink()
+    assert lineage(run, "0").as_dict() == told.as_dict()
+    assert not (tmp_path / "run" / "llm.sqlite").exists()
+    assert asked(tmp_path) == before
+
+
+def test_a_prompt_that_changed_since_is_not_taken_for_the_one_of_then(
+    parrot: dict[str, object], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    built_in = Path(__file__).parents[2] / "reasonpix" / "llm" / "templates" / "replace.yaml"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(built_in.read_text())
+    planner = parrot | {"prompts": {"replace": str(mine)}}
+    run = generate(load_recipe(write_recipe(planner=planner)), tmp_path / "run")
+    mine.write_text(built_in.read_text().replace("system: |\n", "system: |\n  Be brief.\n", 1))
+    told, replayed = replay(run, "0")
+    [plan] = [step for step in told.steps if step.stage == "plan"]
+    assert plan.questions == [] and "changed since" in plan.note
+    [differs] = [it for it in replayed if not it.is_identical]
+    assert differs.stage == "plan"
+    assert differs.differences[0].startswith('component.prompt was "')
+
+
+# -- computed anew --------------------------------------------------------------------------------
+
+
+def test_replay_gives_every_stage_again(
+    parrot: dict[str, object], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    filters = ["no-op", "regrounded", {"use": "eq1", "rank": 0.3}]
+    path = write_recipe(planner=parrot, filters=filters, shard_size=3)
+    run = generate(load_recipe(path), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.parquet")}
+    count = asked(tmp_path)
+    told, replayed = replay(run, "5")
+    assert [it.stage for it in replayed] == [step.stage for step in told.steps]
+    assert all(it.is_identical for it in replayed)
+    assert "9 of 9 stages gave the same, to the byte" in "\n".join(replay_lines(replayed))
+    assert asked(tmp_path) == count
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.parquet")} == before
+
+
+@pytest.mark.usefixtures("trial")
+@pytest.mark.parametrize("native_id", ["0", "1", "2", "3"])
+def test_what_went_wrong_goes_wrong_again(
+    native_id: str, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    path = write_recipe(
+        source={"use": "trial-source", "captions": ["torn", "unlisted", "a giant", "a grey"]},
+        captioner=None,
+        extractor="trial-extractor",
+        grounder="trial-grounder",
+        editor="trial-editor",
+    )
+    run = generate(load_recipe(path), tmp_path / "run")
+    told, replayed = replay(run, native_id)
+    assert told.status == "failed"
+    assert all(it.is_identical for it in replayed)
+    assert len(replayed) == sum(step.status != "not reached" for step in told.steps)
+
+
+def test_what_differs_is_told(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    run = generate(load_recipe(write_recipe(filters=["no-op"])), tmp_path / "run")
+    [shard] = run.shards()
+    folders = {path.name.rpartition("-")[0]: path.name for path in
+               (tmp_path / "run" / "stages").iterdir() if "-" in path.name}  # fmt: skip
+
+    def change(stage: str, changed: Callable[[Row], Row]) -> None:
+        rows = run.read(folders[stage], shard)
+        run.write(folders[stage], shard, [changed(rows[0]), *rows[1:]])
+
+    def repaint(row: Row) -> Row:
+        image = Image.new("RGB", (32, 32), (200, 40, 40))
+        image.putpixel((0, 0), (0, 40, 40))
+        return row._replace(image=encode_png(image))
+
+    change("caption", lambda row: row._replace(output='{"text": "a fly"}'))
+    change("edit", repaint)
+    change("score-no-op", lambda row: row._replace(status="rejected", reason="no", output=""))
+    told, replayed = replay(run, "0")
+    differences = {it.stage: it.differences for it in replayed if not it.is_identical}
+    # From each stage's stored input: the extractor was given the fly, and finds no rabbit in it.
+    assert differences["caption"] == ['output.text was "a fly", is "a bee and a rabbit"']
+    assert differences["extract"][0].startswith("output.entities was [")
+    assert differences["edit"][0].startswith("image differs in ")
+    assert differences["score-no-op"][:2] == [
+        "status was 'rejected', is 'ok'",
+        "reason was 'no', is ''",
+    ]
+    assert told.status == "rejected"
+    assert lineage(run, "1").status == "accepted"
+    assert all(it.is_identical for it in replay(run, "1")[1])
+    text = "\n".join(replay_lines(replayed))
+    assert "caption: differs" in text and "read: identical" in text
+
+
+def test_pixels_that_differ_are_counted(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    run = generate(load_recipe(write_recipe()), tmp_path / "run")
+    [shard] = run.shards()
+    [folder] = [path.name for path in (tmp_path / "run" / "stages").glob("edit-*")]
+    rows = run.read(folder, shard)
+    image = next(outcomes(run)).sample.edited_image()
+    red, green, blue = image.getpixel((3, 4))
+    image.putpixel((3, 4), (red, green, blue - 9))
+    run.write(folder, shard, [rows[0]._replace(image=encode_png(image)), *rows[1:]])
+    [edit] = [it for it in replay(run, "0")[1] if not it.is_identical]
+    assert edit.differences == ["image differs in 1 of 1024 pixels, by 9 of 255 at most"]

@@ -1,0 +1,227 @@
+"""What `status` tells of a run, and what `clean` takes away."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reasonpix.errors import RunError
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.run_folder import RunFolder
+from reasonpix.inspection.status import RunStatus, clean, status, superseded
+from tests.conftest import WriteRecipe
+
+STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
+
+
+def shards(told: RunStatus) -> dict[str, tuple[int, int, int]]:
+    return {it.stage: (it.reused, it.done, it.todo) for it in told.stages}
+
+
+def records(told: RunStatus) -> dict[str, tuple[int, int, int, int]]:
+    return {it.stage: (it.ok, it.rejected, it.failed, it.todo_records) for it in told.stages}
+
+
+def unfinish(run: RunFolder, stage: str, *names: str) -> None:
+    """As if the run had been killed before it came to these shards of a stage."""
+    assert run.storage.local is not None
+    [folder] = (run.storage.local / "stages").glob(f"{stage}-*")
+    for name in names:
+        (folder / f"{name}.parquet").unlink()
+
+
+def test_what_a_call_did_is_done_and_what_it_found_is_reused(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(shard_size=3, filters=["no-op"]))
+    run = generate(recipe, tmp_path / "run")
+    assert shards(status(run)) == dict.fromkeys(STAGES, (0, 3, 0))
+    assert records(status(run)) == dict.fromkeys(STAGES, (7, 0, 0, 0))
+
+    generate(recipe, tmp_path / "run")
+    assert shards(status(run)) == dict.fromkeys(STAGES, (3, 0, 0))
+
+    unfinish(run, "edit", "000001")
+    generate(recipe, tmp_path / "run")
+    assert shards(status(run))["edit"] == (2, 1, 0)
+    assert shards(status(run))["plan"] == (3, 0, 0)
+
+
+def test_a_run_that_was_stopped_tells_what_is_to_do(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    run = generate(load_recipe(write_recipe(shard_size=3, filters=["no-op"])), tmp_path / "run")
+    unfinish(run, "edit", "000001", "000002")
+    unfinish(run, "score-no-op", "000000", "000001", "000002")
+    told = status(run)
+    assert shards(told)["plan"] == (0, 3, 0)
+    assert shards(told)["edit"] == (0, 1, 2)
+    assert shards(told)["score-no-op"] == (0, 0, 3)
+    assert records(told)["edit"] == (3, 0, 0, 4)
+    assert records(told)["score-no-op"] == (0, 0, 0, 7)
+    text = "\n".join(told.lines())
+    assert "7 records in 3 shards, all of the source" in text
+    assert "nobody is at work" in text
+    [edit] = [line.split() for line in told.lines() if line.split()[:1] == ["edit"]]
+    assert edit == ["edit", "0", "1", "2", "3", "0", "0", "≤", "4"]
+
+
+@pytest.mark.usefixtures("trial")
+def test_records_that_ended_are_counted_where_they_did(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    captions = ["a bee", "a ghost", "unlisted", "torn", "a raises-in-planner", "nobody here"]
+    path = write_recipe(
+        shard_size=4,
+        source={"use": "trial-source", "captions": captions},
+        captioner=None,
+        extractor="trial-extractor",
+        grounder="trial-grounder",
+        planner="trial-planner",
+    )
+    run = generate(load_recipe(path), tmp_path / "run")
+    told = records(status(run))
+    assert told["read"] == (4, 0, 1, 0)
+    assert told["extract"] == (3, 1, 0, 0)
+    assert told["ground"] == (2, 1, 0, 0)
+    assert told["plan"] == (1, 0, 1, 0)
+    # What reaches a stage that is to do is known from the one before.
+    unfinish(run, "edit", "000000", "000001")
+    assert records(status(run))["edit"] == (0, 0, 0, 1)
+    # The journal may be lost; the files tell the same.
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    unfinish(run, "plan", "000001")
+    assert records(status(run)) | {"plan": None, "edit": None} == told | {
+        "plan": None,
+        "edit": None,
+    }
+    assert records(status(run))["plan"] == (1, 0, 0, 1)
+    assert dict(told_source := status(run).source) == {"ok": 5, "failed": 1}, told_source
+    assert ["source", "5", "0", "1"] in [line.split() for line in status(run).lines()]
+
+
+def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    filters = [{"use": "eq1", "rank": 0.3}, "no-op"]
+    path = write_recipe(shard_size=3, filters=filters)
+    run = generate(load_recipe(path), tmp_path / "run")
+    told = status(run)
+    assert (told.finished, told.accepted) == (7, 5)
+    text = list(told.lines())
+    assert "5 of 7 records accepted" in text
+    assert text[-1].endswith(f": reasonpix refilter {run}")
+    distances = [outcome.scores["eq1.distance"] for outcome in outcomes(run)]
+    unfinish(run, "score-no-op", "000002")
+    unfinish(run, "score-eq1", "000001")
+    told = status(run)
+    # Of four measured records the lowest is rejected; three are in a shard that is finished.
+    assert (told.finished, told.accepted) == (
+        3,
+        3 - (min(distances[:3]) < distances[6]),
+    )
+    assert "accepted so far, of 3 records that all stages are" in "\n".join(told.lines())
+    told = status(run, load_recipe(path))
+    assert told.finished is None and not re.search("^.*[0-9] accepted", "\n".join(told.lines()))
+
+
+def test_one_is_no_plural(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(source={"use": "fake-source", "count": 1}))
+    text = "\n".join(status(generate(recipe, tmp_path / "run")).lines())
+    assert "1 record in 1 shard, all of the source" in text and "1 of 1 record accepted" in text
+
+
+def test_a_recipe_tells_what_it_would_reuse(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    path = write_recipe(shard_size=3, filters=["no-op"])
+    run = generate(load_recipe(path), tmp_path / "run")
+    before = sorted(path for path in (tmp_path / "run").rglob("*") if path.name != "holder")
+    told = status(run, load_recipe(path, ["pipeline.planner.target=cat"]))
+    reused, todo = (3, 0, 0), (0, 0, 3)
+    assert list(shards(told).values()) == [reused] * 4 + [todo] * 3
+    assert records(told)["plan"] == (0, 0, 0, 7)
+    # A threshold is no reason to compute anything.
+    told = status(run, load_recipe(path, ["filters.0.min_changed=0.9"]))
+    assert set(shards(told).values()) == {reused}
+    after = sorted(path for path in (tmp_path / "run").rglob("*") if path.name != "holder")
+    assert after == before
+
+    other = load_recipe(path, ["source.count=8"])
+    with pytest.raises(RunError, match="another source"):
+        status(run, other)
+
+
+def test_no_run_is_told_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe())
+    for asked in (None, recipe):
+        with pytest.raises(RunError, match="is no run folder"):
+            status(RunFolder(tmp_path / "nothing"), asked)
+    with pytest.raises(RunError, match="is no run folder"):
+        superseded(RunFolder(tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_the_process_at_work_is_named(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    run = generate(load_recipe(write_recipe()), tmp_path / "run")
+    code = """if True:
+        import sys
+        from reasonpix.core.remote_storage import open_storage
+        with open_storage(sys.argv[1]).held():
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert f"process {other.pid} on" in (status(run).holder or "")
+        with pytest.raises(RunError, match=f"process {other.pid}"):
+            clean(run, [])
+        other.communicate()
+    assert status(run).holder is None
+
+
+def test_clean_removes_what_is_superseded_and_nothing_else(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    path, out = write_recipe(filters=["no-op"]), tmp_path / "run"
+    run = generate(load_recipe(path), out)
+    first = {folder.name for folder in (out / "stages").iterdir()}
+    assert status(run).superseded == {}
+    generate(load_recipe(path, ["pipeline.planner.target=cat"]), out)
+    sizes = dict(status(run).superseded)
+    assert [name.rpartition("-")[0] for name in sizes] == ["edit", "plan", "score-no-op"]
+    assert sizes.keys() <= first
+    for folder, size in sizes.items():
+        assert size == sum(it.stat().st_size for it in (out / "stages" / folder).iterdir())
+    ended = [(o.status, o.sample.instruction) for o in outcomes(run)]
+
+    # Only what was agreed to, and no folder that is current, whoever asks for it.
+    [edit, *_] = sizes
+    current = {folder.name for folder in (out / "stages").iterdir()} - sizes.keys()
+    clean(run, [edit, *current])
+    assert list(status(run).superseded) == list(sizes)[1:]
+    draft = out / "stages" / "source" / ".000000.parquet.4.tmp"
+    draft.write_bytes(b"torn")
+    clean(run, sizes)
+    assert {folder.name for folder in (out / "stages").iterdir()} == current
+    assert not draft.exists()
+    assert [(o.status, o.sample.instruction) for o in outcomes(run)] == ended
+
+
+def test_without_a_list_of_current_stages_nothing_is_superseded(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run = generate(load_recipe(write_recipe()), out)
+    before = sorted((out / "stages").rglob("*"))
+    (out / "stages.json").unlink()
+    with pytest.raises(RunError, match=r"stages\.json cannot be read"):
+        clean(run, [folder.name for folder in (out / "stages").iterdir()])
+    assert sorted((out / "stages").rglob("*")) == before

@@ -1,0 +1,110 @@
+"""What the documentation shows is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reasonpix.generation.recipe import load_recipe
+from reasonpix.plugin.components import Captioner
+from reasonpix.plugin.testing import MethodContract, PlannerContract
+from reasonpix.plugin.types import EditPlan, ReplaceRequest
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_plugin_of_the_tutorial_keeps_its_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin, contract = blocks("docs/plugins.md", "python")[:2]
+    module = types.ModuleType("reasonpix_loud")
+    exec(compile(plugin, "docs/plugins.md", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, "reasonpix_loud", module)
+    offered = module.captioners()
+    assert [issubclass(component, Captioner) for component in offered] == [True]
+    tests: dict[str, type] = {}
+    exec(compile(contract, "docs/plugins.md", "exec"), tests)
+    case = tests["TestLoud"]()
+    case.test_captions_follow_images()
+    case.test_empty_batch()
+    case.test_options_describe_themselves()
+    with pytest.raises(ValueError, match="wrod"):
+        offered[0].Options(wrod="bee")
+
+
+def test_the_llm_planner_of_the_tutorial_keeps_its_contract() -> None:
+    source = blocks("docs/plugins.md", "python")[2]
+    module = types.ModuleType("reasonpix_echo")
+    exec(compile(source, "docs/plugins.md", "exec"), module.__dict__)
+    [planner] = module.planners()
+
+    class Contract(PlannerContract):
+        component = planner
+
+    # The "model" always gives the same plan: for a bee a good one.
+    request = ReplaceRequest(caption="a bee", categories=("bee",), seed=0)
+    [plan] = Contract().subject.replace([request])
+    assert isinstance(plan, EditPlan) and plan.target == "pear"
+    assert planner.Options().price is None
+    assert Contract().subject.longest_answer == planner.Options().max_tokens
+    Contract().test_plans_follow_requests()
+
+
+def test_the_method_of_the_tutorial_keeps_its_contract() -> None:
+    names: dict[str, Any] = {"__name__": "blur"}
+    source = blocks("docs/plugins.md", "python")[-1]
+    exec(compile(source, "docs/plugins.md", "exec"), names)
+    subject = type("Subject", (MethodContract,), {"component": names["Blur"]})()
+    for name in dir(MethodContract):
+        # A module of its own to import it has none.
+        if name.startswith("test_") and name != "test_importing_is_light":
+            getattr(subject, name)()
+
+
+def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:
+    replacing, rewriting = blocks("docs/recipes.md", "yaml")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(replacing)
+    assert [use.name for use in load_recipe(path).filters] == ["eq1", "regrounded"]
+    path.write_text(rewriting)
+    assert load_recipe(path).editor is None
+
+
+PLANNERS = [
+    text
+    for page in ("docs/llm.md", "README.md")
+    for text in blocks(page, "yaml")
+    if text.startswith("planner:")
+]
+
+
+@pytest.mark.parametrize("line", PLANNERS)
+def test_the_planners_of_the_docs_can_be_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    pairs = "{use: fake-source, caption: a bee, edited_caption: a pear, instruction: swap it}"
+    path.write_text(f"source: {pairs}\npipeline:\n  {line}")
+    assert line.count("\n") == 1
+    load_recipe(path)
+
+
+def test_the_reader_of_the_docs_is_one(tmp_path: Path) -> None:
+    (reader,) = (text for text in blocks("docs/llm.md", "yaml") if "reader:" in text)
+    others = "  extractor: spacy\n  grounder: fake-grounder\n  editor: fake-editor\n"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"source: fake-source\n{reader.replace('filters:', others + 'filters:')}")
+    assert [use.name for use in load_recipe(path).filters] == ["resolvable"]
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

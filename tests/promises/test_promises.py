@@ -1,0 +1,151 @@
+"""What the documentation promises of the whole, checked over every hook, recipe and plugin."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pluggy
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from reasonpix.cli.recipes import load_any
+from reasonpix.evaluation import recipe as evaluation_recipe
+from reasonpix.generation import recipe
+from reasonpix.generation.recipe import PIPELINE
+from reasonpix.generation.recipe_catalog import Command, command_of, shipped
+from reasonpix.plugin import hookspecs, registry
+from reasonpix.plugin.components import SLOTS
+from reasonpix.training import recipe as training_recipe
+
+ROOT = Path(__file__).parents[2]
+PUBLIC = {
+    "plugin.types",
+    "plugin.components",
+    "plugin.hookspecs",
+    "plugin.testing",
+    "errors",
+    "plugin.weights",
+    "llm.planner",
+    "llm.types",
+    "editing.pipeline",
+    "editing.checkpoint",
+    "editing.sampler",
+    "editing.runtimes.base",
+    "editing.runtimes.modules",
+    "core.memory",
+}
+
+SCHEMAS: dict[Command, Draft202012Validator] = {
+    "generate": Draft202012Validator(recipe.schema()),
+    "train": Draft202012Validator(training_recipe.schema()),
+    "evaluate": Draft202012Validator(evaluation_recipe.schema()),
+}
+
+HOOKS = [
+    name
+    for name, value in vars(hookspecs).items()
+    if callable(value) and hasattr(value, "reasonpix_spec")
+]
+
+
+def test_there_are_hooks() -> None:
+    assert len(HOOKS) == len(SLOTS) + 1  # and checkpoints
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_implemented_by_a_plugin(hook: str) -> None:
+    implementing = []
+    for entry in entry_points(group=registry.GROUP):
+        manager = pluggy.PluginManager("reasonpix")
+        manager.add_hookspecs(hookspecs)
+        manager.register(entry.load())
+        if getattr(manager.hook, hook).get_hookimpls():
+            implementing.append(entry.name)
+    assert implementing
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_explained(hook: str) -> None:
+    assert getattr(hookspecs, hook).__doc__.startswith("Return the ")
+    assert f"`{hook}`" in (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+
+
+def test_every_slot_is_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    for slot, base in SLOTS.items():
+        assert f"`{base.__name__}`" in text, slot
+
+
+@pytest.mark.parametrize("module", sorted(PUBLIC))
+def test_the_public_modules_are_named_where_plugin_authors_look(module: str) -> None:
+    assert f"`{module}`" in (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_installed_plugin_works_and_describes_itself(name: str) -> None:
+    for slot, component in registry.offers(name).items():
+        assert component.__doc__, slot
+        assert component.__doc__ != SLOTS[slot].__doc__
+        options = component.Options
+        for option, field in options.model_fields.items():
+            assert field.description, f"{name}: {option}"
+        assert options.fingerprint_exclude <= set(options.model_fields)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_checks(name: str, tmp_path: Path) -> None:
+    path, resolved = shipped()[name], tmp_path / "resolved.yaml"
+    checked = load_any(path)
+    resolved.write_text(checked.as_yaml(), encoding="utf-8")
+    assert load_any(resolved) == checked
+    assert command_of(resolved) == command_of(path)
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_the_schema_of_its_command_accepts_a_shipped_recipe(name: str, command: Command) -> None:
+    document = yaml.safe_load(shipped()[name].read_text(encoding="utf-8"))
+    errors = [error.message for error in SCHEMAS[command].iter_errors(document)]
+    assert (not errors) == (command == command_of(shipped()[name])), errors
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_starts_with_its_command(name: str) -> None:
+    text = shipped()[name].read_text(encoding="utf-8")
+    comments = [line for line in text.splitlines()[:4] if line.startswith("# ")]
+    assert comments and text.startswith("# ")
+    command = command_of(shipped()[name])
+    assert any(line.startswith(f"# reasonpix {command} {name} ") for line in comments)
+    if command != "generate":
+        return
+    # In the order of the data.
+    slots = [slot for slot in yaml.safe_load(text)["pipeline"] if slot in PIPELINE]
+    assert slots == sorted(slots, key=PIPELINE.index)
+
+
+PLUGIN_MODULES = sorted((ROOT / "plugins").glob("*/reasonpix_*/**/*.py"))
+
+
+@pytest.mark.parametrize("path", PLUGIN_MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_plugins_use_what_any_plugin_may(path: Path) -> None:
+    used = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "reasonpix":
+            used |= {f"reasonpix.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            used.add(node.module)
+    ours = {name for name in used if re.match(r"reasonpix(\.|$)", name)}
+    assert ours <= {f"reasonpix.{module}" for module in PUBLIC}
+
+
+def test_every_plugin_is_a_package_of_its_own() -> None:
+    for project in (ROOT / "plugins").glob("*/pyproject.toml"):
+        text = project.read_text(encoding="utf-8")
+        assert "[project.entry-points.reasonpix]" in text, project
+        assert '"reasonpix"' in text, project
