@@ -1,1 +1,84 @@
-"""The plugin API: components, the values they exchange, hooks, and tools to test them."""
+"""The plugin API: what plugins import, from here and the submodules `weights`, `testing`, `fakes`.
+
+See `docs/plugins.md` for how to write a plugin.
+"""
+
+from reasonpix.core.memory import is_out_of_memory
+from reasonpix.errors import InvalidBox, PluginError, ReasonpixError, SourceError, WeightsError
+from reasonpix.plugin.components import (
+    Captioner,
+    Component,
+    Edit,
+    Editor,
+    EditRequest,
+    EntityExtractor,
+    Grounder,
+    Method,
+    MethodRequest,
+    MLLMEncoder,
+    ModelOptions,
+    Options,
+    Planner,
+    PlannerTask,
+    Scorer,
+    Source,
+    SourceItem,
+    SourcePair,
+)
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import (
+    Box,
+    Caption,
+    Choice,
+    EditPlan,
+    Entity,
+    Grounding,
+    Problem,
+    Record,
+    ReplaceRequest,
+    ResolveRequest,
+    RewriteRequest,
+    Rewriting,
+    SelectRequest,
+)
+
+__all__ = [
+    "Box",
+    "Caption",
+    "Captioner",
+    "Choice",
+    "Component",
+    "Edit",
+    "EditPlan",
+    "EditRequest",
+    "Editor",
+    "Entity",
+    "EntityExtractor",
+    "Grounder",
+    "Grounding",
+    "InvalidBox",
+    "MLLMEncoder",
+    "Method",
+    "MethodRequest",
+    "ModelOptions",
+    "Options",
+    "Planner",
+    "PlannerTask",
+    "PluginError",
+    "Problem",
+    "ReasonpixError",
+    "Record",
+    "ReplaceRequest",
+    "ResolveRequest",
+    "RewriteRequest",
+    "Rewriting",
+    "Scorer",
+    "SelectRequest",
+    "Source",
+    "SourceError",
+    "SourceItem",
+    "SourcePair",
+    "WeightsError",
+    "hookimpl",
+    "is_out_of_memory",
+]

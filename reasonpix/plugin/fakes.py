@@ -50,6 +50,23 @@ from reasonpix.plugin.types import (
     SelectRequest,
 )
 
+__all__ = [
+    "FakeCaptioner",
+    "FakeCaptionerOptions",
+    "FakeEditor",
+    "FakeEditorOptions",
+    "FakeEncoder",
+    "FakeExtractor",
+    "FakeGrounder",
+    "FakeMethod",
+    "FakeMethodOptions",
+    "FakePlanner",
+    "FakePlannerOptions",
+    "FakeScorer",
+    "FakeSource",
+    "FakeSourceOptions",
+]
+
 
 class FakeSourceOptions(Options):
     """Options of `fake-source`."""

@@ -49,6 +49,19 @@ from reasonpix.plugin.types import (
     SelectRequest,
 )
 
+__all__ = [
+    "CaptionerContract",
+    "EditorContract",
+    "EncoderContract",
+    "EntityExtractorContract",
+    "GrounderContract",
+    "MethodContract",
+    "PlannerContract",
+    "ScorerContract",
+    "SourceContract",
+    "photographs",
+]
+
 
 def photographs() -> list[Image.Image]:
     """RGB images of awkward shapes: wide, tall, tiny and odd-sized, the same in every run."""

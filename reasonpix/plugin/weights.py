@@ -13,6 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from reasonpix.errors import WeightsError
 
+__all__ = [
+    "check_weights",
+    "choose_device",
+    "choose_dtype",
+    "digest",
+    "find_gguf",
+    "pretrained",
+    "unpack_gguf",
+    "usable_device",
+]
+
 if TYPE_CHECKING:
     import torch
 

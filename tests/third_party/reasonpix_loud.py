@@ -6,9 +6,7 @@ from typing import ClassVar
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from reasonpix.plugin.components import Captioner, Options
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Caption, Problem
+from reasonpix.plugin import Caption, Captioner, Options, Problem, hookimpl
 
 
 class Emphasis(BaseModel):

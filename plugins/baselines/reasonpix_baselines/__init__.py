@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, field_validator
 
-from reasonpix.plugin.components import Method, MethodRequest, ModelOptions
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Problem
+from reasonpix.plugin import Method, MethodRequest, ModelOptions, Problem, hookimpl
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,7 +132,7 @@ class _Baseline(Method[O_co]):
 
     def check(self) -> None:
         """See that the model is a pipeline. Raises `WeightsError`."""
-        from reasonpix.editing.checkpoint import check_pipeline
+        from reasonpix.editing import check_pipeline
 
         check_pipeline(self.options)
 

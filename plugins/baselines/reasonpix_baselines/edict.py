@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from reasonpix.plugin.components import MethodRequest
+from reasonpix.plugin import MethodRequest
 from reasonpix_baselines import EdictOptions
 from reasonpix_baselines.latents import in_batches
 from reasonpix_baselines.stable_diffusion import StableDiffusion

@@ -12,12 +12,8 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from PIL.Image import Image
 
-from reasonpix.editing.checkpoint import load_checkpoint
-from reasonpix.editing.runtimes.base import TorchNetwork
-from reasonpix.editing.runtimes.modules import UNetGraph
-from reasonpix.editing.sampler import GuidanceBranches, denoise
-from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.plugin.components import MethodRequest
+from reasonpix.editing import GuidanceBranches, TorchNetwork, UNetGraph, denoise, load_checkpoint
+from reasonpix.plugin import MethodRequest, ReasonpixError, WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype
 from reasonpix_baselines import InstructDiffusionOptions
 from reasonpix_baselines.latents import Latents, in_batches, rows_of

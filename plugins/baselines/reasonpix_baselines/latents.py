@@ -12,10 +12,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from reasonpix.core.memory import is_out_of_memory
-from reasonpix.editing.checkpoint import vae_scale_factor
-from reasonpix.editing.pipeline import CPU_ROWS, SMALL_UNET, working_size
-from reasonpix.errors import ReasonpixError
+from reasonpix.editing import CPU_ROWS, SMALL_UNET, vae_scale_factor, working_size
+from reasonpix.plugin import ReasonpixError, is_out_of_memory
 from reasonpix_baselines import BaselineOptions
 
 T = TypeVar("T")

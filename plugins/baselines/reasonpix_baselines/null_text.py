@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from reasonpix.plugin.components import MethodRequest
+from reasonpix.plugin import MethodRequest
 from reasonpix_baselines import NullTextOptions
 from reasonpix_baselines.alignment import align
 from reasonpix_baselines.attention import PromptToPrompt

@@ -13,8 +13,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from reasonpix.editing.checkpoint import read_parts
-from reasonpix.errors import ReasonpixError, WeightsError
+from reasonpix.editing import read_parts
+from reasonpix.plugin import ReasonpixError, WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype
 from reasonpix_baselines import InversionOptions
 from reasonpix_baselines.latents import Latents, rows_of

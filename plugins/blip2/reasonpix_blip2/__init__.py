@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from reasonpix.errors import WeightsError
-from reasonpix.plugin.components import Captioner, ModelOptions
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Caption, Problem
+from reasonpix.plugin import Caption, Captioner, ModelOptions, Problem, WeightsError, hookimpl
 from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 
 if TYPE_CHECKING:

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from reasonpix.plugin.components import Editor, EditRequest, ModelOptions
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Problem
+from reasonpix.plugin import Editor, EditRequest, ModelOptions, Problem, hookimpl
 from reasonpix_gligen.geometry import SMALLEST_SHARE, Window, too_small
 
 if TYPE_CHECKING:

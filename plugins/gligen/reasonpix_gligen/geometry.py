@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from reasonpix.plugin.types import Box
+from reasonpix.plugin import Box
 
 SMALLEST_SHARE = 1 / 64
 """A box that covers less of the model's square, in either direction, vanishes in its latents."""

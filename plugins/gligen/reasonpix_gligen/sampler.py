@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reasonpix.errors import WeightsError
+from reasonpix.plugin import WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 from reasonpix_gligen.geometry import cells
 

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from reasonpix.errors import InvalidBox
-from reasonpix.plugin.components import Grounder, ModelOptions
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Box, Grounding, Problem
+from reasonpix.plugin import Box, Grounder, Grounding, InvalidBox, ModelOptions, Problem, hookimpl
 from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 
 if TYPE_CHECKING:

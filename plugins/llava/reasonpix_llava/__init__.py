@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from reasonpix.plugin.components import MLLMEncoder, ModelOptions
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Problem
+from reasonpix.plugin import MLLMEncoder, ModelOptions, Problem, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reasonpix.errors import WeightsError
+from reasonpix.plugin import WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 
 if TYPE_CHECKING:

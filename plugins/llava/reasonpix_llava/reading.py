@@ -29,8 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.plugin.types import Problem
+from reasonpix.plugin import Problem, ReasonpixError, WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype, find_gguf, pretrained, unpack_gguf
 from reasonpix_llava import IMAGE, INSTRUCTION
 

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from reasonpix.errors import ReasonpixError
-from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
-from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
-from reasonpix.plugin.components import ModelOptions, Planner
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Problem
+from reasonpix.llm import (
+    Completion,
+    Conversation,
+    LLMPlanner,
+    LLMPlannerOptions,
+    Price,
+    Unavailable,
+)
+from reasonpix.plugin import ModelOptions, Planner, Problem, ReasonpixError, hookimpl
 from reasonpix.plugin.weights import check_weights, digest, find_gguf
 
 if TYPE_CHECKING:

@@ -31,9 +31,8 @@ import torch
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.llm.types import Completion, Conversation, Message, Unavailable
-from reasonpix.plugin.types import Problem
+from reasonpix.llm import Completion, Conversation, Message, Unavailable
+from reasonpix.plugin import Problem, ReasonpixError, WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype, find_gguf, pretrained, unpack_gguf
 from reasonpix_local_llm.grammar import Grammars, Matcher
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from llguidance import LLMatcher
 
-from reasonpix.errors import ReasonpixError, WeightsError
+from reasonpix.plugin import ReasonpixError, WeightsError
 
 LONGEST_STRING = 300
 """Characters of a string whose schema sets no bound: a weak model would go on until it is cut."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from reasonpix.plugin.components import Options, Planner, Source
-from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin import Options, Planner, Source, hookimpl
 
 from .lexicon import Lexicon
 from .stickers import Stickers

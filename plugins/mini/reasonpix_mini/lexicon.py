@@ -18,10 +18,11 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from reasonpix.plugin.components import Options, Planner
-from reasonpix.plugin.types import (
+from reasonpix.plugin import (
     Choice,
     EditPlan,
+    Options,
+    Planner,
     Problem,
     ReplaceRequest,
     RewriteRequest,

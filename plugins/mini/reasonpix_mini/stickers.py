@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from reasonpix.plugin.components import Options, Source, SourceItem, SourcePair
+from reasonpix.plugin import Options, Source, SourceItem, SourcePair
 
 from . import lexicon, world
 

@@ -17,11 +17,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
 
-from reasonpix.errors import ReasonpixError
-from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
-from reasonpix.llm.types import Completion, Conversation, Unavailable
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Problem
+from reasonpix.llm import Completion, Conversation, LLMPlanner, LLMPlannerOptions, Unavailable
+from reasonpix.plugin import Problem, ReasonpixError, hookimpl
 from reasonpix_openai.batches import Batches
 from reasonpix_openai.replies import FORMAT, Replies
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from reasonpix.errors import ReasonpixError
-from reasonpix.llm.types import Unavailable
+from reasonpix.llm import Unavailable
+from reasonpix.plugin import ReasonpixError
 
 if TYPE_CHECKING:
     from openai import OpenAI

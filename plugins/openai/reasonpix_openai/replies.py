@@ -14,9 +14,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from reasonpix.errors import ReasonpixError
-from reasonpix.llm.types import Completion, Unavailable
-from reasonpix.plugin.types import Problem
+from reasonpix.llm import Completion, Unavailable
+from reasonpix.plugin import Problem, ReasonpixError
 
 SECRET_LENGTH = 8
 """Shorter keys, such as the EMPTY that local servers are given, are no secret, but common words."""

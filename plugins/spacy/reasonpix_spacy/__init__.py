@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from reasonpix.errors import WeightsError
-from reasonpix.plugin.components import EntityExtractor, Options
-from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.types import Caption, Entity, Problem
+from reasonpix.plugin import (
+    Caption,
+    Entity,
+    EntityExtractor,
+    Options,
+    Problem,
+    WeightsError,
+    hookimpl,
+)
 from reasonpix.plugin.weights import digest
 
 if TYPE_CHECKING:

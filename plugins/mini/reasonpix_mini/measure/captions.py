@@ -25,7 +25,7 @@ def measure(scenes: int = 200) -> dict[str, float]:
     from PIL import Image
     from reasonpix_blip2 import Blip2, Blip2Options
 
-    from reasonpix.plugin.types import Caption
+    from reasonpix.plugin import Caption
 
     folder = str(resources.files("reasonpix_mini") / "checkpoints" / "blip2")
     captioner = Blip2(Blip2Options(model=folder, device="cpu", batch_size=32))

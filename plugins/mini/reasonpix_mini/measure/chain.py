@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reasonpix.editing.checkpoint import load_checkpoint, read_parts
-from reasonpix.editing.pipeline import ReasonPix2Pix
-from reasonpix.plugin.components import MLLMEncoder, ModelOptions
-from reasonpix.plugin.types import Problem
+from reasonpix.editing import ReasonPix2Pix, load_checkpoint, read_parts
+from reasonpix.plugin import MLLMEncoder, ModelOptions, Problem
 from reasonpix_mini import world
 from reasonpix_mini.measure.instructed import HINTS, Case, cases, judged
 

@@ -41,8 +41,7 @@ def measure(
     from PIL import Image
     from reasonpix_gligen import Gligen, GligenOptions
 
-    from reasonpix.plugin.components import EditRequest
-    from reasonpix.plugin.types import Box
+    from reasonpix.plugin import Box, EditRequest
     from reasonpix_mini.training.judge import Judge
     from reasonpix_mini.training.vae import psnr, to_pixels, to_tensor
 

@@ -48,7 +48,7 @@ def _compare(
     from PIL import Image
     from reasonpix_grounding_dino import GroundingDino, GroundingDinoOptions
 
-    from reasonpix.plugin.types import Box, Problem
+    from reasonpix.plugin import Box, Problem
 
     folder = str(resources.files("reasonpix_mini") / "checkpoints" / "grounding-dino")
     grounder = GroundingDino(GroundingDinoOptions(model=folder, device="cpu", threshold=THRESHOLD))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reasonpix.plugin.types import RewriteRequest, Rewriting
+from reasonpix.plugin import RewriteRequest, Rewriting
 from reasonpix_mini import stickers, world
 from reasonpix_mini.lexicon import Lexicon, LexiconOptions
 from reasonpix_mini.training.judge import Judge
@@ -87,7 +87,7 @@ def measure(
     the old object's box; `<kind>_psnr_in_box` and `…_outside` compare with the rendered truth, in
     dB, means over pictures; `no_edit_…` is the input as it is.
     """
-    from reasonpix.editing.pipeline import ReasonPix2Pix
+    from reasonpix.editing import ReasonPix2Pix
 
     tests = cases(scenes, split)
     editor = ReasonPix2Pix.from_pretrained(model, device="cpu")

@@ -125,7 +125,7 @@ class _Pairs:
     def __init__(self, split: world.Split, hints: Any, count: int) -> None:
         import numpy as np
 
-        from reasonpix.plugin.types import RewriteRequest, Rewriting
+        from reasonpix.plugin import RewriteRequest, Rewriting
 
         self.scenes = [world.scene(split, index) for index in range(count)]
         self.names: list[dict[str, str]] = []

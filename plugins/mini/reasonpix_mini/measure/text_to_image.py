@@ -11,8 +11,7 @@ from typing import Any
 
 from reasonpix_grounding_dino import GroundingDino, GroundingDinoOptions
 
-from reasonpix.plugin.components import ModelOptions
-from reasonpix.plugin.types import Problem
+from reasonpix.plugin import ModelOptions, Problem
 from reasonpix_mini import world
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

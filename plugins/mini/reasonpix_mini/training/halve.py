@@ -9,8 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint
-from reasonpix.plugin.components import ModelOptions
+from reasonpix.editing import load_checkpoint, save_checkpoint
+from reasonpix.plugin import ModelOptions
 
 
 def main() -> None:

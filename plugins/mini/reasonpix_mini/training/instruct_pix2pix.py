@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reasonpix.plugin.types import RewriteRequest, Rewriting
+from reasonpix.plugin import RewriteRequest, Rewriting
 from reasonpix_mini import lexicon, world
 from reasonpix_mini.training import text
 from reasonpix_mini.training.diffusion import Training

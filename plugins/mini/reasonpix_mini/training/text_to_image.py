@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reasonpix.editing.checkpoint import read_parts
-from reasonpix.plugin.components import ModelOptions
+from reasonpix.editing import read_parts
+from reasonpix.plugin import ModelOptions
 from reasonpix_mini import world
 from reasonpix_mini.training import text
 from reasonpix_mini.training.diffusion import Training, scheduler
