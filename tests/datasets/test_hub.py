@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import hub_server
 import pytest
 
 from reasonpix.datasets.hub import push
@@ -19,6 +18,7 @@ from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.recipe import load_recipe
 from tests.conftest import WriteRecipe
+from tests.support import hub_server
 from tests.support.hub_server import Hub
 
 TOKEN = "hf_planted1234567890abcdefghijklmnopqr"

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from reasonpix_local_llm import LocalLLM
 from reasonpix_mini import world
-from test_local_llm import ask, assert_rows_are_independent, loaded, strict, texts
 
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcomes
@@ -23,6 +22,7 @@ from reasonpix.generation.run_folder import RunFolder
 from reasonpix.llm.tasks import REPLACE
 from reasonpix.plugin import registry
 from reasonpix.plugin.types import EditPlan, ReplaceRequest
+from tests.plugins.test_local_llm import ask, assert_rows_are_independent, loaded, strict, texts
 from tests.support.llm_server import served
 
 PROMPT = {
