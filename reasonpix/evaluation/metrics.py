@@ -32,7 +32,7 @@ from reasonpix.evaluation.embedders import (
     PreprocessedImage,
 )
 from reasonpix.evaluation.pixel_metrics import distances, psnr, ssim
-from reasonpix.generation.components.edit_filters import RegroundedOptions, inside, overlaps
+from reasonpix.generation.components.edit_filters import RegroundedOptions, box_mask, overlaps
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Grounder
 from reasonpix.plugin.types import Problem
@@ -275,7 +275,7 @@ def _outside(case: Case, size: tuple[int, int]) -> NDArray[np.bool_] | None:
     if case.read_mask:
         within = case.read_mask()
     elif case.box:
-        within = inside(case.box)
+        within = box_mask(case.box)
     else:
         return None
     if within.shape != size[::-1]:

@@ -173,7 +173,7 @@ def test_plugins_are_listed_and_described() -> None:
 def test_generate_publish_and_gallery(
     shell: Shell, write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    recipe = write_recipe(filters=["no-op", {"use": "eq1", "rank": 0.3}])
+    recipe = write_recipe(filters=["no-op", {"use": "eq1", "reject_fraction": 0.3}])
     command = ["generate", recipe, "--out", "run", "--limit", "5", "--seed", "9"]
     done = shell(*command, "--set", "shard_size=2")
     assert (done.returncode, done.stderr) == (0, "")

@@ -27,7 +27,9 @@ def call(command: click.Command, *arguments: str | Path, answer: str | None = No
 
 @pytest.fixture
 def run(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
-    recipe = load_recipe(write_recipe(shard_size=3, filters=[{"use": "eq1", "rank": 0.3}]))
+    recipe = load_recipe(
+        write_recipe(shard_size=3, filters=[{"use": "eq1", "reject_fraction": 0.3}])
+    )
     return generate(recipe, tmp_path / "run")
 
 
@@ -89,7 +91,7 @@ def test_refilter_tells_how_many_there_were_and_are(run: RunFolder, tmp_path: Pa
         str(tmp_path / "run" / "survival.html"),
     ]
     page = tmp_path / "page.html"
-    changed = call(runs.refilter, str(run), "--set", "filters.0.rank=0.6", "--out", page)
+    changed = call(runs.refilter, str(run), "--set", "filters.0.reject_fraction=0.6", "--out", page)
     accepted, files, where = changed.output.splitlines()[-3:]
     assert (accepted, where) == ("3 of 7 records accepted (5 before)", str(page))
     again = f"`reasonpix generate {run}/recipe.yaml --out {run}` keeps these thresholds"

@@ -20,7 +20,7 @@ from reasonpix.generation.run_folder import RunFolder
 from reasonpix.plugin.weights import digest
 from tests.conftest import Distribution, WriteRecipe
 
-FILTERS = ["no-op", {"use": "eq1", "rank": 0.3}]
+FILTERS = ["no-op", {"use": "eq1", "reject_fraction": 0.3}]
 
 MODEL = """
 from pydantic import Field
@@ -121,7 +121,7 @@ def test_it_tells_filters_their_thresholds_and_what_each_rejected(
     _, body = parts(tmp_path / "dataset")
     assert table(body, "Filters") == [
         ["no-op", "tolerance=12, min_changed=0.1", "0"],
-        ["eq1", "rank=0.3", "2"],
+        ["eq1", "reject_fraction=0.3", "2"],
     ]
 
 

@@ -21,7 +21,7 @@ from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from tests.conftest import WriteRecipe
 
-FILTERS = ["no-op", {"use": "eq1", "rank": 0.3}]
+FILTERS = ["no-op", {"use": "eq1", "reject_fraction": 0.3}]
 PAIRS = {
     "use": "fake-source",
     "count": 5,

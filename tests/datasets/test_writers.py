@@ -31,7 +31,7 @@ from reasonpix.plugin.components import SourceItem, SourcePair
 from reasonpix.plugin.types import Caption, EditPlan, Entity
 from tests.conftest import WriteRecipe
 
-FILTERS = ["no-op", {"use": "eq1", "rank": 0.3}]
+FILTERS = ["no-op", {"use": "eq1", "reject_fraction": 0.3}]
 REWRITING = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
 
 

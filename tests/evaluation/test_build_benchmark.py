@@ -38,7 +38,7 @@ def run(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
     recipe = write_recipe(
         source={"use": "fake-source", "count": 12},
         planner={"use": "fake-planner", "target": "owl"},
-        filters=[{"use": "eq1", "rank": 0.2}],
+        filters=[{"use": "eq1", "reject_fraction": 0.2}],
     )
     return generate(load_recipe(recipe), tmp_path / "run")
 

@@ -92,7 +92,7 @@ source:
   path: {path}
   pairs: true
 pipeline: {{planner: fake-planner}}
-filters: [{{use: eq1, rank: 0.4}}, diversity]
+filters: [{{use: eq1, reject_fraction: 0.4}}, diversity]
 """
 
 
@@ -126,7 +126,9 @@ def test_a_rank_is_taken_anew_when_the_run_grows(pairs: Path, tmp_path: Path) ->
     assert published(run, tmp_path / "a") == published(whole, tmp_path / "b")
 
 
-@pytest.mark.parametrize("filters", ["filters=[]", "filters.0.rank=0.2", "filters=[diversity]"])
+@pytest.mark.parametrize(
+    "filters", ["filters=[]", "filters.0.reject_fraction=0.2", "filters=[diversity]"]
+)
 def test_a_run_that_another_recipe_made_grow_goes_on(
     filters: str, pairs: Path, tmp_path: Path
 ) -> None:

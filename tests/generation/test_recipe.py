@@ -113,11 +113,11 @@ def test_anchors_repeat_values(tmp_path: Path, write_recipe: WriteRecipe) -> Non
     path = write_recipe()
     path.write_text(
         path.read_text() + "filters:\n  - {use: no-op, min_changed: &share 0.25}\n"
-        "  - {use: eq1, rank: *share}\n"
+        "  - {use: eq1, reject_fraction: *share}\n"
     )
     assert [use.as_yaml() for use in load_recipe(path).filters] == [
         {"use": "no-op", "tolerance": 12, "min_changed": 0.25},
-        {"use": "eq1", "rank": 0.25},
+        {"use": "eq1", "reject_fraction": 0.25},
     ]
 
 
@@ -140,7 +140,7 @@ round_trips = st.fixed_dictionaries(
             [
                 [],
                 ["no-op"],
-                [{"use": "eq1", "rank": 0.1}, "regrounded"],
+                [{"use": "eq1", "reject_fraction": 0.1}, "regrounded"],
                 [{"use": "eq1", "value": 1}],
             ]
         ),
@@ -214,11 +214,11 @@ def test_a_short_form_grows_into_a_block(write_recipe: WriteRecipe) -> None:
 
 
 def test_list_entries_are_named_by_number(write_recipe: WriteRecipe) -> None:
-    path = write_recipe(filters=["no-op", {"use": "eq1", "rank": 0.1}])
-    recipe = overridden(path, "filters.1.rank=0.2", "filters.0.tolerance=3")
+    path = write_recipe(filters=["no-op", {"use": "eq1", "reject_fraction": 0.1}])
+    recipe = overridden(path, "filters.1.reject_fraction=0.2", "filters.0.tolerance=3")
     assert [use.as_yaml() for use in recipe.filters] == [
         {"use": "no-op", "tolerance": 3, "min_changed": 0.1},
-        {"use": "eq1", "rank": 0.2},
+        {"use": "eq1", "reject_fraction": 0.2},
     ]
     assert overridden(path, "filters=[]").filters == ()
     assert overridden(path, "filters.1=regrounded").filters[1].name == "regrounded"
@@ -256,7 +256,7 @@ def test_a_value_is_yaml_and_may_hold_equals_signs(write_recipe: WriteRecipe) ->
         ("seed.now=1", "--set seed.now=1: there is no seed.now"),
         ("filters.7=no-op", "--set filters.7=no-op: there is no filters.7"),
         ("filters.-1=no-op", "--set filters.-1=no-op: there is no filters.-1"),
-        ("filters.x.rank=1", "--set filters.x.rank=1: there is no filters.x"),
+        ("filters.x.reject_fraction=1", "--set filters.x.reject_fraction=1: there is no filters.x"),
         ("pipeline.0=x", "--set pipeline.0=x: pipeline.0: no such option; known are captioner, "),
         ("sede=1", "--set sede=1: sede: no such option; did you mean 'seed'?"),
         ("a.b.c=1", "--set a.b.c=1: a: no such option; known are seed, "),
@@ -303,7 +303,7 @@ def test_the_schema_is_one() -> None:
 
 
 def test_the_schema_accepts_resolved_recipes(write_recipe: WriteRecipe) -> None:
-    filters = ["no-op", {"use": "eq1", "rank": 0.1}, "region-distance", "regrounded"]
+    filters = ["no-op", {"use": "eq1", "reject_fraction": 0.1}, "region-distance", "regrounded"]
     assert valid(yaml.safe_load(load_recipe(write_recipe(filters=filters)).as_yaml()))
 
 

@@ -124,7 +124,9 @@ def pairs(distribution: Distribution) -> Path:
     )
 
 
-def recipe(tmp_path: Path, text: str = "", filters: str = "[{use: eq1, rank: 0.3}]") -> Path:
+def recipe(
+    tmp_path: Path, text: str = "", filters: str = "[{use: eq1, reject_fraction: 0.3}]"
+) -> Path:
     path = tmp_path / "part1.yaml"
     path.write_text(
         f"shard_size: 2\nsource: pairs\npipeline:\n  planner: writer\nfilters: {filters}\n{text}"
@@ -171,7 +173,7 @@ def test_pairs_become_reasoning_instructions(tmp_path: Path) -> None:
         ("pipeline.planner.word=tail", ["rewrite", "select"]),
         ("candidates=3", ["rewrite", "select"]),
         ("orders=3", ["select"]),
-        ("filters.0.rank=0.6", ["rewrite", "select"]),
+        ("filters.0.reject_fraction=0.6", ["rewrite", "select"]),
     ],
 )
 def test_a_change_recomputes_what_follows_from_it(
@@ -186,7 +188,9 @@ def test_a_change_recomputes_what_follows_from_it(
 
 @pytest.mark.usefixtures("pairs")
 def test_what_eq1_rejects_is_asked_nobody(tmp_path: Path) -> None:
-    run = generate(load_recipe(recipe(tmp_path), ["filters.0.rank=0.8"]), tmp_path / "run")
+    run = generate(
+        load_recipe(recipe(tmp_path), ["filters.0.reject_fraction=0.8"]), tmp_path / "run"
+    )
     assert dict(funnel(run))["rewrite"] == {"ok": 1}
 
 

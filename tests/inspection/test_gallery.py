@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 
 def test_every_record_is_shown_with_its_images(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    filters = ["no-op", {"use": "eq1", "rank": 0.3}]
+    filters = ["no-op", {"use": "eq1", "reject_fraction": 0.3}]
     run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
     path = gallery(run)
     assert path == str(tmp_path / "run" / "gallery.html")
@@ -99,7 +99,7 @@ def test_the_page_needs_no_network(write_recipe: WriteRecipe, tmp_path: Path) ->
 def test_the_limit_bounds_the_pairs_and_not_the_counts(
     write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    path = write_recipe(filters=[{"use": "eq1", "rank": 0.3}])
+    path = write_recipe(filters=[{"use": "eq1", "reject_fraction": 0.3}])
     run = generate(load_recipe(path), tmp_path / "run")
     page = Page(gallery(run, limit=1))
     assert len(page.all("article")) == 2  # an accepted one and another
@@ -165,7 +165,7 @@ def bars(page: Page) -> list[list[str]]:
 
 
 def test_the_funnel_is_drawn(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    filters = [{"use": "eq1", "rank": 0.5}, "no-op"]
+    filters = [{"use": "eq1", "reject_fraction": 0.5}, "no-op"]
     recipe = write_recipe(source={"use": "fake-source", "count": 8}, filters=filters)
     page = Page(gallery(generate(load_recipe(recipe), tmp_path / "run")))
     whole, half = ["100.00%", "0.00%", "0.00%"], ["50.00%", "50.00%", "0.00%"]
@@ -239,7 +239,7 @@ def test_a_run_of_part_one_that_grew_has_its_page(
     source = {"use": "fake-source", "count": 9, "caption": "a bee", "instruction": "add a hole",
               "edited_caption": "a bee with a hole"}  # fmt: skip
     nothing = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
-    filters = [{"use": "eq1", "rank": 0.3}]
+    filters = [{"use": "eq1", "reject_fraction": 0.3}]
     recipe = load_recipe(write_recipe(source=source, filters=filters, shard_size=2, **nothing))
     generate(recipe, tmp_path / "run", limit=5)
     run = generate(recipe, tmp_path / "run", limit=9)

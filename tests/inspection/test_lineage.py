@@ -135,7 +135,9 @@ def test_a_record_is_found_by_id_by_how_that_begins_and_by_its_own_name(
 
 
 def test_the_whole_way_of_an_accepted_record(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path = write_recipe(seed=5, shard_size=3, filters=["no-op", {"use": "eq1", "rank": 0.2}])
+    path = write_recipe(
+        seed=5, shard_size=3, filters=["no-op", {"use": "eq1", "reject_fraction": 0.2}]
+    )
     run = generate(load_recipe(path), tmp_path / "run")
     outcome = [o for o in outcomes(run) if o.status == "ok"][2]
     record_id = outcome.sample.record_id
@@ -152,7 +154,7 @@ def test_the_whole_way_of_an_accepted_record(write_recipe: WriteRecipe, tmp_path
     assert steps["score-no-op"].seeds == [seed_of(5, "score", record_id)]
     assert steps["caption"].seeds == steps["plan"].questions == []
     assert steps["score-eq1"].verdict == "accepted"
-    assert steps["score-eq1"].options == {"value": None, "rank": 0.2}
+    assert steps["score-eq1"].options == {"value": None, "reject_fraction": 0.2}
     assert steps["caption"].package.startswith("reasonpix ")
     image = outcome.sample.edited_png()
     assert steps["edit"].image == {
@@ -264,7 +266,7 @@ def test_the_questions_and_raw_answers_are_told_in_order(
 def test_candidates_and_orders_are_questions_of_their_own(
     parrot: dict[str, object], write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    filters = [{"use": "eq1", "rank": 0.2}, "leak"]
+    filters = [{"use": "eq1", "reject_fraction": 0.2}, "leak"]
     path = write_recipe(source=PAIRS, planner=parrot, filters=filters, **NOTHING)
     run = generate(load_recipe(path, ["candidates=3", "orders=2"]), tmp_path / "run")
     before = asked(tmp_path)
@@ -330,7 +332,7 @@ def test_a_prompt_that_changed_since_is_not_taken_for_the_one_of_then(
 def test_replay_gives_every_stage_again(
     parrot: dict[str, object], write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    filters = ["no-op", "regrounded", {"use": "eq1", "rank": 0.3}]
+    filters = ["no-op", "regrounded", {"use": "eq1", "reject_fraction": 0.3}]
     path = write_recipe(planner=parrot, filters=filters, shard_size=3)
     run = generate(load_recipe(path), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.parquet")}

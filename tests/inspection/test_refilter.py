@@ -26,7 +26,7 @@ from reasonpix.inspection.refilter import refilter
 from reasonpix.inspection.threshold_curves import SAMPLED, draw_survival, survival, survivals
 from tests.conftest import Distribution, WriteRecipe
 
-EQ1 = {"use": "eq1", "rank": 0.3}
+EQ1 = {"use": "eq1", "reject_fraction": 0.3}
 PAIRS = {"use": "fake-source", "count": 6, "caption": "a bee", "instruction": "add a hole",
          "edited_caption": "a bee with a hole"}  # fmt: skip
 
@@ -52,7 +52,7 @@ def test_another_threshold_gives_what_a_run_with_it_gives(
     out = tmp_path / "run"
     run = generate(load_recipe(path), out)
     kept = files(out)
-    changes = ["filters.0.rank=0.6", "filters.1.min_changed=0.5"]
+    changes = ["filters.0.reject_fraction=0.6", "filters.1.min_changed=0.5"]
     before, after = refilter(run, changes)
     assert (before.accepted, after.accepted) == (5, 3)
     assert files(out) == kept
@@ -80,7 +80,7 @@ def test_filters_that_were_measured_go_come_back_and_change_places(
 
     _, after = refilter(run, ["filters=[region-distance]"])
     assert stages() == ["score-region-distance"] and after.accepted == 7
-    _, after = refilter(run, ["filters=[no-op, {use: eq1, rank: 0.5}]"])
+    _, after = refilter(run, ["filters=[no-op, {use: eq1, reject_fraction: 0.5}]"])
     assert stages() == ["score-no-op", "score-eq1"] and after.accepted == 4
     _, after = refilter(run, ["filters=[]"])
     assert stages() == [] and after.accepted == 7
@@ -115,23 +115,23 @@ def test_a_filter_before_the_planner_decides_what_that_is_asked(
     path = write_recipe(source=PAIRS, filters=[EQ1, "leak"], **nothing)
     run = generate(load_recipe(path), tmp_path / "run")
     with pytest.raises(RunError, match=r"rewrite, select, score-leak.*before rewrite.*: eq1"):
-        refilter(run, ["filters.0.rank=0.5"])
+        refilter(run, ["filters.0.reject_fraction=0.5"])
     # One after it is free to change, and the fakes leak nothing at -1.
-    before, after = refilter(run, ["filters=[{use: eq1, rank: 0.3}]"])
+    before, after = refilter(run, ["filters=[{use: eq1, reject_fraction: 0.3}]"])
     assert before.accepted == after.accepted == 5
 
 
 def test_mistakes_and_unfinished_runs_are_told(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = generate(load_recipe(write_recipe(filters=[EQ1])), out)
-    with pytest.raises(RecipeError, match=r"filters\.0\.rank.*less than 1"):
-        refilter(run, ["filters.0.rank=2"])
+    with pytest.raises(RecipeError, match=r"filters\.0\.reject_fraction.*less than 1"):
+        refilter(run, ["filters.0.reject_fraction=2"])
     with run.storage.held(), pytest.raises(RunError, match="is in use by process"):
-        refilter(RunFolder(out), ["filters.0.rank=0.5"])
+        refilter(RunFolder(out), ["filters.0.reject_fraction=0.5"])
     [folder] = (out / "stages").glob("score-eq1-*")
     (folder / "000000.parquet").unlink()
     with pytest.raises(RunError, match="is not finished: stage score-eq1"):
-        refilter(run, ["filters.0.rank=0.5"])
+        refilter(run, ["filters.0.reject_fraction=0.5"])
     with pytest.raises(RunError, match="is no run folder"):
         refilter(RunFolder(tmp_path / "nothing"), [])
 
@@ -142,9 +142,9 @@ def test_the_packages_that_made_the_results_stay_named(
     run = generate(load_recipe(write_recipe(filters=[EQ1])), tmp_path / "run")
     path = tmp_path / "run" / "recipe.yaml"
     path.write_text(re.sub(r"# reasonpix \S+", "# reasonpix 0.0.7", path.read_text()))
-    refilter(run, ["filters.0.rank=0.5"])
+    refilter(run, ["filters.0.reject_fraction=0.5"])
     assert path.read_text().startswith("# reasonpix 0.0.7\nseed: 0\n")
-    assert "rank: 0.5" in path.read_text()
+    assert "reject_fraction: 0.5" in path.read_text()
 
 
 # -- survival -------------------------------------------------------------------------------------
@@ -171,11 +171,11 @@ def test_a_curve_is_the_share_that_each_value_lets_through(
     path = write_recipe(filters=[EQ1, {"use": "no-op", "min_changed": 0.2}])
     run = generate(load_recipe(path), tmp_path / "run")
     eq1, no_op = survivals(run)
-    [rank] = eq1.curves
-    assert (eq1.measured, eq1.survive, rank.option, rank.now) == (7, 5, "rank", 0.3)
-    assert rank.survive == pytest.approx(5 / 7)
-    assert 0 < rank.points[0][0] < 0.05 and 0.95 < rank.points[-1][0] < 1
-    for value, share in rank.points:
+    [curve] = eq1.curves
+    assert (eq1.measured, eq1.survive, curve.option, curve.now) == (7, 5, "reject_fraction", 0.3)
+    assert curve.survive == pytest.approx(5 / 7)
+    assert 0 < curve.points[0][0] < 0.05 and 0.95 < curve.points[-1][0] < 1
+    for value, share in curve.points:
         assert share == pytest.approx(1 - int(7 * value) / 7)
     [changed] = no_op.curves  # tolerance changes scores, so that it has no curve
     assert (changed.points[0][0], changed.points[-1][0]) == (0.0, 1.0)
@@ -217,16 +217,16 @@ def test_the_second_line_is_what_all_filters_accept_together(
     eq1, region = survivals(run)
     far = {o.sample.record_id for o in ended if o.scores["region-distance.inside"] >= limit}
     distances = sorted(ended, key=lambda o: o.scores["eq1.distance"])
-    [rank] = eq1.curves
-    assert rank.accepted == pytest.approx(outcome_counts(run).accepted / 7)
-    for (value, alone), (same, together) in zip(rank.points, rank.together, strict=True):
+    [curve] = eq1.curves
+    assert curve.accepted == pytest.approx(outcome_counts(run).accepted / 7)
+    for (value, alone), (same, together) in zip(curve.points, curve.together, strict=True):
         kept = distances[int(round(7 * value, 6)) :]
         assert same == value and alone == pytest.approx(len(kept) / 7)
         assert together == pytest.approx(sum(o.sample.record_id in far for o in kept) / 7)
     inside = region.curves[0]
     assert inside.option == "min_inside"
     assert inside.together[0][1] == pytest.approx(5 / 7) and inside.points[0][1] == 1.0
-    assert inside.accepted == rank.accepted
+    assert inside.accepted == curve.accepted
     text = Path(draw_survival(run)).read_text()
     assert text.count('class="curve together"') == 3
     for label in ("0 %", "50 %", "100 %"):
@@ -328,13 +328,17 @@ def test_the_page_shows_all_filters_and_needs_no_network(
     page = Page(where)
     text = " ".join(" ".join(page.text).split())
     assert "5 of 7 records are accepted" in text and "were before" not in text
-    for words in ("rank is 0.3: 71.4 % survive", "min_changed is 0.1", "max_outside is 1"):
+    for words in (
+        "reject_fraction is 0.3: 71.4 % survive",
+        "min_changed is 0.1",
+        "max_outside is 1",
+    ):
         assert words in text
     assert page.elements.count("svg") == 4 + 4  # options that are set, scores
     assert not {"script", "link", "img"} & set(page.elements)
     assert not re.search(r"//[a-z]|@import|url[(]", page.source)
 
-    before, _ = refilter(run, ["filters.0.rank=0.6"])
+    before, _ = refilter(run, ["filters.0.reject_fraction=0.6"])
     other = draw_survival(run, tmp_path / "page.html", before)
     assert other == str(tmp_path / "page.html")
     assert "3 of 7 records are accepted; 5 were before" in " ".join(Page(other).text)

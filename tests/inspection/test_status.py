@@ -107,7 +107,7 @@ def test_records_that_ended_are_counted_where_they_did(
 
 
 def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    filters = [{"use": "eq1", "rank": 0.3}, "no-op"]
+    filters = [{"use": "eq1", "reject_fraction": 0.3}, "no-op"]
     path = write_recipe(shard_size=3, filters=filters)
     run = generate(load_recipe(path), tmp_path / "run")
     told = status(run)

@@ -66,7 +66,7 @@ class TestScorer(testing.ScorerContract):
 
 class TestEq1(testing.ScorerContract):
     component = Eq1
-    options: ClassVar = {"rank": 0.5}
+    options: ClassVar = {"reject_fraction": 0.5}
 
 
 class TestRegionDistance(testing.ScorerContract):

@@ -1,9 +1,9 @@
-"""Scorers of edits that also filter: Eq. 1 by value or by rank, and the checks the paper lacks."""
+"""Filters of edits: Eq. 1 of the paper, and checks that the paper lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,10 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from reasonpix.plugin.components import Component, Edit, Grounder, Options, Scorer
+from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Box, Problem
 
-Scores = list[dict[str, float] | Problem]
 T = TypeVar("T")
 
 
@@ -30,12 +30,12 @@ def _squared_difference(edit: Edit) -> NDArray[np.float32]:
     return result
 
 
-def _known(value: T | None) -> T:
-    assert value is not None  # a recipe that cannot give what a scorer `requires` is refused
+def _required(value: T | None) -> T:
+    assert value is not None  # recipes that cannot give a field of `requires` are refused
     return value
 
 
-def inside(box: Box) -> NDArray[np.bool_]:
+def box_mask(box: Box) -> NDArray[np.bool_]:
     """(height, width): which pixels the box touches."""
     x0, y0, x1, y1 = box.pixels()
     mask = np.zeros((box.height, box.width), dtype=bool)
@@ -43,137 +43,103 @@ def inside(box: Box) -> NDArray[np.bool_]:
     return mask
 
 
-class Eq1Options(Options):
-    """Options of `eq1`: exactly one of `value` and `rank`."""
+class Eq1Options(ThresholdOptions):
+    """Options of `eq1`: exactly one of `value` and `reject_fraction`."""
 
-    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"value", "rank"})
+    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"reject_fraction"})
 
-    value: float | None = Field(None, gt=0, description="τ: smallest distance that is kept")
-    rank: float | None = Field(
-        None, gt=0, lt=1, description="Share of the run, nearest to their input, to reject"
+    value: Annotated[float | None, RejectIf("distance", "<", "distance {:.5f} < τ {limit}")] = (
+        Field(None, gt=0, description="τ: smallest distance that is kept")
+    )
+    reject_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Share of the run to reject: the edits nearest to their input"
     )
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Self:
-        if (self.value is None) == (self.rank is None):
-            raise ValueError("give either value (τ) or rank (a share), not both and not neither")
+    def _exactly_one(self) -> Self:
+        if (self.value is None) == (self.reject_fraction is None):
+            raise ValueError("set exactly one of value (τ) and reject_fraction (a share)")
         return self
 
 
-class Eq1(Scorer[Eq1Options]):
+class Eq1(ThresholdFilter[Eq1Options]):
     """Rejects pairs whose images hardly differ: ‖x_in − x_edit‖² < τ (Eq. 1 of the paper).
 
     The distance is the mean over pixels and channels, of floats in [0, 1], so that τ means the
-    same at any image size; `rank` is not touched by the scale.
+    same at any image size. `reject_fraction` does not depend on the scale of the distance.
     """
 
     name: ClassVar[str] = "eq1"
     Options: ClassVar[type[Options]] = Eq1Options
     requires: ClassVar[frozenset[str]] = frozenset()
 
-    def score(
-        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
-    ) -> list[dict[str, float] | Problem]:
+    def score_edit(self, edit: Edit) -> dict[str, float]:
         """`distance`: mean squared difference in [0, 1]."""
-        return [{"distance": float(_squared_difference(edit).mean())} for edit in edits]
+        return {"distance": float(_squared_difference(edit).mean())}
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """By value, or the `rank` share with the smallest distances (ties by order)."""
-        distances = np.fromiter((score["distance"] for score in scores), float, len(scores))
-        if self.options.value is not None:
-            lowest, why = distances < self.options.value, f"< τ {self.options.value}"
-        else:
-            assert self.options.rank is not None
-            # 0.29 * 100 is a little less than 29 in floats.
-            worst = int(round(self.options.rank * len(distances), 6))
-            lowest, why = (
-                np.zeros(len(distances), bool),
-                f"is among the lowest {self.options.rank:.0%}",
-            )
-            lowest[np.argsort(distances, kind="stable")[:worst]] = True
-        rejected = zip(lowest, distances, strict=True)
-        return [f"distance {distance:.5f} {why}" if low else None for low, distance in rejected]
+        """By `value`, or the `reject_fraction` with the smallest distances (ties by order)."""
+        fraction = self.options.reject_fraction
+        if fraction is None:
+            return super().reject(scores)
+        distances = [score["distance"] for score in scores]
+        # Rounded first, because 0.29 * 100 is slightly less than 29 in floats.
+        count = int(round(fraction * len(distances), 6))
+        reasons: list[str | None] = [None] * len(distances)
+        for i in sorted(range(len(distances)), key=distances.__getitem__)[:count]:
+            reasons[i] = f"distance {distances[i]:.5f} is among the lowest {fraction:.0%}"
+        return reasons
 
 
-class RegionDistanceOptions(Options):
+class RegionDistanceOptions(ThresholdOptions):
     """Options of `region-distance`."""
 
-    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"min_inside", "max_outside"})
+    min_inside: Annotated[float, RejectIf("inside", "<", "inside changed by {:.5f} only")] = Field(
+        0.0, ge=0, description="Smallest mean squared change inside the box"
+    )
+    max_outside: Annotated[float, RejectIf("outside", ">", "outside changed by {:.5f}")] = Field(
+        1.0, ge=0, description="Largest mean squared change outside the box"
+    )
 
-    min_inside: float = Field(0.0, ge=0, description="Smallest mean squared change inside the box")
-    max_outside: float = Field(1.0, ge=0, description="Largest mean squared change outside the box")
 
-
-class RegionDistance(Scorer[RegionDistanceOptions]):
+class RegionDistance(ThresholdFilter[RegionDistanceOptions]):
     """Change inside the box and outside: Eq. 1 alone also rewards edits that changed everything."""
 
     name: ClassVar[str] = "region-distance"
     Options: ClassVar[type[Options]] = RegionDistanceOptions
     requires: ClassVar[frozenset[str]] = frozenset({"box"})
 
-    def score(
-        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
-    ) -> list[dict[str, float] | Problem]:
+    def score_edit(self, edit: Edit) -> dict[str, float]:
         """`inside` and `outside`: mean squared differences in [0, 1]."""
-        scores: Scores = []
-        for edit in edits:
-            difference, within = _squared_difference(edit), inside(_known(edit.box))
-            outside = 0.0 if within.all() else float(difference[~within].mean())
-            scores.append({"inside": float(difference[within].mean()), "outside": outside})
-        return scores
-
-    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """Too little change inside, or too much outside."""
-        reasons: list[str | None] = []
-        for score in scores:
-            if score["inside"] < self.options.min_inside:
-                reasons.append(f"inside changed by {score['inside']:.5f} only")
-            elif score["outside"] > self.options.max_outside:
-                reasons.append(f"outside changed by {score['outside']:.5f}")
-            else:
-                reasons.append(None)
-        return reasons
+        difference, mask = _squared_difference(edit), box_mask(_required(edit.box))
+        outside = 0.0 if mask.all() else float(difference[~mask].mean())
+        return {"inside": float(difference[mask].mean()), "outside": outside}
 
 
-class NoOpOptions(Options):
+class NoOpOptions(ThresholdOptions):
     """Options of `no-op`."""
 
-    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"min_changed"})
-
     tolerance: int = Field(
-        12, ge=0, le=255, description="Difference of a channel that is no change"
+        12, ge=0, le=255, description="Largest difference of a channel that does not count"
     )
-    min_changed: float = Field(
+    min_changed: Annotated[float, RejectIf("changed", "<", "{:.1%} of the box changed")] = Field(
         0.1, ge=0, le=1, description="Smallest share of the box's pixels that must change"
     )
 
 
-class NoOp(Scorer[NoOpOptions]):
+class NoOp(ThresholdFilter[NoOpOptions]):
     """Detects edits that did nothing: hardly a pixel of the box differs visibly."""
 
     name: ClassVar[str] = "no-op"
     Options: ClassVar[type[Options]] = NoOpOptions
     requires: ClassVar[frozenset[str]] = frozenset({"box"})
 
-    def score(
-        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
-    ) -> list[dict[str, float] | Problem]:
+    def score_edit(self, edit: Edit) -> dict[str, float]:
         """`changed`: share of the box's pixels that differ by more than the tolerance."""
-        scores: Scores = []
-        for edit in edits:
-            before = np.asarray(edit.input_image, dtype=np.int16)
-            after = np.asarray(edit.edited_image, dtype=np.int16)
-            changed = np.abs(before - after).max(axis=2) > self.options.tolerance
-            scores.append({"changed": float(changed[inside(_known(edit.box))].mean())})
-        return scores
-
-    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """Fewer changed pixels than `min_changed`."""
-        limit = self.options.min_changed
-        return [
-            f"{score['changed']:.1%} of the box changed" if score["changed"] < limit else None
-            for score in scores
-        ]
+        before = np.asarray(edit.input_image, dtype=np.int16)
+        after = np.asarray(edit.edited_image, dtype=np.int16)
+        changed = np.abs(before - after).max(axis=2) > self.options.tolerance
+        return {"changed": float(changed[box_mask(_required(edit.box))].mean())}
 
 
 def overlaps(
@@ -182,31 +148,33 @@ def overlaps(
     categories: Sequence[Sequence[str]],
     boxes: Sequence[Box],
 ) -> list[tuple[float, ...] | Problem]:
-    """How far the best box of each of an image's categories overlaps the box given for the image.
+    """For each image, how far the best box of each category overlaps the image's given box.
 
-    The overlap is the intersection as a share of the smaller box, 0 when nothing is found.
+    The overlap is the intersection as a share of the smaller box, 0 when nothing is detected.
     """
-    found = grounder.ground(images, categories)
+    groundings = grounder.ground(images, categories)
     return [
-        answer
-        if isinstance(answer, Problem)
-        else tuple(it.box.overlap(box) if it.box else 0.0 for it in answer)
-        for answer, box in zip(found, boxes, strict=True)
+        grounding
+        if isinstance(grounding, Problem)
+        else tuple(match.box.overlap(box) if match.box else 0.0 for match in grounding)
+        for grounding, box in zip(groundings, boxes, strict=True)
     ]
 
 
-class RegroundedOptions(Options):
+class RegroundedOptions(ThresholdOptions):
     """Options of `regrounded`."""
 
-    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"overlap"})
-
-    overlap: float = Field(
+    overlap: Annotated[
+        float,
+        RejectIf("target", "<", "the target category is not found in the box"),
+        RejectIf("source", ">=", "the selected category is still found in the box"),
+    ] = Field(
         0.5, gt=0, le=1, description="Share of the smaller box that two boxes of one object share"
     )
 
 
-class Regrounded(Scorer[RegroundedOptions]):
-    """The grounder must find the target in the box of the edited image, and the source no more."""
+class Regrounded(ThresholdFilter[RegroundedOptions]):
+    """Requires the grounder to detect the target in the edited box, and no longer the source."""
 
     name: ClassVar[str] = "regrounded"
     Options: ClassVar[type[Options]] = RegroundedOptions
@@ -222,30 +190,21 @@ class Regrounded(Scorer[RegroundedOptions]):
         """
         grounder = pipeline["grounder"]
         assert isinstance(grounder, Grounder)
-        found = overlaps(
+        results = overlaps(
             grounder,
             [edit.edited_image for edit in edits],
-            [(_known(edit.target), _known(edit.selected)) for edit in edits],
-            [_known(edit.box) for edit in edits],
+            [(_required(edit.target), _required(edit.selected)) for edit in edits],
+            [_required(edit.box) for edit in edits],
         )
         return [
-            it if isinstance(it, Problem) else {"target": it[0], "source": it[1]} for it in found
+            result
+            if isinstance(result, Problem)
+            else dict(zip(("target", "source"), result, strict=True))
+            for result in results
         ]
-
-    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """Target not found where it should be, or the source category still there."""
-        reasons: list[str | None] = []
-        for score in scores:
-            if score["target"] < self.options.overlap:
-                reasons.append("the target category is not found in the box")
-            elif score["source"] >= self.options.overlap:
-                reasons.append("the selected category is still found in the box")
-            else:
-                reasons.append(None)
-        return reasons
 
 
 @hookimpl
 def scorers() -> list[type[Scorer[Any]]]:
-    """The scorers of this module."""
+    """The filters of this module."""
     return [Eq1, RegionDistance, NoOp, Regrounded]

@@ -1,8 +1,8 @@
-"""Scorers of reasoning instructions: what the paper trusts the language model with, measured.
+"""Filters of reasoning instructions: they measure what the paper trusts the language model with.
 
-An instruction that needs reasoning names neither what changes nor what it becomes (`leak`), and
-still lets a reader find out (`resolvable`). The candidates of Part I differ (`diversity`), and the
-choice among them does not hang on their order (`agreement`).
+A reasoning instruction names neither what changes nor what it becomes (`leak`), yet a reader can
+find out (`resolvable`). The candidates of Part I differ (`diversity`), and the choice among them
+does not depend on their order (`agreement`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from reasonpix.core.text import canonical, content_words, head_nouns, mentions, words_of
 from reasonpix.plugin.components import Component, Edit, Options, Planner, Scorer
+from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem, ResolveRequest
 
@@ -30,28 +31,27 @@ EDITING_WORDS = frozenset(
         """
     )
 )
-"""Words of any direct instruction: they tell that something changes, not what."""
+"""Words of any direct instruction: they say that something changes, not what."""
 
 
-class LeakOptions(Options):
+class LeakOptions(ThresholdOptions):
     """Options of `leak`."""
 
-    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"max_leaks"})
+    max_leaks: Annotated[
+        int, RejectIf("leaks", ">", "names {:.0f} of the words that give the edit away")
+    ] = Field(0, ge=0, description="Most give-away words that are accepted")
 
-    max_leaks: int = Field(0, ge=0, description="Most give-away words that are accepted")
 
-
-class Leak(Scorer[LeakOptions]):
+class Leak(ThresholdFilter[LeakOptions]):
     """Counts the give-away words that a reasoning instruction names.
 
-    Where an object is replaced (Parts II and III) they are the selected category, the target
-    category, the last word of each ("lamp" for "desk lamp") and their synonyms, as the planner
-    gave them. In Part I they are the `revealing` words, as the planner gave them, and all content
-    words of the two captions and the direct instruction but those that both captions have, and
-    that stay, and those of editing as such ("make", "photo"). So no planner's word need be taken
-    for it that nothing leaks.
+    Where an object is replaced (Parts II and III) these are the selected category, the target
+    category, the last word of each ("lamp" for "desk lamp") and the planner's synonyms for them.
+    In Part I they are the planner's `revealing` words and all content words of the two captions
+    and the direct instruction, except those that both captions share and those of editing as such
+    ("make", "photo"). So the check does not rely on the planner alone.
 
-    A word is named in any case, number or regular form: see `reasonpix.core.text.mentions`. Several
+    A word counts in any case, number or regular form: see `reasonpix.core.text.mentions`. Several
     give-aways in one place, such as "lamp" in "desk lamp", count once.
     """
 
@@ -59,27 +59,16 @@ class Leak(Scorer[LeakOptions]):
     Options: ClassVar[type[Options]] = LeakOptions
     requires: ClassVar[frozenset[str]] = frozenset({"instruction"})
 
-    def score(
-        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
-    ) -> list[dict[str, float] | Problem]:
+    def score_edit(self, edit: Edit) -> dict[str, float]:
         """`leaks`: number of different give-away words in the instruction."""
-        return [{"leaks": float(len(leaks_of(edit)))} for edit in edits]
-
-    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """More leaks than `max_leaks`."""
-        return [
-            f"names {score['leaks']:.0f} of the words that give the edit away"
-            if score["leaks"] > self.options.max_leaks
-            else None
-            for score in scores
-        ]
+        return {"leaks": float(len(leaks_of(edit)))}
 
 
 def leaks_of(edit: Edit) -> list[str]:
     """The give-away words that the instruction names, without those that are part of another."""
-    named = [word for word in giveaways(edit) if mentions(edit.instruction, word)]
+    named_words = [word for word in giveaways(edit) if mentions(edit.instruction, word)]
     leaks: list[str] = []
-    for word in sorted(named, key=lambda word: -len(words_of(word))):
+    for word in sorted(named_words, key=lambda word: -len(words_of(word))):
         if not any(mentions(longer, word) for longer in leaks):
             leaks.append(word)
     return leaks
@@ -103,104 +92,69 @@ def giveaways(edit: Edit) -> list[str]:
 # -- diversity -----------------------------------------------------------------------------------
 
 
-class DiversityOptions(Options):
+class DiversityOptions(ThresholdOptions):
     """Options of `diversity`."""
 
-    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"min_distance"})
-
-    min_distance: float = Field(
-        0.0, ge=0, le=1, description="Smallest mean distance of two candidates"
-    )
+    min_distance: Annotated[
+        float, RejectIf("distance", "<", "the candidates differ by {:.2f} only")
+    ] = Field(0.0, ge=0, le=1, description="Smallest mean distance of two candidates")
 
 
-class Diversity(Scorer[DiversityOptions]):
-    """Measures how much the candidates of Part I differ: P_gen is asked n times to have a choice.
+class Diversity(ThresholdFilter[DiversityOptions]):
+    """Measures how much the candidates of Part I differ: P_gen runs n times to give a choice.
 
     The distance of two candidates is the Jaccard distance of their content words, one minus the
     share of all their words that they have in common: 0 for the same words in any order, 1 when
     they share none. It is symmetric and obeys the triangle inequality, unlike BLEU or chrF of one
-    candidate against another, and leaves out function words, which any two sentences share.
+    candidate against another, and ignores function words, which any two sentences share.
     """
 
     name: ClassVar[str] = "diversity"
     Options: ClassVar[type[Options]] = DiversityOptions
     requires: ClassVar[frozenset[str]] = frozenset({"candidates"})
 
-    def score(
-        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
-    ) -> list[dict[str, float] | Problem]:
+    def score_edit(self, edit: Edit) -> dict[str, float]:
         """`distinct` and `distance`, both in [0, 1].
 
         `distinct` is the number of candidates that differ in more than case, punctuation and
         spaces, as a share of all; `distance` the mean over all pairs, 0 for a single candidate.
         """
-        return [_diversity(edit.candidates) for edit in edits]
-
-    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """A mean distance below `min_distance`."""
-        limit = self.options.min_distance
-        return [
-            f"the candidates differ by {score['distance']:.2f} only"
-            if score["distance"] < limit
-            else None
-            for score in scores
-        ]
+        distinct = {tuple(words_of(candidate)) for candidate in edit.candidates}
+        words = [frozenset(content_words(candidate)) for candidate in edit.candidates]
+        # Sorted, so that the sum does not depend on the order of the candidates, to the last bit.
+        distances = sorted(_jaccard_distance(a, b) for a, b in combinations(words, 2))
+        return {
+            "distinct": len(distinct) / len(edit.candidates),
+            "distance": sum(distances) / len(distances) if distances else 0.0,
+        }
 
 
-def _diversity(candidates: Sequence[str]) -> dict[str, float]:
-    distinct = {tuple(words_of(candidate)) for candidate in candidates}
-    words = [frozenset(content_words(candidate)) for candidate in candidates]
-    # Sorted, so that the sum is the same to the last bit in whatever order the candidates came.
-    distances = sorted(_distance(one, other) for one, other in combinations(words, 2))
-    return {
-        "distinct": len(distinct) / len(candidates),
-        "distance": sum(distances) / len(distances) if distances else 0.0,
-    }
-
-
-def _distance(one: frozenset[str], other: frozenset[str]) -> float:
-    return 1 - len(one & other) / len(one | other) if one | other else 0.0
+def _jaccard_distance(a: frozenset[str], b: frozenset[str]) -> float:
+    return 1 - len(a & b) / len(a | b) if a | b else 0.0
 
 
 # -- agreement -----------------------------------------------------------------------------------
 
 
-class AgreementOptions(Options):
+class AgreementOptions(ThresholdOptions):
     """Options of `agreement`."""
 
-    fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"min_agreement"})
-
-    min_agreement: float = Field(
-        0.0, ge=0, le=1, description="Smallest share of orders with the same choice"
-    )
+    min_agreement: Annotated[
+        float, RejectIf("agreement", "<", "chosen in {:.0%} of the orders only")
+    ] = Field(0.0, ge=0, le=1, description="Smallest share of orders with the same choice")
 
 
-class Agreement(Scorer[AgreementOptions]):
-    """Rejects choices of P_select that hang on the order in which the candidates were shown."""
+class Agreement(ThresholdFilter[AgreementOptions]):
+    """Rejects choices of P_select that depend on the order in which the candidates were shown."""
 
     name: ClassVar[str] = "agreement"
     Options: ClassVar[type[Options]] = AgreementOptions
     requires: ClassVar[frozenset[str]] = frozenset({"agreement"})
 
-    def score(
-        self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
-    ) -> list[dict[str, float] | Problem]:
+    def score_edit(self, edit: Edit) -> dict[str, float]:
         """`agreement`: share of the orders shown in which the selected candidate was chosen."""
-        scores: list[dict[str, float] | Problem] = []
-        for edit in edits:
-            assert edit.agreement is not None  # a recipe that cannot give it is refused: `requires`
-            scores.append({"agreement": edit.agreement})
-        return scores
-
-    def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """A share below `min_agreement`."""
-        limit = self.options.min_agreement
-        return [
-            f"chosen in {score['agreement']:.0%} of the orders only"
-            if score["agreement"] < limit
-            else None
-            for score in scores
-        ]
+        assert edit.agreement is not None  # recipes that cannot give it are refused: `requires`
+        return {"agreement": edit.agreement}
 
 
 # -- resolvable ----------------------------------------------------------------------------------
@@ -245,16 +199,17 @@ class ResolvableOptions(Options):
 
 
 class Resolvable(Scorer[ResolvableOptions]):
-    """Asks a reader which thing the instruction is after; rejects where it takes the wrong one.
+    """Asks a reader which thing the instruction means, and rejects wrong answers.
 
     The reader, the planner in the recipe's slot `reader`, gets the caption, the instruction, and
-    the target among distractors. They are drawn by the record's seed from a list of things; up to
-    half of them are of the target's own kind, where the list knows it, or else the kind alone
-    would tell. Nothing is drawn that the caption names, that is the selected category, or that a
-    synonym or a part of a name would make right as well. Guessing finds one in `distractors` + 1.
+    the target among distractors. Distractors are drawn from a list of things with the record's
+    seed. Up to half of them are of the target's own kind, if the list knows it; otherwise the kind
+    alone would give the target away. Never drawn are things that the caption names, the selected
+    category, and names that would be right as well, such as synonyms. Guessing succeeds with
+    probability 1 / (`distractors` + 1).
 
-    For Part I there is no such question: what changes is often no thing but a style or a season,
-    and a list of things would tell which edit is meant before the instruction is read.
+    Part I cannot use it: what changes is often a style or a season rather than a thing, and a
+    list of things would reveal the edit before the instruction is read.
     """
 
     name: ClassVar[str] = "resolvable"
@@ -264,44 +219,41 @@ class Resolvable(Scorer[ResolvableOptions]):
 
     @property
     def concurrency(self) -> int:
-        """More than any reader's: how many are under way is for that to say."""
+        """Unlimited: the reader itself limits how many requests are in flight."""
         return 1_000_000
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
-        """`correct`: 1.0 when the reader chose the target, else 0.0. Its problems are handed on."""
+        """`correct`: 1.0 when the reader chose the target, else 0.0, or the reader's problem."""
         reader = pipeline["reader"]
         assert isinstance(reader, Planner)
-        questions = [self._question(edit) for edit in edits]
-        asked = [question for question in questions if isinstance(question, ResolveRequest)]
-        answers = iter(zip(asked, reader.resolve(asked), strict=True))
+        requests = [self._request(edit) for edit in edits]
+        valid = [request for request in requests if isinstance(request, ResolveRequest)]
+        answers = iter(reader.resolve(valid))
         scores: list[dict[str, float] | Problem] = []
-        for edit, question in zip(edits, questions, strict=True):
-            if isinstance(question, Problem):
-                scores.append(question)
-                continue
-            request, answer = next(answers)
-            if isinstance(answer, Problem):
+        for edit, request in zip(edits, requests, strict=True):
+            if isinstance(request, Problem):
+                scores.append(request)
+            elif isinstance(answer := next(answers), Problem):
                 scores.append(answer)
             else:
-                taken = request.options[answer.index : answer.index + 1]
-                scores.append({"correct": float(taken == (edit.target,))})
+                choice = request.options[answer.index : answer.index + 1]
+                scores.append({"correct": float(choice == (edit.target,))})
         return scores
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """The reader took something else."""
+        """Where the reader chose something else."""
         return [
             None if score["correct"] else "the reader takes the instruction to mean something else"
             for score in scores
         ]
 
-    def _question(self, edit: Edit) -> ResolveRequest | Problem:
-        categories, wanted = self.options.categories or CATEGORIES, self.options.distractors
-        options = options_of(edit, categories, wanted)
-        if len(options) <= wanted:
-            left = len(options) - 1
-            reason = f"only {left} of {wanted} distractors are left: give more categories"
+    def _request(self, edit: Edit) -> ResolveRequest | Problem:
+        count = self.options.distractors
+        options = options_of(edit, self.options.categories or CATEGORIES, count)
+        if len(options) <= count:
+            reason = f"only {len(options) - 1} of {count} distractors are left: add categories"
             return Problem(status="failed", reason=reason)
         return ResolveRequest(
             caption=edit.caption, instruction=edit.instruction, options=options, seed=edit.seed
@@ -313,14 +265,14 @@ def options_of(
 ) -> tuple[str, ...]:
     """The target and its distractors, in an order that depends on the edit's seed alone.
 
-    There are fewer distractors when the categories hold no more that are wrong.
+    There are fewer distractors when the categories hold too few wrong names.
     """
     assert edit.target is not None and edit.selected is not None  # see `Scorer.requires`
-    right = [*head_nouns(edit.target), *head_nouns(edit.selected), *edit.synonyms]
+    right_names = [*head_nouns(edit.target), *head_nouns(edit.selected), *edit.synonyms]
 
     def is_wrong(name: str) -> bool:
         return not mentions(edit.caption, name) and not any(
-            mentions(word, name) or mentions(name, word) for word in right
+            mentions(word, name) or mentions(name, word) for word in right_names
         )
 
     own: list[str] = []
@@ -341,5 +293,5 @@ def _shuffled(names: Sequence[str], key: str) -> list[str]:
 
 @hookimpl
 def scorers() -> list[type[Scorer[Any]]]:
-    """The scorers of this module."""
+    """The filters of this module."""
     return [Leak, Diversity, Agreement, Resolvable]

@@ -84,7 +84,7 @@ def test_eq1_by_value_drops_what_is_below_tau() -> None:
 
 
 def test_eq1_by_rank_drops_the_share_with_the_smallest_distances() -> None:
-    reasons = scorer(Eq1, rank=0.3).reject(
+    reasons = scorer(Eq1, reject_fraction=0.3).reject(
         distances(*(i / 100 for i in (5, 1, 9, 7, 3, 8, 2, 6, 4, 0)))
     )
     dropped = [i for i, reason in enumerate(reasons) if reason]
@@ -93,16 +93,16 @@ def test_eq1_by_rank_drops_the_share_with_the_smallest_distances() -> None:
 
 
 def test_eq1_by_rank_breaks_ties_by_order_and_rounds_down() -> None:
-    assert [bool(r) for r in scorer(Eq1, rank=0.5).reject(distances(1, 1, 1, 1, 1))] == [
+    assert [bool(r) for r in scorer(Eq1, reject_fraction=0.5).reject(distances(1, 1, 1, 1, 1))] == [
         True, True, False, False, False,
     ]  # fmt: skip
-    assert scorer(Eq1, rank=0.1).reject(distances(1, 2, 3)) == [None] * 3
-    assert scorer(Eq1, rank=0.1).reject([]) == []
+    assert scorer(Eq1, reject_fraction=0.1).reject(distances(1, 2, 3)) == [None] * 3
+    assert scorer(Eq1, reject_fraction=0.1).reject([]) == []
 
 
 def test_rank_counts_decimal_shares_exactly() -> None:
     # 0.29 * 100 is 28.999999999999996 in floats.
-    reasons = scorer(Eq1, rank=0.29).reject(distances(*range(100)))
+    reasons = scorer(Eq1, reject_fraction=0.29).reject(distances(*range(100)))
     assert sum(reason is not None for reason in reasons) == 29
 
 
@@ -216,7 +216,7 @@ def ends(run: RunFolder) -> list[str]:
 @pytest.mark.parametrize(
     ("loose", "strict"),
     [
-        ({"use": "eq1", "value": 1e-9}, {"use": "eq1", "rank": 0.5}),
+        ({"use": "eq1", "value": 1e-9}, {"use": "eq1", "reject_fraction": 0.5}),
         ({"use": "region-distance"}, {"use": "region-distance", "min_inside": 0.9}),
         ({"use": "no-op"}, {"use": "no-op", "min_changed": 1.0}),
     ],

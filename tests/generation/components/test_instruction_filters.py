@@ -383,7 +383,7 @@ def test_ones_own_categories_may_be_too_few() -> None:
     own = {"tools": ["hammer", "saw"], "drinks": ["tea", "cups"]}  # and a cup is what goes
     subject = scorer(Resolvable, distractors=3, categories=own)
     edits = [question("It bangs.", "pistol"), question("It hops.", "rabbit", caption="a saw")]
-    reason = "only 2 of 3 distractors are left: give more categories"
+    reason = "only 2 of 3 distractors are left: add categories"
     first, second = subject.score(edits, {"reader": reader("pistol")})
     assert first == {"correct": 1.0}
     assert second == Problem(status="failed", reason=reason)

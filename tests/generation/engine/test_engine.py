@@ -144,7 +144,10 @@ def test_another_seed_reuses_what_no_seed_decides(
 
 
 def test_a_run_grows_but_does_not_shrink(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    path, out = write_recipe(filters=[{"use": "eq1", "rank": 0.3}], shard_size=2), tmp_path / "run"
+    path, out = (
+        write_recipe(filters=[{"use": "eq1", "reject_fraction": 0.3}], shard_size=2),
+        tmp_path / "run",
+    )
     recipe = load_recipe(path)
     run = generate(recipe, out, limit=3)
     assert [shard.rows for shard in run.shards()] == [2, 1]
@@ -265,7 +268,7 @@ def hard(write_recipe: WriteRecipe, **more: Any) -> Path:
     options = {
         "source": {"use": "trial-source", "captions": CAPTIONS},
         "captioner": None,
-        "filters": ["trial-filter", {"use": "eq1", "rank": 0.4}, "region-distance"],
+        "filters": ["trial-filter", {"use": "eq1", "reject_fraction": 0.4}, "region-distance"],
     }
     return write_recipe(**{**options, **TRIALS, **more})
 

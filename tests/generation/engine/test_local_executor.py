@@ -349,7 +349,7 @@ def test_what_failed_is_computed_anew_and_nothing_else(
         source={"use": "fake-source", "count": 9},
         shard_size=3,
         editor=editor,
-        filters=["no-op", {"use": "eq1", "rank": 0.4}],
+        filters=["no-op", {"use": "eq1", "reject_fraction": 0.4}],
     )
     recipe, out = load_recipe(path), tmp_path / "run"
     whole = generate(recipe, tmp_path / "whole")
@@ -425,7 +425,7 @@ def test_a_retry_leaves_other_recipes_in_the_folder_whole(
 def test_a_file_that_is_deleted_is_made_again_with_all_that_follows(
     stages: list[str], watch: Watch, write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    path = write_recipe(shard_size=3, filters=["no-op", {"use": "eq1", "rank": 0.3}])
+    path = write_recipe(shard_size=3, filters=["no-op", {"use": "eq1", "reject_fraction": 0.3}])
     out = tmp_path / "run"
     generate(load_recipe(path), out)
     before = files(out)
