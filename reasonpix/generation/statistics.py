@@ -96,7 +96,7 @@ def spending_lines(run: RunFolder, accepted: int) -> list[str]:
     lines = [
         f"{verb}: {part.answers} answers, {part.prompt_tokens} prompt and "
         f"{part.completion_tokens} answer tokens, {_money(part)}"
-        for verb, part in spent.verbs.items()
+        for verb, part in spent.by_task.items()
     ]
     if paid := spent.cost + spent.lost_cost:
         each = f": {paid / accepted:.6f} for each accepted sample" if accepted else ""

@@ -79,7 +79,7 @@ def _estimates(
         verb, times = stage.questions
         records, at_most = _records(run, stage, source, new)
         calls = records * times
-        before = known.verbs.get(verb, Spending())
+        before = known.by_task.get(verb, Spending())
         learnt = before.answers >= _ENOUGH
         if learnt:
             prompt = before.prompt_tokens / before.answers

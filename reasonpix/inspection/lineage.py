@@ -303,7 +303,7 @@ def _facts_of(image: bytes) -> dict[str, Any]:
 def _question(answer: StoredAnswer) -> Question:
     completion = answer.completion
     return Question(
-        verb=answer.verb,
+        verb=answer.task,
         messages=[(turn.role, turn.content) for turn in answer.conversation.messages],
         seed=answer.conversation.seed,
         answer=completion.text,

@@ -1,7 +1,7 @@
-"""Put questions in jobs, to be answered within hours at a lower price.
+"""Send requests in batch jobs, which are answered within hours at a lower price.
 
-What is asked meanwhile, from all threads, is collected until nothing new has come for a while. The
-ledger knows the jobs: a restart waits for them in the place of handing them in again.
+Requests from all threads are collected until no new one comes for a while. The ledger records the
+jobs, so that a restarted run waits for them instead of submitting them again.
 """
 
 from __future__ import annotations
@@ -9,133 +9,119 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
-from heapq import heapify
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from reasonpix.llm.ledger import Job, Ledger
-from reasonpix.llm.queue import LanguageModel, PendingRequest, RequestQueue, storable
-from reasonpix.llm.types import Unavailable
+from reasonpix.llm.queue import PendingRequest, RequestQueue
+from reasonpix.llm.types import Attempt, LanguageModel, Unavailable
 
 _LOG = logging.getLogger(__name__)
 
 LARGEST_JOB = 50_000
-"""Conversations in a job (the limit of the OpenAI batch endpoint)."""
+"""Maximum number of conversations in a job (the limit of OpenAI's batch endpoint)."""
 
 
-class BatchDispatcher(RequestQueue):
-    """Puts questions by `submit` and `collect`, from one thread.
+class BatchTransport:
+    """Sends by `submit` and `collect`, in one thread.
 
-    A job is looked at every `poll_interval_s`; one is handed in when nothing new was asked for a
+    Jobs are polled every `poll_interval_s`; a new one is submitted when no request was added for a
     sixth of that time.
     """
 
-    threads = 1
+    max_threads = 1
 
-    def __init__(self, llm: LanguageModel, ledger: Ledger, poll_interval_s: float) -> None:
-        super().__init__(llm, ledger)
+    def __init__(
+        self, llm: LanguageModel, ledger: Ledger, queue: RequestQueue, poll_interval_s: float
+    ) -> None:
+        self._llm = llm
+        self._ledger = ledger
+        self._queue = queue
         self._poll_interval_s = poll_interval_s
-        self._jobs: dict[str, tuple[Job, float]] = {}  # by name, with the time of the next look
+        self._jobs: dict[str, tuple[Job, float]] = {}  # by name, with the time of the next poll
         earlier = ledger.open_jobs()
-        self._earlier = {sent.key: job for job in earlier if job.id for sent in job.calls}
-        self._unsure = [job for job in earlier if not job.id and job.calls]
+        self._earlier = {sent.key: job for job in earlier if job.id for sent in job.requests}
+        self._unconfirmed = [job for job in earlier if not job.id and job.requests]
 
-    def _work(self) -> None:
-        while (step := self._next_step()) is not None:
-            try:
-                if isinstance(step, Job):
-                    self._collect(step)
-                else:
-                    self._submit(step)
-            except BaseException as error:
-                self._stop(error)
-            finally:
-                self._step_ended()
-
-    def _retry(self, asked: PendingRequest, outcome: Unavailable) -> None:
-        self._enqueue(asked)  # into the next job
-
-    def _waits_already(self, key: str) -> bool:
-        if (job := self._earlier.get(key)) is None:
-            return False
-        if job.name not in self._jobs:
-            self._ledger.budget.adopted(len(job.calls))
+    def add(self, pending: PendingRequest) -> None:
+        """Queue a request, unless a job of an earlier process contains it."""
+        if (job := self._earlier.get(pending.request.key)) is None:
+            self._queue.push(pending)
+        elif job.name not in self._jobs:
+            self._ledger.budget.adopted(len(job.requests))
             self._jobs[job.name] = (job, 0.0)
-        return True
 
-    def _next_step(self) -> Job | list[PendingRequest] | None:
-        """A job to look at, or questions to hand in; None when the work is over."""
-        with self._changed:
-            while self._stopped is None:
-                now = time.monotonic()
-                times = []
-                for name, (job, due) in self._jobs.items():
-                    if due <= now:
-                        self._jobs[name] = (job, now + self._poll_interval_s)
-                        self._under_way += 1
-                        return job
-                    times.append(due)
-                if self._ready:
-                    quiet = self._last_asked + self._poll_interval_s / 6
-                    if quiet > now and len(self._ready) < LARGEST_JOB:
-                        times.append(quiet)
-                    elif batch := self._job():
-                        self._under_way += 1
-                        return batch
-                    else:
-                        times.append(now + 0.1 * self._poll_interval_s)
-                self._changed.wait(min(times) - now if times else None)
-            return None
+    def next_step(self, in_flight: int) -> Callable[[], None] | float | None:
+        """Poll a job or submit one, or the seconds until either is due."""
+        now = time.monotonic()
+        for name, (job, due) in self._jobs.items():
+            if due <= now:
+                self._jobs[name] = (job, now + self._poll_interval_s)
+                return partial(self._collect, job)
+        due_times = [due for _, due in self._jobs.values()]
+        if ready := self._queue.ready:
+            submit_at = self._queue.last_push + self._poll_interval_s / 6
+            if submit_at > now and len(ready) < LARGEST_JOB:
+                due_times.append(submit_at)
+            elif batch := self._take():
+                return partial(self._submit, batch)
+            else:
+                due_times.append(now + 0.1 * self._poll_interval_s)
+        return min(due_times) - now if due_times else None
 
-    def _job(self) -> list[PendingRequest]:
-        """What to hand in next: a job that may have got lost on its way, just as it was, or all."""
-        wanted = sorted(self._ready)[:LARGEST_JOB]
-        by_key = {asked.call.key: asked for asked in self._ready}
-        for job in self._unsure:
-            if all(sent.key in by_key for sent in job.calls):
-                wanted = [by_key[sent.key] for sent in job.calls]
-                self._unsure.remove(job)
+    def _take(self) -> list[PendingRequest]:
+        """The requests of the next job.
+
+        A job that was being submitted when its process died is submitted again unchanged, so that
+        the server can recognise it.
+        """
+        ready = {pending.request.key for pending in self._queue.ready}
+        for job in self._unconfirmed:
+            keys = {sent.key for sent in job.requests}
+            if keys <= ready:
+                self._unconfirmed.remove(job)
                 self._ledger.forget(job)
-                break
-        batch = self._reserved(wanted)
-        taken = set(batch)
-        self._ready = [asked for asked in self._ready if asked not in taken]
-        heapify(self._ready)
-        return batch
+                return self._queue.take_keys(keys)
+        return self._queue.take(LARGEST_JOB)
 
     def _submit(self, batch: Sequence[PendingRequest]) -> None:
-        calls = [asked.call for asked in batch]
-        keys = sorted(call.key for call in calls)
-        name = hashlib.sha256("".join(keys).encode()).hexdigest()
-        sent = self._ledger.send(calls, self._parameters, job=name)
-        id = self._llm.submit({call.key: call.conversation for call in calls})
-        self._ledger.submitted(name, id)
+        conversations = {it.request.key: it.request.conversation for it in batch}
+        name = hashlib.sha256("".join(sorted(conversations)).encode()).hexdigest()
+        in_flight = self._queue.send(batch, name)
+        job_id = self._llm.submit(conversations)
+        self._ledger.submitted(name, job_id)
         _LOG.info(
-            "%d questions are handed in as job %s; it is looked at every %g s. Stopping is safe: "
-            "the same command goes on waiting.",
-            len(calls),
-            id,
+            "submitted %d requests as job %s, which is polled every %g s. You can stop the run: "
+            "the same command continues to wait for the job.",
+            len(batch),
+            job_id,
             self._poll_interval_s,
         )
-        with self._changed:
+        with self._queue.changed:
             due = time.monotonic() + self._poll_interval_s
-            self._jobs[name] = (Job(name, id, tuple(sent)), due)
+            self._jobs[name] = (Job(name, job_id, tuple(in_flight)), due)
 
     def _collect(self, job: Job) -> None:
         assert job.id is not None
         results = self._llm.collect(job.id)
         if results is None:
             return
-        none = Unavailable(reason="the job ended without an answer to it")
-        outcomes = [storable(results.get(sent.key, none)) for sent in job.calls]
-        with self._changed:
-            asked = [self._asked.get(sent.key) for sent in job.calls]
-        attempts = [it.attempts if it else 1 for it in asked]
-        self._ledger.settle(
-            [self._ended(*it) for it in zip(job.calls, outcomes, attempts, strict=True)], job.name
+        outcomes = self._queue.settle(
+            job.requests, [_outcome(results.get(sent.key)) for sent in job.requests], job=job.name
         )
-        with self._changed:
+        with self._queue.changed:
             del self._jobs[job.name]
-            for sent, outcome in zip(job.calls, outcomes, strict=True):
+            for sent, outcome in zip(job.requests, outcomes, strict=True):
                 self._earlier.pop(sent.key, None)
-                if (question := self._asked.get(sent.key)) is not None:
-                    self._finish(question, outcome)
+                pending = self._queue.pending(sent.key)
+                if pending is not None and self._queue.finish(pending, outcome):
+                    self._queue.push(pending)
+
+
+def _outcome(result: Attempt | None) -> Attempt:
+    """The outcome of a request in a job that ended. Overload is a failure like any other here."""
+    if result is None:
+        return Unavailable(reason="the job ended without an answer to this request")
+    if isinstance(result, Unavailable):
+        return result.model_copy(update={"overloaded": False})
+    return result

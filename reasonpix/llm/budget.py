@@ -1,4 +1,4 @@
-"""What language models cost: what was spent, and a limit that is never passed."""
+"""What language models cost: the bound of one request, what was spent, and a limit on all of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,53 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from reasonpix.llm.types import Completion
+from reasonpix.errors import RecipeError
+from reasonpix.llm.requests import canonical_json
+from reasonpix.llm.types import Completion, Conversation, LanguageModel
+
+TOKENS_PER_MESSAGE = 16
+TOKENS_PER_CALL = 64
+"""Allowances for what a chat template adds, in tokens."""
 
 _UNITS = 10**12
-# Money is added up as integers: floats would drift, and what just fits a limit would not fit.
+# Costs are added as integers: floats drift, so that a cost equal to the limit would not fit.
+
+
+def check_price(llm: LanguageModel) -> None:
+    """Raise `RecipeError` if the cost of a request has no known bound, so no limit can hold."""
+    problems = []
+    if llm.price is None:
+        problems.append(
+            "--max-cost needs the planner's prices: add `price: {prompt: …, completion: …}` "
+            "(per million tokens) to its options"
+        )
+    if llm.max_answer_tokens is None:
+        problems.append(
+            "--max-cost needs a bound on the length of an answer: set the planner's option for "
+            "the maximum number of generated tokens"
+        )
+    if problems:
+        raise RecipeError(problems)
+
+
+def cost_bound(llm: LanguageModel, conversation: Conversation) -> float:
+    """The most that a request can cost; 0 if the price is unknown."""
+    if llm.price is None:
+        return 0.0
+    return llm.price.of(max_prompt_tokens(conversation), llm.max_answer_tokens or 0)
+
+
+def max_prompt_tokens(conversation: Conversation) -> int:
+    """An upper bound of a conversation's prompt tokens: a token has at least one byte."""
+    turns = conversation.messages
+    schema = len(canonical_json(conversation.answer_schema).encode())
+    text = sum(len(turn.content.encode(errors="replace")) for turn in turns)
+    return text + schema + TOKENS_PER_MESSAGE * len(turns) + TOKENS_PER_CALL
 
 
 @dataclass(frozen=True)
 class Spending:
-    """What answers took. `verbs` splits a total by what was asked (rewrite, select, …)."""
+    """What answers cost, in total and `by_task` (rewrite, select, …)."""
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -22,65 +60,67 @@ class Spending:
     cost: float = 0.0
     """Price of the answers, in the currency of the prices."""
     unpriced: int = 0
-    """Answers whose price is not known; they add nothing to `cost`."""
+    """Answers without a known price; they add nothing to `cost`."""
     lost: int = 0
-    """Calls that were sent, have no answer, and may be charged."""
+    """Requests that were sent, got no answer, and may be charged."""
     lost_cost: float = 0.0
-    """The most that lost calls can have cost."""
-    verbs: Mapping[str, Spending] = field(default_factory=dict)
+    """The most that lost requests can have cost."""
+    by_task: Mapping[str, Spending] = field(default_factory=dict)
 
     def __add__(self, other: Spending) -> Spending:
-        """Both together, not split by verbs."""
-        names = [part.name for part in fields(self) if part.name != "verbs"]
+        """The sum, not split by task."""
+        names = [part.name for part in fields(self) if part.name != "by_task"]
         return Spending(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class Budget:
-    """What was spent, and what calls under way can cost; together never more than `max_cost`.
+    """What was spent, and what requests in flight can cost; together at most `max_cost`.
 
-    Usable from several threads. A call reserves the most it can cost before it is sent; the
-    reservation ends when it is `answered`, `lost` or `released`.
+    Thread-safe. The cost bound of a request is reserved before it is sent, until the request is
+    `answered`, `lost` or `released`.
     """
 
     def __init__(self, max_cost: float | None = None) -> None:
         self.max_cost = max_cost
         self._lock = threading.Lock()
-        self._verbs: dict[str, Spending] = {}
+        self._by_task: dict[str, Spending] = {}
         self._spent = 0
         self._reserved = 0
-        self._under_way = 0
+        self._in_flight = 0
 
     @property
     def reserved(self) -> float:
-        """The most that calls under way, and those waiting in jobs, can cost."""
+        """The most that requests in flight, and those in open jobs, can cost."""
         return self._reserved / _UNITS
 
     @property
-    def under_way(self) -> int:
-        """Calls of this process that hold a reservation."""
-        return self._under_way
+    def in_flight(self) -> int:
+        """Requests of this process that hold a reservation."""
+        return self._in_flight
 
     def spent(self) -> Spending:
-        """What was spent so far, in all and by verb."""
+        """What was spent so far, in total and by task."""
         with self._lock:
-            verbs = dict(sorted(self._verbs.items()))
-        return replace(sum(verbs.values(), Spending()), verbs=verbs)
+            by_task = dict(sorted(self._by_task.items()))
+        return replace(sum(by_task.values(), Spending()), by_task=by_task)
 
-    def reserve(self, worst: float) -> bool:
-        """Keep `worst` for one call, or say that the limit might then be passed."""
+    def reserve(self, cost_bound: float) -> bool:
+        """Reserve the cost of a request; False if that could exceed the limit."""
         with self._lock:
-            reserved = self._reserved + _units(worst)
+            reserved = self._reserved + _units(cost_bound)
             if self.max_cost is not None and self._spent + reserved > _units(self.max_cost):
                 return False
             self._reserved = reserved
-            self._under_way += 1
+            self._in_flight += 1
             return True
 
-    def answered(self, verb: str, worst: float, completion: Completion, cost: float | None) -> None:
-        """A call was answered, at this cost (None: not known)."""
+    def answered(
+        self, task: str, cost_bound: float, completion: Completion, cost: float | None
+    ) -> None:
+        """A request was answered at this cost (None: unknown)."""
         self._end(
-            verb,
-            worst,
+            task,
+            cost_bound,
             Spending(
                 answers=1,
                 prompt_tokens=completion.prompt_tokens,
@@ -90,40 +130,41 @@ class Budget:
             ),
         )
 
-    def lost(self, verb: str, worst: float) -> None:
-        """A call got no answer and may be charged: it counts as paid."""
-        self._end(verb, worst, Spending(lost=1, lost_cost=worst))
+    def lost(self, task: str, cost_bound: float) -> None:
+        """A request got no answer and may be charged: it counts as paid."""
+        self._end(task, cost_bound, Spending(lost=1, lost_cost=cost_bound))
 
-    def released(self, verb: str, worst: float) -> None:
-        """A call got no answer and costs nothing."""
-        self._end(verb, worst, Spending())
+    def released(self, cost_bound: float) -> None:
+        """A request got no answer and costs nothing."""
+        self._end(None, cost_bound, Spending())
 
-    def _end(self, verb: str, worst: float, spending: Spending) -> None:
+    def _end(self, task: str | None, cost_bound: float, spending: Spending) -> None:
         with self._lock:
-            self._reserved -= _units(worst)
-            self._under_way -= 1
-            self._add(verb, spending)
+            self._reserved -= _units(cost_bound)
+            self._in_flight -= 1
+            if task is not None:
+                self._add(task, spending)
 
-    def _add(self, verb: str, spending: Spending) -> None:
+    def _add(self, task: str, spending: Spending) -> None:
         self._spent += _units(spending.cost) + _units(spending.lost_cost)
-        self._verbs[verb] = self._verbs.get(verb, Spending()) + spending
+        self._by_task[task] = self._by_task.get(task, Spending()) + spending
 
-    # -- What an earlier process left
+    # -- Left by earlier processes
 
-    def found(self, verb: str, spending: Spending) -> None:
-        """It was spent before."""
+    def add(self, task: str, spending: Spending) -> None:
+        """Add what an earlier process spent; negative amounts correct it."""
         with self._lock:
-            self._add(verb, spending)
+            self._add(task, spending)
 
-    def waiting(self, worst: float) -> None:
-        """A call waits in a job: it is reserved, but not under way in this process."""
+    def reserve_open(self, cost_bound: float) -> None:
+        """Reserve a request in an open job, which is not in flight in this process."""
         with self._lock:
-            self._reserved += _units(worst)
+            self._reserved += _units(cost_bound)
 
-    def adopted(self, calls: int) -> None:
-        """So many calls that were waiting are under way in this process."""
+    def adopted(self, requests: int) -> None:
+        """So many requests of an open job are now in flight in this process."""
         with self._lock:
-            self._under_way += calls
+            self._in_flight += requests
 
 
 def _units(cost: float) -> int:

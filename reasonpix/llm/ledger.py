@@ -50,12 +50,12 @@ CREATE INDEX sent_in_job ON sent (job) WHERE job IS NOT NULL;
 
 @dataclass(frozen=True)
 class Request:
-    """A question about to be sent. `worst` is the most its answer can cost."""
+    """A request about to be sent. `cost_bound` is the most that it can cost."""
 
-    verb: str
+    task: str
     key: str
     conversation: Conversation
-    worst: float = 0.0
+    cost_bound: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class InFlight:
     """A call under way: a row of the table `sent`."""
 
     row: int
-    verb: str
+    task: str
     key: str
-    worst: float
+    cost_bound: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Job:
     name: str
     """Follows from the keys: handing the same calls in again gives the same job."""
     id: str | None
-    calls: tuple[InFlight, ...]
+    requests: tuple[InFlight, ...]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class StoredAnswer:
     """A stored answer with its question; `time` in seconds since 1970."""
 
     key: str
-    verb: str
+    task: str
     parameters: Mapping[str, Any]
     conversation: Conversation
     completion: Completion
@@ -194,7 +194,7 @@ class Ledger:
         ]
 
     def spent(self) -> Spending:
-        """What was spent so far, in all and by verb."""
+        """What was spent so far, in total and by task."""
         return self.budget.spent()
 
     # -- Calls
@@ -218,14 +218,14 @@ class Ledger:
                     "INSERT INTO sent (key, verb, worst, job, question) VALUES (?, ?, ?, ?, ?)",
                     (
                         bytes.fromhex(call.key),
-                        call.verb,
-                        call.worst,
+                        call.task,
+                        call.cost_bound,
                         job,
                         self._texts.write(parameters, call.conversation),
                     ),
                 ).lastrowid
                 assert row is not None
-                sent.append(InFlight(row, call.verb, call.key, call.worst))
+                sent.append(InFlight(row, call.task, call.key, call.cost_bound))
         return sent
 
     def settle(self, ends: Sequence[Settlement], job: str | None = None) -> None:
@@ -264,13 +264,13 @@ class Ledger:
                 db.execute("UPDATE jobs SET ended = 1 WHERE name = ?", (job,))
                 db.execute("UPDATE sent SET job = NULL WHERE job = ?", (job,))
         for end in ends:
-            verb, worst = end.sent.verb, end.sent.worst
+            task, cost_bound = end.sent.task, end.sent.cost_bound
             if end.completion is not None:
-                self.budget.answered(verb, worst, end.completion, end.cost)
+                self.budget.answered(task, cost_bound, end.completion, end.cost)
             elif end.may_be_charged:
-                self.budget.lost(verb, worst)
+                self.budget.lost(task, cost_bound)
             else:
-                self.budget.released(verb, worst)
+                self.budget.released(cost_bound)
 
     # -- Jobs
 
@@ -298,8 +298,8 @@ class Ledger:
         with self._writing() as db:
             db.execute("DELETE FROM sent WHERE job = ?", (job.name,))
             db.execute("DELETE FROM jobs WHERE name = ?", (job.name,))
-        for sent in job.calls:
-            self.budget.found(sent.verb, Spending(lost=-1, lost_cost=-sent.worst))
+        for sent in job.requests:
+            self.budget.add(sent.task, Spending(lost=-1, lost_cost=-sent.cost_bound))
 
     # -- The file
 
@@ -325,15 +325,15 @@ class Ledger:
                 "SELECT verb, count(*), sum(prompt_tokens), sum(completion_tokens), "
                 "total(cost), sum(cost IS NULL) FROM answers GROUP BY verb"
             ):
-                self.budget.found(verb, Spending(*sums))
+                self.budget.add(verb, Spending(*sums))
             for verb, waits, worst in db.execute(
                 "SELECT verb, jobs.id IS NOT NULL AND NOT ended, worst "
                 "FROM sent LEFT JOIN jobs ON job = name"
             ):
                 if waits:
-                    self.budget.waiting(worst)
+                    self.budget.reserve_open(worst)
                 else:
-                    self.budget.found(verb, Spending(lost=1, lost_cost=worst))
+                    self.budget.add(verb, Spending(lost=1, lost_cost=worst))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

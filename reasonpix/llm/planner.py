@@ -16,10 +16,9 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import Field, ValidationError
 
 from reasonpix.errors import ReasonpixError
-from reasonpix.llm.dispatch import caller_for
+from reasonpix.llm.dispatch import STOPPED, Dispatcher, make_dispatcher
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.prompts import Prompt, explain
-from reasonpix.llm.queue import STOPPED, RequestQueue
 from reasonpix.llm.tasks import (
     REPLACE,
     RESOLVE,
@@ -88,7 +87,7 @@ class LLMPlanner(Planner[P_co]):
         self._lock = Lock()
         self._closing = Lock()
         self._closed = False
-        self._caller: RequestQueue | None = None
+        self._dispatcher: Dispatcher | None = None
         self._memory: Ledger | None = None
         self._prompts: dict[PlannerTask, Prompt[Any, Any, Any]] = {}
 
@@ -125,7 +124,7 @@ class LLMPlanner(Planner[P_co]):
         return False
 
     @property
-    def longest_answer(self) -> int | None:
+    def max_answer_tokens(self) -> int | None:
         """Most tokens that one answer can have, None when nothing bounds it."""
         return None
 
@@ -138,8 +137,8 @@ class LLMPlanner(Planner[P_co]):
     @property
     def stopping(self) -> bool:
         """Whether the run is ending: what `complete` has not finished may be `Unavailable` now."""
-        caller = self._caller
-        return caller is not None and caller.stopped
+        dispatcher = self._dispatcher
+        return dispatcher is not None and dispatcher.stopped
 
     @property
     def price(self) -> Price | None:
@@ -172,9 +171,9 @@ class LLMPlanner(Planner[P_co]):
         with self._lock:
             self._closed = True
         with self._closing:  # one that comes second waits for the first
-            if self._caller is not None:
-                self._caller.close()
-                self._caller = None
+            if self._dispatcher is not None:
+                self._dispatcher.close()
+                self._dispatcher = None
             if self._memory is not None:
                 self._memory.close()
                 self._memory = None
@@ -215,16 +214,16 @@ class LLMPlanner(Planner[P_co]):
         with self._lock:  # shards come in threads of their own
             if self._closed:
                 raise ReasonpixError(STOPPED)
-            if self._caller is None:
+            if self._dispatcher is None:
                 ledger = self.ledger
                 if ledger is None:
                     ledger = self._memory = Ledger(None)
-                self._caller = caller_for(self, ledger)
-            caller = self._caller
+                self._dispatcher = make_dispatcher(self, ledger)
+            dispatcher = self._dispatcher
         results: dict[int, Result | Problem] = {}
         unanswered = {i: prompt.conversation(request) for i, request in enumerate(requests)}
         for _ in range(2):
-            completions = caller.answers(task.verb, list(unanswered.values()))
+            completions = dispatcher.answers(task.verb, list(unanswered.values()))
             again: dict[int, Conversation] = {}
             for (index, asked), completion in zip(unanswered.items(), completions, strict=True):
                 if isinstance(completion, Problem):

@@ -1,141 +1,91 @@
-"""Questions to a language model while they wait: found in the ledger, joined, queued, handed on.
+"""Requests to one language model, between the callers that wait for answers and the transport.
 
-How they are put (`calling`, `jobs`) builds on this.
+The queue joins equal requests, answers known ones from the ledger, reserves the cost of a request
+before it is sent, and stores every answer. It starts no threads and sends nothing itself.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from heapq import heappush
-from typing import Any, Protocol
+from heapq import heappop, heappush
 
-from reasonpix.errors import CostLimit, ReasonpixError, RecipeError
+from reasonpix.errors import CostLimit, ReasonpixError
+from reasonpix.llm.budget import check_price, cost_bound
 from reasonpix.llm.ledger import InFlight, Ledger, Request, Settlement
-from reasonpix.llm.requests import answer_key, canonical_json
-from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
+from reasonpix.llm.requests import request_key
+from reasonpix.llm.types import Attempt, Completion, Conversation, LanguageModel, Unavailable
 from reasonpix.plugin.types import Problem
 
 OVERLOADS_PER_RETRY = 10
-"""A call may be refused for overload this many times for each retry it may fail.
+"""Overloads that a request survives for each permitted retry.
 
-A strict limit refuses often and is no fault: the call keeps its place at the head of the queue
-until it is let in. With 6 retries and no Retry-After, one that is never let in gives up after about
-half an hour.
+A strict rate limit refuses often, and the request is not at fault: it stays at the head of the
+queue. With 6 retries and no Retry-After, a request that is always refused fails after about half
+an hour.
 """
 
-STOPPED = "the run was stopped; run the same command again to go on"
-"""What those are told who ask after the end."""
-
 GIVEN_UP_IN_A_ROW = 5
-"""Questions given up, with no answer in between, after which the server is taken to be gone."""
-
-TOKENS_PER_MESSAGE = 16
-TOKENS_PER_CALL = 64
-"""Allowances for what a chat template adds, in tokens."""
-
-Attempt = Completion | Problem | Unavailable
-"""How an attempt can end."""
-
-
-class LanguageModel(Protocol):
-    """What is to be known of a language model to ask it."""
-
-    @property
-    def concurrency(self) -> int:
-        """Calls of `complete` that may be under way at once."""
-
-    @property
-    def batch_size(self) -> int:
-        """Conversations in a call of `complete`."""
-
-    @property
-    def max_retries(self) -> int:
-        """How often a call that failed is made again."""
-
-    @property
-    def price(self) -> Price | None:
-        """What its tokens cost, if known."""
-
-    @property
-    def longest_answer(self) -> int | None:
-        """The most completion tokens an answer can have, if there is a bound."""
-
-    @property
-    def parameters(self) -> Mapping[str, Any]:
-        """Facts that change an answer, such as model and temperature (JSON values)."""
-
-    @property
-    def jobs(self) -> bool:
-        """Whether `submit` and `collect` are called in the place of `complete`."""
-
-    def complete(self, conversations: Sequence[Conversation], /) -> Sequence[Attempt]:
-        """One attempt to continue each conversation, in order.
-
-        An `Unavailable` is asked again. A `ReasonpixError` concerns all calls and stops the run.
-        """
-
-    def submit(self, conversations: Mapping[str, Conversation], /) -> str:
-        """Hand in a job and return its id.
-
-        The same conversations handed in again give the id of the job that holds them already.
-        """
-
-    def collect(self, job_id: str, /) -> Mapping[str, Attempt] | None:
-        """What became of the conversations of a job; None while it has not ended."""
-
-
-def longest_prompt(conversation: Conversation) -> int:
-    """An upper bound of the prompt tokens of a conversation: a token has at least one byte."""
-    turns = conversation.messages
-    schema = len(canonical_json(conversation.answer_schema).encode())
-    text = sum(len(turn.content.encode(errors="replace")) for turn in turns)
-    return text + schema + TOKENS_PER_MESSAGE * len(turns) + TOKENS_PER_CALL
+"""So many failed requests without an answer in between mean that the server is gone."""
 
 
 class Waiter:
-    """One call of `answers`: over when all it asked for is there, or nothing more will come."""
+    """A caller that waits for several answers."""
 
     def __init__(self) -> None:
-        self.missing = 1  # until all is asked
+        self.missing = 1  # the caller itself, which may add more
         self.over = threading.Event()
+        """Set when all answers are there, or no more will come."""
+        self.entries: list[PendingRequest | Completion] = []
         self.new: list[PendingRequest] = []
+        """Requests that nobody made before; the transport has to send them."""
+
+    def count_down(self) -> None:
+        """Record one result, or that the caller has added everything."""
+        self.missing -= 1
+        if not self.missing:
+            self.over.set()
+
+    def results(self) -> list[Completion | Problem]:
+        """All results, in the order of the conversations."""
+        results = [
+            entry.result if isinstance(entry, PendingRequest) else entry for entry in self.entries
+        ]
+        return [result for result in results if result is not None]
 
 
 @dataclass(eq=False)
 class PendingRequest:
-    """A question in the queue or under way."""
+    """A request without a result yet, queued or in flight."""
 
     number: int
-    call: Request
-    waits: list[Waiter] = field(default_factory=list)
+    request: Request
+    waiters: list[Waiter] = field(default_factory=list)
     result: Completion | Problem | None = None
     failures: int = 0
-    refusals: int = 0
+    overloads: int = 0
     alone: bool = False
-    """Whether it shares no batch any more, because one that it was in broke."""
+    """Whether to send it in a call of its own, because a batch with it failed."""
 
     def __lt__(self, other: PendingRequest) -> bool:
-        """Whether it was asked earlier."""
+        """Whether it is older."""
         return self.number < other.number
 
     @property
     def attempts(self) -> int:
-        """The attempts that ended, and the one under way."""
-        return self.failures + self.refusals + 1
+        """Attempts that ended, and the current one."""
+        return self.failures + self.overloads + 1
 
 
-class RequestQueue(ABC):
-    """The queue of the questions to one model; `_work` is what its threads do.
+class RequestQueue:
+    """The pending requests to `llm`. Thread-safe.
 
-    Raises `RecipeError` when the ledger has a cost limit and nobody says what a call can cost.
+    Callers `add` conversations and wait. A transport `push`es or `delay`s the new requests, takes
+    them when it can send, and reports with `send`, `settle` and `finish`.
+    Raises `RecipeError` if the ledger has a cost limit but the cost of a request is unknown.
     """
-
-    threads: int
-    """How many threads work at most."""
 
     def __init__(self, llm: LanguageModel, ledger: Ledger) -> None:
         if ledger.max_cost is not None:
@@ -143,171 +93,168 @@ class RequestQueue(ABC):
         self._llm = llm
         self._ledger = ledger
         self._parameters = llm.parameters
-        self._changed = threading.Condition()  # guards all that follows
-        self._threads: list[threading.Thread] = []
-        self._count = 0
-        self._asked: dict[str, PendingRequest] = {}
-        self._ready: list[PendingRequest] = []  # heap, the oldest first
-        self._last_asked = 0.0
-        self._under_way = 0
-        self._given_up = 0
-        self._stopped: BaseException | None = None
-
-    def answers(
-        self, verb: str, conversations: Sequence[Conversation]
-    ) -> list[Completion | Problem]:
-        """The answer to each conversation, in order; may be called from several threads at once.
-
-        What keeps one conversation from being answered is its `Problem`. What stops the run
-        (`CostLimit`, another `ReasonpixError` of the model, KeyboardInterrupt) is raised in all
-        threads, once the calls under way are stored; the caller stays stopped.
+        self.changed = threading.Condition()
+        """The queue's re-entrant lock, notified of changes. Hold it to make several calls atomic.
         """
-        wait = Waiter()
-        try:
-            keys = [answer_key(self._parameters, asked) for asked in conversations]
-            found = [self._find(wait, verb, *it) for it in zip(keys, conversations, strict=True)]
-            self._begin(wait)
-            wait.over.wait()
-        except BaseException as error:
-            self._stop(error)
-            self._let_finish()
-            raise
-        if wait.missing:
-            self._let_finish()
-        if wait.missing:
-            assert self._stopped is not None
-            raise self._stopped
-        results = [it.result if isinstance(it, PendingRequest) else it for it in found]
-        return [it for it in results if it is not None]
+        self.last_push = 0.0
+        """When a request was last pushed, in `time.monotonic` seconds."""
+        self.error: BaseException | None = None
+        """Why the queue stopped, None while it is running."""
+        self._added = 0
+        self._pending: dict[str, PendingRequest] = {}
+        self._ready: list[PendingRequest] = []  # heap, oldest first
+        self._delayed: list[tuple[float, PendingRequest]] = []  # heap, earliest first
+        self._given_up = 0
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more is asked: calls under way may as well end without an answer."""
-        return self._stopped is not None
+        """Whether nothing more is sent."""
+        return self.error is not None
 
-    def close(self) -> None:
-        """Let calls under way finish, drop the others, end the threads. Jobs stay open."""
-        self._stop(ReasonpixError(STOPPED))
-        self._let_finish()
-        for thread in self._threads:
-            thread.join()
+    def stop(self, error: BaseException) -> None:
+        """Send nothing more and wake all waiters. The first error is the one they raise."""
+        if isinstance(error, Exception) and not isinstance(error, ReasonpixError):
+            # Raised unchanged, it would count as a failure of each single record.
+            unexpected = ReasonpixError(
+                f"the language model cannot be called: {type(error).__name__}: {error}; "
+                "run the same command again to continue"
+            )
+            unexpected.__cause__ = error
+            error = unexpected
+        with self.changed:
+            self.error = self.error or error
+            for pending in self._pending.values():
+                for waiter in pending.waiters:
+                    waiter.over.set()
+            self.changed.notify_all()
 
-    def _run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:
-            self._stop(error)  # else those who wait would wait for ever
+    # -- For callers
 
-    @abstractmethod
-    def _work(self) -> None:
-        """Put questions until `_stopped`. Runs in each thread."""
-
-    @abstractmethod
-    def _retry(self, asked: PendingRequest, outcome: Unavailable) -> None:
-        """Queue another attempt."""
-
-    def _waits_already(self, key: str) -> bool:
-        """Whether an answer to this question will come without putting it again."""
-        return False
+    def add(self, task: str, conversations: Sequence[Conversation]) -> Waiter:
+        """Look up stored answers and pending requests, and create the requests that are missing."""
+        waiter = Waiter()
+        keys = [request_key(self._parameters, conversation) for conversation in conversations]
+        for key, conversation in zip(keys, conversations, strict=True):
+            waiter.entries.append(self._find(waiter, task, key, conversation))
+        return waiter
 
     def _find(
-        self, wait: Waiter, verb: str, key: str, conversation: Conversation
+        self, waiter: Waiter, task: str, key: str, conversation: Conversation
     ) -> PendingRequest | Completion:
-        """The stored answer, or the question, asked already or now."""
-        with self._changed:
-            asked = self._asked.get(key)
-            # Looked up under the lock: an answer that is stored leaves `_asked` after that.
-            if asked is None and (stored := self._ledger.get(key)) is not None:
+        with self.changed:
+            pending = self._pending.get(key)
+            # Under the lock, because a request leaves `_pending` once its answer is stored.
+            if pending is None and (stored := self._ledger.get(key)) is not None:
                 return stored
-            if self._stopped is not None:
-                raise self._stopped
-            if asked is None:
-                self._count += 1
-                price, longest = self._llm.price, self._llm.longest_answer or 0
-                worst = 0.0 if price is None else price.of(longest_prompt(conversation), longest)
-                asked = PendingRequest(self._count, Request(verb, key, conversation, worst))
-                self._asked[key] = asked
-                if not self._waits_already(key):
-                    wait.new.append(asked)
-            if wait not in asked.waits:
-                asked.waits.append(wait)
-                wait.missing += 1
-            return asked
+            if self.error is not None:
+                raise self.error
+            if pending is None:
+                self._added += 1
+                request = Request(task, key, conversation, cost_bound(self._llm, conversation))
+                pending = self._pending[key] = PendingRequest(self._added, request)
+                waiter.new.append(pending)
+            if waiter not in pending.waiters:
+                pending.waiters.append(waiter)
+                waiter.missing += 1
+            return pending
 
-    def _begin(self, wait: Waiter) -> None:
-        """Queue what is new, all at once so that it fills batches."""
-        with self._changed:
-            for asked in wait.new:
-                self._enqueue(asked)
-            while len(self._threads) < min(self.threads, len(self._asked)):
-                thread = threading.Thread(target=self._run, name="language model", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            self._changed.notify()
-            self._count_down(wait)
+    # -- For transports
 
-    def _enqueue(self, asked: PendingRequest) -> None:
-        heappush(self._ready, asked)
-        self._last_asked = time.monotonic()
+    def __len__(self) -> int:
+        """Requests without a result."""
+        return len(self._pending)
 
-    def _count_down(self, wait: Waiter) -> None:
-        wait.missing -= 1
-        if not wait.missing:
-            wait.over.set()
+    def pending(self, key: str) -> PendingRequest | None:
+        """The pending request with this key."""
+        return self._pending.get(key)
 
-    def _reserved(self, wanted: Sequence[PendingRequest]) -> list[PendingRequest]:
-        """As many of these, from the first on, as the cost limit allows now."""
+    @property
+    def ready(self) -> Sequence[PendingRequest]:
+        """Requests to send, in no particular order."""
+        return self._ready
+
+    def push(self, pending: PendingRequest) -> None:
+        """Make a request ready to be sent."""
+        with self.changed:
+            heappush(self._ready, pending)
+            self.last_push = time.monotonic()
+
+    def delay(self, pending: PendingRequest, seconds: float) -> None:
+        """Make a request ready after so many seconds."""
+        with self.changed:
+            heappush(self._delayed, (time.monotonic() + seconds, pending))
+
+    def release_delayed(self, now: float) -> float | None:
+        """Make due requests ready, and return the seconds until the next is due."""
+        with self.changed:
+            while self._delayed and self._delayed[0][0] <= now:
+                heappush(self._ready, heappop(self._delayed)[1])
+            return self._delayed[0][0] - now if self._delayed else None
+
+    def take(self, limit: int) -> list[PendingRequest]:
+        """Take the oldest ready requests, as many as the budget allows, and reserve their cost."""
+        with self.changed:
+            wanted = [heappop(self._ready)]
+            while self._ready and len(wanted) < limit:
+                if wanted[0].alone or self._ready[0].alone:
+                    break
+                wanted.append(heappop(self._ready))
+            batch = self._reserve(wanted)
+            for pending in wanted[len(batch) :]:
+                heappush(self._ready, pending)
+            return batch
+
+    def take_keys(self, keys: set[str]) -> list[PendingRequest]:
+        """`take` the ready requests with these keys."""
+        with self.changed:
+            batch = self._reserve(sorted(it for it in self._ready if it.request.key in keys))
+            self._ready = sorted(set(self._ready) - set(batch))
+            return batch
+
+    def _reserve(self, wanted: Sequence[PendingRequest]) -> list[PendingRequest]:
+        """Reserve the cost of the first requests that fit the budget; stop if none ever will."""
+        budget = self._ledger.budget
         batch = []
-        for asked in wanted:
-            if not self._ledger.budget.reserve(asked.call.worst):
+        for pending in wanted:
+            if not budget.reserve(pending.request.cost_bound):
                 break
-            batch.append(asked)
-        if wanted and not batch and not self._ledger.budget.under_way:
-            spent = self._ledger.spent()
-            taken = spent.cost + spent.lost_cost + self._ledger.budget.reserved
-            self._stop(
+            batch.append(pending)
+        if wanted and not batch and not budget.in_flight:
+            spent = budget.spent()
+            used = spent.cost + spent.lost_cost + budget.reserved
+            self.stop(
                 CostLimit(
-                    f"the next call can cost {wanted[0].call.worst:.6g}, and {taken:.6g} "
+                    f"the next call can cost {wanted[0].request.cost_bound:.6g}, and {used:.6g} "
                     f"of the limit of {self._ledger.max_cost:.6g} is spent; "
-                    "raise --max-cost and run the same command again to go on"
+                    "raise --max-cost and run the same command again to continue"
                 )
             )
         return batch
 
-    def _finish(self, asked: PendingRequest, outcome: Attempt) -> None:
-        """Hand on how an attempt ended, or queue the next one."""
-        if isinstance(outcome, Unavailable):
-            if self._stopped is not None:
-                return  # it is asked again when the run goes on
-            if outcome.overloaded and not self._llm.jobs:
-                asked.refusals += 1
-            else:
-                asked.failures += 1
-            retries = self._llm.max_retries
-            if asked.failures <= retries and asked.refusals <= OVERLOADS_PER_RETRY * retries:
-                self._retry(asked, outcome)
-                return
-            reason = f"no answer after {asked.attempts - 1} attempts: {outcome.reason}"
-            outcome = Problem(status="failed", reason=reason)
-            self._given_up += 1
-            if self._given_up == GIVEN_UP_IN_A_ROW:
-                # An outage is not the fault of the records that it meets.
-                gone = f"{self._given_up} questions in a row were given up, the last with {reason}"
-                self._stop(ReasonpixError(f"{gone}; run the same command again to go on"))
-                return
-        else:
-            self._given_up = 0
-        asked.result = outcome
-        del self._asked[asked.call.key]
-        for wait in asked.waits:
-            self._count_down(wait)
+    def send(self, batch: Sequence[PendingRequest], job: str | None = None) -> list[InFlight]:
+        """Record requests that are about to be sent, so that a kill cannot hide their cost."""
+        return self._ledger.send([it.request for it in batch], self._parameters, job)
 
-    def _ended(
+    def settle(
         self,
-        sent: InFlight,
-        outcome: Attempt,
-        attempts: int,
+        in_flight: Sequence[InFlight],
+        outcomes: Sequence[Attempt],
         seconds: float = 0.0,
+        job: str | None = None,
+    ) -> list[Attempt]:
+        """Store answers and costs, and return the outcomes with text that UTF-8 can encode."""
+        outcomes = [_encodable(outcome) for outcome in outcomes]
+        with self.changed:
+            pending = [self._pending.get(sent.key) for sent in in_flight]
+        settlements = [
+            self._settlement(sent, outcome, seconds, request.attempts if request else 1)
+            for sent, outcome, request in zip(in_flight, outcomes, pending, strict=True)
+        ]
+        self._ledger.settle(settlements, job)
+        return outcomes
+
+    def _settlement(
+        self, sent: InFlight, outcome: Attempt, seconds: float, attempts: int
     ) -> Settlement:
         if not isinstance(outcome, Completion):
             charged = isinstance(outcome, Unavailable) and outcome.may_be_charged
@@ -316,62 +263,48 @@ class RequestQueue(ABC):
         if (price := self._llm.price) is not None:
             cost = price.of(outcome.prompt_tokens, outcome.completion_tokens)
             if not outcome.prompt_tokens and not outcome.completion_tokens:
-                cost = sent.worst  # the server does not tell
+                cost = sent.cost_bound  # the server reports no usage
         return Settlement(sent, outcome, cost, seconds, attempts)
 
-    def _stop(self, error: BaseException) -> None:
-        """Send nothing more. The first error is the one that is raised."""
-        if isinstance(error, Exception) and not isinstance(error, ReasonpixError):
-            # Raised as it is, it would pass for a fault of every single record.
-            what = f"the language model cannot be asked: {type(error).__name__}: {error}"
-            unexpected = ReasonpixError(f"{what}; run the same command again to go on")
-            unexpected.__cause__ = error
-            error = unexpected
-        with self._changed:
-            self._stopped = self._stopped or error
-            for asked in self._asked.values():
-                for wait in asked.waits:
-                    wait.over.set()
-            self._changed.notify_all()
-
-    def _let_finish(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._under_way == 0)
-
-    def _step_ended(self) -> None:
-        with self._changed:
-            self._under_way -= 1
-            if self._stopped is not None:
-                self._changed.notify_all()
+    def finish(self, pending: PendingRequest, outcome: Attempt) -> bool:
+        """Pass a settled outcome to the waiters; return whether to send the request again."""
+        with self.changed:
+            if isinstance(outcome, Unavailable):
+                if self.error is not None:
+                    return False  # the next run sends it again
+                if outcome.overloaded:
+                    pending.overloads += 1
+                else:
+                    pending.failures += 1
+                retries = self._llm.max_retries
+                if (
+                    pending.failures <= retries
+                    and pending.overloads <= OVERLOADS_PER_RETRY * retries
+                ):
+                    return True
+                reason = f"no answer after {pending.attempts - 1} attempts: {outcome.reason}"
+                outcome = Problem(status="failed", reason=reason)
+                self._given_up += 1
+                if self._given_up == GIVEN_UP_IN_A_ROW:
+                    # An outage is not the fault of the records that happen to meet it.
+                    self.stop(
+                        ReasonpixError(
+                            f"{GIVEN_UP_IN_A_ROW} requests in a row failed, the last with {reason}"
+                            "; run the same command again to continue"
+                        )
+                    )
+                    return False
             else:
-                self._changed.notify()
+                self._given_up = 0
+            pending.result = outcome
+            del self._pending[pending.request.key]
+            for waiter in pending.waiters:
+                waiter.count_down()
+            return False
 
 
-def check_price(llm: LanguageModel) -> None:
-    """Raise `RecipeError` when it is not known what a call can cost, so no limit can be kept."""
-    problems = []
-    if llm.price is None:
-        problems.append(
-            "--max-cost needs the planner's prices: add `price: {prompt: …, completion: …}` "
-            "(per million tokens) to its options"
-        )
-    if llm.longest_answer is None:
-        problems.append(
-            "--max-cost needs a bound on the length of an answer: set the planner's option for "
-            "the most tokens it may generate"
-        )
-    if problems:
-        raise RecipeError(problems)
-
-
-def storable(outcome: Attempt) -> Attempt:
-    """The same with text that UTF-8 can hold: JSON may smuggle in half of a surrogate pair."""
-    try:
-        for _, value in outcome:
-            if isinstance(value, str):
-                value.encode()
-    except UnicodeEncodeError:
-        texts = {name: value for name, value in outcome if isinstance(value, str)}
-        clean = {name: text.encode(errors="replace").decode() for name, text in texts.items()}
-        return outcome.model_copy(update=clean)
-    return outcome
+def _encodable(outcome: Attempt) -> Attempt:
+    """The outcome without lone surrogates, which JSON can carry but UTF-8 cannot encode."""
+    texts = {name: value for name, value in outcome if isinstance(value, str)}
+    clean = {name: text.encode(errors="replace").decode() for name, text in texts.items()}
+    return outcome if clean == texts else outcome.model_copy(update=clean)

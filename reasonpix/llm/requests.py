@@ -20,7 +20,7 @@ def canonical_json(value: Any) -> str:
     return _encode(value)
 
 
-def answer_key(parameters: Mapping[str, Any], conversation: Conversation) -> str:
+def request_key(parameters: Mapping[str, Any], conversation: Conversation) -> str:
     """The name of a question, 64 hex digits: another one when anything that matters differs.
 
     The SHA-256 of the canonical JSON of `parameters` (model and sampling), messages, schema and

@@ -28,7 +28,7 @@ from reasonpix.generation.statistics import spending
 from reasonpix.llm import ledger_sync
 from reasonpix.llm.ledger import Ledger, Request, Settlement
 from reasonpix.llm.ledger_sync import ledger_file
-from reasonpix.llm.requests import answer_key
+from reasonpix.llm.requests import request_key
 from reasonpix.llm.types import Completion, Conversation, Message
 from tests.conftest import Distribution, WriteRecipe
 from tests.promises.test_llm_runs import PARROT
@@ -450,7 +450,7 @@ def conversation(question: str) -> Conversation:
 
 def call(question: str, worst: float = 2.0) -> Request:
     asked = conversation(question)
-    return Request("rewrite", answer_key({"model": "m"}, asked), asked, worst)
+    return Request("rewrite", request_key({"model": "m"}, asked), asked, worst)
 
 
 def ask(ledger: Ledger, question: str, answer: str, cost: float = 1.0) -> None:
@@ -533,9 +533,9 @@ def test_a_job_that_is_out_is_fetched_wherever_the_run_goes_on(
         ledger.submitted("job", "batch-1")
     with ledger_file(two()) as path, Ledger(path) as ledger:
         (job,) = ledger.open_jobs()
-        assert (job.id, len(job.calls)) == ("batch-1", 2)
+        assert (job.id, len(job.requests)) == ("batch-1", 2)
         completion = Completion(text="two", prompt_tokens=1, completion_tokens=1)
-        ledger.settle([Settlement(sent, completion, 1.0) for sent in job.calls], job="job")
+        ledger.settle([Settlement(sent, completion, 1.0) for sent in job.requests], job="job")
     with ledger_file(one()) as path, Ledger(path) as ledger:
         assert ledger.open_jobs() == []
     assert one.knows() == {"a": "two", "b": "two"}

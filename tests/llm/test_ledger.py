@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reasonpix.errors import RunError
 from reasonpix.llm.budget import Budget, Spending
 from reasonpix.llm.ledger import Ledger, Request, Settlement
-from reasonpix.llm.requests import answer_key
+from reasonpix.llm.requests import request_key
 from reasonpix.llm.types import Completion, Conversation, Message
 
 SCHEMA = {"title": "Answer", "type": "object", "properties": {}, "additionalProperties": False}
@@ -31,15 +31,15 @@ def conversation(text: str = "hello", seed: int = 0, system: str = "be kind") ->
     return Conversation(messages=turns, answer_schema=SCHEMA, seed=seed, shared=1)
 
 
-def call(text: str = "hello", worst: float = 0.0, verb: str = "rewrite") -> Request:
+def call(text: str = "hello", cost_bound: float = 0.0, task: str = "rewrite") -> Request:
     asked = conversation(text)
-    return Request(verb, answer_key(PARAMETERS, asked), asked, worst)
+    return Request(task, request_key(PARAMETERS, asked), asked, cost_bound)
 
 
 def answer(
     ledger: Ledger, asked: Request, completion: Completion, cost: float | None = None
 ) -> None:
-    assert ledger.budget.reserve(asked.worst)
+    assert ledger.budget.reserve(asked.cost_bound)
     [sent] = ledger.send([asked], PARAMETERS)
     ledger.settle([Settlement(sent, completion, cost, seconds=0.25, attempts=3)])
 
@@ -80,27 +80,27 @@ def sorted_deep(value: Any) -> Any:
 def test_keys_are_equal_when_all_parts_are(
     parameters: dict[str, Any], asked: Conversation, others: dict[str, Any], other: Conversation
 ) -> None:
-    assert len(answer_key(parameters, asked)) == 64
+    assert len(request_key(parameters, asked)) == 64
     same = written(parameters, asked) == written(others, other)
-    assert (answer_key(parameters, asked) == answer_key(others, other)) == same
+    assert (request_key(parameters, asked) == request_key(others, other)) == same
 
 
 @given(OBJECTS, CONVERSATIONS, st.text(min_size=1), st.integers(1))
 def test_a_key_changes_with_each_part(
     parameters: dict[str, Any], asked: Conversation, text: str, more: int
 ) -> None:
-    key = answer_key(parameters, asked)
+    key = request_key(parameters, asked)
     turns = (*asked.messages, Message(role="user", content=text))
     changed = [
-        answer_key({**parameters, "longer name": text}, asked),
-        answer_key(parameters, asked.model_copy(update={"messages": turns})),
-        answer_key(parameters, asked.model_copy(update={"seed": asked.seed + more})),
-        answer_key(parameters, asked.model_copy(update={"answer_schema": {"longer name": text}})),
+        request_key({**parameters, "longer name": text}, asked),
+        request_key(parameters, asked.model_copy(update={"messages": turns})),
+        request_key(parameters, asked.model_copy(update={"seed": asked.seed + more})),
+        request_key(parameters, asked.model_copy(update={"answer_schema": {"longer name": text}})),
     ]
     assert key not in changed
     assert len(set(changed)) == len(changed)
     backwards = dict(reversed(parameters.items()))
-    assert answer_key(backwards, asked.model_copy(update={"shared": 7})) == key
+    assert request_key(backwards, asked.model_copy(update={"shared": 7})) == key
 
 
 def test_an_answer_survives_reopening_with_its_question(tmp_path: Path) -> None:
@@ -110,14 +110,14 @@ def test_an_answer_survives_reopening_with_its_question(tmp_path: Path) -> None:
     refused = Completion(text="", refusal="I cannot", prompt_tokens=5)
     with Ledger(tmp_path / "deep" / "llm.sqlite") as ledger:
         answer(ledger, call("one"), completion, cost=0.5)
-        answer(ledger, call("two", verb="select"), refused)
+        answer(ledger, call("two", task="select"), refused)
     with Ledger(tmp_path / "deep" / "llm.sqlite") as ledger:
         assert ledger.get(call("one").key) == completion
         assert ledger.get(call("two").key) == refused
         assert ledger.get(call("three").key) is None
         first, second = ledger.answers()
         assert (first.conversation, first.parameters) == (conversation("one"), PARAMETERS)
-        assert (first.key, first.verb, first.completion) == (
+        assert (first.key, first.task, first.completion) == (
             call("one").key,
             "rewrite",
             completion,
@@ -149,7 +149,7 @@ def test_what_a_second_answer_cost_stays_on_the_account(tmp_path: Path) -> None:
     path = tmp_path / "llm.sqlite"
     with Ledger(path) as ledger:
         for cost in (0.1, 0.2):
-            answer(ledger, call(worst=1.0), Completion(text="x"), cost)
+            answer(ledger, call(cost_bound=1.0), Completion(text="x"), cost)
     with Ledger(path, max_cost=1.0) as ledger:
         spent = ledger.spent()
         assert (spent.cost, spent.lost_cost) == (0.1, 0.2)
@@ -163,7 +163,7 @@ def test_texts_are_stored_once(tmp_path: Path) -> None:
             for number in range(20):
                 system = "a long text " * 1000
                 asked = conversation(f"{part} {number}", system=system)
-                key = answer_key(PARAMETERS, asked)
+                key = request_key(PARAMETERS, asked)
                 answer(ledger, Request("rewrite", key, asked), Completion(text="x"))
     with sqlite3.connect(path) as db:
         (count,) = db.execute("SELECT count(*) FROM texts WHERE text LIKE 'a long%'").fetchone()
@@ -185,16 +185,16 @@ def test_spending_is_told_by_verb_and_counts_again_after_reopening(tmp_path: Pat
         for number in range(3):
             completion = Completion(text="x", prompt_tokens=10, completion_tokens=1)
             answer(ledger, call(f"r{number}"), completion, cost=0.1)
-        answer(ledger, call("s", verb="select"), Completion(text="x"), cost=None)
-        [lost] = ledger.send([call("lost", worst=0.25, verb="select")], PARAMETERS)
+        answer(ledger, call("s", task="select"), Completion(text="x"), cost=None)
+        [lost] = ledger.send([call("lost", cost_bound=0.25, task="select")], PARAMETERS)
         assert ledger.budget.reserve(0.25)
         ledger.settle([Settlement(lost, may_be_charged=True)])
-        [free] = ledger.send([call("free", worst=0.5)], PARAMETERS)
+        [free] = ledger.send([call("free", cost_bound=0.5)], PARAMETERS)
         assert ledger.budget.reserve(0.5)
         assert ledger.budget.reserved == 0.5
         ledger.settle([Settlement(free)])
         spent = ledger.spent()
-    assert spent.verbs == {
+    assert spent.by_task == {
         "rewrite": Spending(3, 30, 3, cost=0.1 + 0.1 + 0.1),
         "select": Spending(answers=1, unpriced=1, lost=1, lost_cost=0.25),
     }
@@ -202,7 +202,7 @@ def test_spending_is_told_by_verb_and_counts_again_after_reopening(tmp_path: Pat
     assert spent.cost == pytest.approx(0.3)
     with Ledger(path) as ledger:
         again = ledger.spent()
-        assert again.verbs["select"] == spent.verbs["select"]
+        assert again.by_task["select"] == spent.by_task["select"]
         assert again.answers == spent.answers
         assert again.cost == pytest.approx(spent.cost)
         assert ledger.budget.reserved == 0
@@ -211,7 +211,7 @@ def test_spending_is_told_by_verb_and_counts_again_after_reopening(tmp_path: Pat
 def test_what_was_spent_before_counts_against_the_limit(tmp_path: Path) -> None:
     with Ledger(tmp_path / "llm.sqlite") as ledger:
         answer(ledger, call("paid"), Completion(text="x"), cost=0.5)
-        ledger.send([call("lost", worst=0.3)], PARAMETERS)
+        ledger.send([call("lost", cost_bound=0.3)], PARAMETERS)
     with Ledger(tmp_path / "llm.sqlite", max_cost=1.0) as ledger:
         assert not ledger.budget.reserve(0.21)
         assert ledger.budget.reserve(0.2)
@@ -223,8 +223,8 @@ def test_a_limit_that_fits_exactly_fits() -> None:
     for _ in range(1000):
         assert [budget.reserve(0.1) for _ in range(4)] == [True, True, True, False]
         for _ in range(3):
-            budget.released("rewrite", 0.1)
-    assert budget.under_way == 0
+            budget.released(0.1)
+    assert budget.in_flight == 0
 
 
 @given(
@@ -246,10 +246,10 @@ def test_spent_and_reserved_never_pass_the_limit(
             elif end == 2:
                 budget.lost("select", cost)
             else:
-                budget.released("rewrite", cost)
+                budget.released(cost)
         spent = budget.spent()
         assert spent.cost + spent.lost_cost + budget.reserved <= limit + 1e-9
-        assert budget.under_way == len(waiting)
+        assert budget.in_flight == len(waiting)
 
 
 def test_threads_cannot_reserve_more_than_there_is() -> None:
@@ -299,7 +299,7 @@ def in_threads(work: Callable[[], None], count: int) -> None:
 
 def test_a_job_is_found_again_until_it_ended(tmp_path: Path) -> None:
     path = tmp_path / "llm.sqlite"
-    calls = [call(str(number), worst=0.25) for number in range(4)]
+    calls = [call(str(number), cost_bound=0.25) for number in range(4)]
     with Ledger(path) as ledger:
         ledger.send(calls[:2], PARAMETERS, job="arrived")
         ledger.submitted("arrived", "batch_1")
@@ -308,10 +308,10 @@ def test_a_job_is_found_again_until_it_ended(tmp_path: Path) -> None:
     with Ledger(path, max_cost=1.0) as ledger:
         arrived, unsure = ledger.open_jobs()
         assert (arrived.name, arrived.id, unsure.id) == ("arrived", "batch_1", None)
-        assert [it.key for it in arrived.calls] == [it.key for it in calls[:2]]
+        assert [it.key for it in arrived.requests] == [it.key for it in calls[:2]]
         assert ledger.budget.reserved == 0.5
         assert ledger.spent() == Spending(
-            lost=2, lost_cost=0.5, verbs={"rewrite": Spending(lost=2, lost_cost=0.5)}
+            lost=2, lost_cost=0.5, by_task={"rewrite": Spending(lost=2, lost_cost=0.5)}
         )
         assert not ledger.budget.reserve(0.01)
 
@@ -321,7 +321,7 @@ def test_a_job_is_found_again_until_it_ended(tmp_path: Path) -> None:
         assert not ledger.budget.reserve(0.01)
 
         ledger.budget.adopted(2)
-        first, second = arrived.calls
+        first, second = arrived.requests
         completion = Completion(text="x", prompt_tokens=1)
         ends = [Settlement(first, completion, 0.125), Settlement(second, may_be_charged=True)]
         ledger.settle(ends, job="arrived")
@@ -341,7 +341,7 @@ sys.path.insert(0, sys.argv[2])
 from tests.llm.test_ledger import PARAMETERS, Completion, Ledger, Settlement, call
 ledger = Ledger(Path(sys.argv[1]))
 for number in range(10**6):
-    asked = call(str(number), worst=0.5)
+    asked = call(str(number), cost_bound=0.5)
     ledger.budget.reserve(0.5)
     [sent] = ledger.send([asked], PARAMETERS)
     ledger.settle([Settlement(sent, Completion(text=str(number), prompt_tokens=1), 0.25)])
@@ -423,7 +423,7 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(TypeError):
             ledger.send([call("fine"), call("bad")], {"not JSON": object()})
         with pytest.raises(sqlite3.Error):
-            ledger.send([call("fine"), call("bad", worst=object())], PARAMETERS)  # type: ignore[arg-type]
+            ledger.send([call("fine"), call("bad", cost_bound=object())], PARAMETERS)  # type: ignore[arg-type]
         answer(ledger, call("fine"), Completion(text="x"))
         assert next(ledger.answers()).conversation == conversation("fine")
     with Ledger(path) as ledger:
@@ -434,9 +434,9 @@ def test_a_job_handed_in_twice_does_not_hold_what_the_first_time_lost() -> None:
     with Ledger(None) as ledger:
         for _ in range(2):
             ledger.budget.reserve(0.25)
-            [sent] = ledger.send([call(worst=0.25)], PARAMETERS, job="same")
+            [sent] = ledger.send([call(cost_bound=0.25)], PARAMETERS, job="same")
             ledger.submitted("same", "batch_1")
             [job] = ledger.open_jobs()
-            assert job.calls == (sent,)
+            assert job.requests == (sent,)
             ledger.settle([Settlement(sent, may_be_charged=True)], job="same")
         assert ledger.spent().lost == 2

@@ -369,7 +369,7 @@ def test_a_close_while_it_is_asked_keeps_what_was_finished_and_fails_nothing() -
             thread.start()
         for thread in (*closing, asking):
             thread.join(5)
-        assert told == ["the run was stopped; run the same command again to go on"]
+        assert told == ["the run was stopped; run the same command again to continue"]
         assert ledger.spent().answers == 1
 
 

@@ -580,7 +580,7 @@ def test_options() -> None:
     planner = LocalLLM(options)
     assert planner.price is not None
     assert planner.price.of(10**6, 10**6) == 0
-    assert (planner.longest_answer, planner.concurrency) == (400, 1)
+    assert (planner.max_answer_tokens, planner.concurrency) == (400, 1)
     assert LocalLLMOptions.fingerprint_exclude >= {"device", "prompts", "price"}
     with pytest.raises(ValidationError):
         LocalLLMOptions(model="owner/name", temperature=-1)
@@ -652,7 +652,7 @@ def test_a_close_in_the_middle_of_an_answer_ends_it_soon(roomy: Path) -> None:
     for thread in (*closing, asking):
         thread.join(20)
     assert time.monotonic() - started < 5
-    assert told == ["the run was stopped; run the same command again to go on"]
+    assert told == ["the run was stopped; run the same command again to continue"]
     with pytest.raises(ReasonpixError, match="answers between `load` and `close` only"):
         planner.complete(questions(1))
 

@@ -25,7 +25,7 @@ from reasonpix_openai.replies import Replies
 from reasonpix.errors import ReasonpixError, RecipeError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.recipe import load_recipe
-from reasonpix.llm.dispatch import caller_for
+from reasonpix.llm.dispatch import make_dispatcher
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.tasks import REPLACE
 from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
@@ -163,8 +163,8 @@ def test_the_paper_s_model_is_a_name_of_its_own_with_the_same_answers() -> None:
 
 def test_the_core_learns_the_limits_from_the_options() -> None:
     planner = OpenAIPlanner(OpenAIOptions(concurrency=33, max_tokens=77))
-    assert (planner.concurrency, planner.longest_answer, planner.jobs) == (33, 77, False)
-    assert OpenAIPlanner(OpenAIOptions(max_tokens=None)).longest_answer is None
+    assert (planner.concurrency, planner.max_answer_tokens, planner.jobs) == (33, 77, False)
+    assert OpenAIPlanner(OpenAIOptions(max_tokens=None)).max_answer_tokens is None
 
 
 def test_answers_become_plans(server: Server, make: Make) -> None:
@@ -384,7 +384,7 @@ def test_a_server_that_never_was_there_stops_the_run(make: Make, unreachable: st
     told = stopped(make(base_url=unreachable))
     assert unreachable in told
     assert "refused" in told
-    assert told.endswith("run the same command again to go on")
+    assert told.endswith("run the same command again to continue")
 
 
 def test_a_server_that_went_away_may_come_back(make: Make, tmp_path: Path) -> None:
@@ -812,7 +812,7 @@ def test_a_stopped_run_waits_for_the_batch_it_handed_in(
         """Ask, until something is so or all is answered."""
         with Ledger(tmp_path / "llm.sqlite", max_cost=1.0) as kept:
             planner = make(batch=True, price=PRICE, max_retries=3)
-            caller = caller_for(planner, kept, poll_interval_s=0.2)
+            caller = make_dispatcher(planner, kept, poll_interval_s=0.2)
             with ThreadPoolExecutor(1) as thread:
                 answers = thread.submit(caller.answers, "replace", questions)
                 while not until() and not answers.done():
@@ -821,10 +821,10 @@ def test_a_stopped_run_waits_for_the_batch_it_handed_in(
                     caller.close()
                 return answers.result()
 
-    with pytest.raises(ReasonpixError, match="again to go on"):
+    with pytest.raises(ReasonpixError, match="again to continue"):
         wait(lambda: bool(server.log()["batches"]))
     server.tell("batches", {"become": "expired"})  # Half of them: the others are handed in anew.
-    with pytest.raises(ReasonpixError, match="again to go on"):
+    with pytest.raises(ReasonpixError, match="again to continue"):
         wait(lambda: len(server.log()["batches"]) == 2)
     server.tell("batches", {"become": "completed"})
     answers = wait(lambda: False)

@@ -54,7 +54,7 @@ def test_the_llm_planner_of_the_tutorial_keeps_its_contract() -> None:
     [plan] = Contract().subject.replace([request])
     assert isinstance(plan, EditPlan) and plan.target == "pear"
     assert planner.Options().price is None
-    assert Contract().subject.longest_answer == planner.Options().max_tokens
+    assert Contract().subject.max_answer_tokens == planner.Options().max_tokens
     Contract().test_plans_follow_requests()
 
 

@@ -45,7 +45,7 @@ class Parrot(LLMPlanner[ParrotOptions]):
 
     name = "parrot"
     Options = ParrotOptions
-    longest_answer = 30
+    max_answer_tokens = 30
     lock = threading.Lock()
 
     @property
@@ -107,7 +107,7 @@ def test_every_answer_is_kept_and_paid_for_once(path: Path, tmp_path: Path) -> N
     spent = spending(run)
     assert (spent.answers, spent.prompt_tokens, spent.completion_tokens) == (7, 7000, 140)
     assert spent.cost == pytest.approx(7 * CALL)
-    assert set(spent.verbs) == {"replace"}
+    assert set(spent.by_task) == {"replace"}
 
     # A reader of answers that was mended computes the stage anew, and asks nothing.
     [plans] = (tmp_path / "run" / "stages").glob("plan-*")
@@ -289,7 +289,7 @@ def test_a_reader_is_asked_by_the_filter_that_needs_one(path: Path, tmp_path: Pa
     text["filters"] = ["resolvable"]
     path.write_text(yaml.safe_dump(text))
     run = generate(load_recipe(path), tmp_path / "run")
-    assert {verb: part.answers for verb, part in spending(run).verbs.items()} == {
+    assert {verb: part.answers for verb, part in spending(run).by_task.items()} == {
         "replace": 7,
         "resolve": 7,
     }

@@ -74,7 +74,7 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
         return self.options.batch_size
 
     @property
-    def longest_answer(self) -> int:
+    def max_answer_tokens(self) -> int:
         """Tokens of the longest answer."""
         return self.options.max_tokens
 

@@ -129,7 +129,7 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         return 50_000 if self.options.batch else self.options.concurrency
 
     @property
-    def longest_answer(self) -> int | None:
+    def max_answer_tokens(self) -> int | None:
         """The option `max_tokens`."""
         return self.options.max_tokens
 

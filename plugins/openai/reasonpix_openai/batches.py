@@ -157,7 +157,9 @@ class Batches:
 
     def _told(self, error: Exception) -> str:
         reason = f"the batch endpoint cannot be used: {error}"
-        return f"planner openai: {self._replies.said(reason)}; run the same command again to go on"
+        return (
+            f"planner openai: {self._replies.said(reason)}; run the same command again to continue"
+        )
 
 
 def _files(requests: Mapping[str, dict[str, Any]]) -> Iterator[tuple[list[str], bytes]]:

@@ -147,7 +147,7 @@ class Replies:
             if not self.answered:
                 raise ReasonpixError(
                     f"planner openai: {self.said(reason)}; check base_url, and that the server "
-                    "runs, then run the same command again to go on"
+                    "runs, then run the same command again to continue"
                 )
             return self.unavailable(reason)
         if isinstance(cause, httpx2.TimeoutException):

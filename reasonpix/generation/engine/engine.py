@@ -23,10 +23,10 @@ from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.plan import Listing, plan_of, rows_for, rows_wanted
 from reasonpix.generation.recipe import Recipe
 from reasonpix.generation.run_folder import RunFolder, Shard
+from reasonpix.llm.budget import check_price
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.ledger_sync import ledger_file
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.llm.queue import check_price
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions, Source
 from reasonpix.plugin.spec import ComponentSpec

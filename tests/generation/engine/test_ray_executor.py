@@ -78,7 +78,7 @@ class ParrotOptions(LLMPlannerOptions):
 class Parrot(LLMPlanner[ParrotOptions]):
     name: ClassVar[str] = "odd-parrot"
     Options: ClassVar[type[Options]] = ParrotOptions
-    longest_answer = 30
+    max_answer_tokens = 30
     concurrency = 4
     busy = 0
     lock = threading.Lock()
