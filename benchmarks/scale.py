@@ -62,7 +62,7 @@ def generate(recipe: Path, run: Path, kill_at: int | None = None) -> Process:
     command = [
         sys.executable,
         "-m",
-        "reasonpix.cli.main",
+        "reasonpix",
         "generate",
         str(recipe),
         "--out",

@@ -1,6 +1,6 @@
 """`python -m reasonpix` is the command `reasonpix`, for launchers that start modules."""
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 
 if __name__ == "__main__":
-    main(prog_name="reasonpix")
+    cli(prog_name="reasonpix")

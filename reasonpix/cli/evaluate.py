@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reasonpix.cli import console
+from reasonpix.cli import console, options
 from reasonpix.cli.options import set_option
 from reasonpix.errors import require_extra
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     help="The folder of the evaluation. The report will be in it.",
 )
 @set_option
-@console.runtime_option(None)
+@options.runtime_option(None)
 @click.option("--retry-failed", is_flag=True, help="Try the edits again that failed.")
 @click.option(
     "--baseline",

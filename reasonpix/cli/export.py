@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reasonpix.cli import console
+from reasonpix.cli import console, options
 from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option("--clip", metavar="MODEL", help="Model of CLIP-I and CLIP-T.")
 @click.option("--dino", metavar="MODEL", help="Model of DINO.")
 @click.option("--split", default="test", show_default=True, help="Split of BENCHMARK to read.")
-@console.revision_option
+@options.revision_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 def export(
     model: str,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from reasonpix.cli import console
+from reasonpix.cli import console, options
 from reasonpix.cli.options import set_option
 from reasonpix.errors import ReasonpixError, require_extra
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     metavar="MODEL",
     help="A folder that `reasonpix train` wrote, a hub id, or a name such as mini/reasonpix2pix.",
 )
-@console.revision_option
+@options.revision_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -87,9 +87,9 @@ if TYPE_CHECKING:
     metavar="N",
     help="Edits computed together on a GPU; another number may move the last bits.",
 )
-@console.device_option
-@console.dtype_option
-@console.runtime_option("auto")
+@options.device_option
+@options.dtype_option
+@options.runtime_option("auto")
 @click.option("--side-by-side", is_flag=True, help="Write each edit to the right of its input.")
 @click.option(
     "--grid", is_flag=True, help="Write one sheet: in each row an input and all its edits."

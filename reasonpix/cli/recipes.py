@@ -1,4 +1,4 @@
-"""The commands that list and describe: recipes and plugins."""
+"""The commands that list and describe recipes and plugins."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     AnyRecipe = Recipe | TrainingRecipe | EvaluationRecipe
 
 
-@click.group()
-def recipes() -> None:
+@click.group("recipes")
+def recipes_group() -> None:
     """List, show, copy and check recipes."""
 
 
-@recipes.command("ls")
+@recipes_group.command("ls")
 def recipes_ls() -> None:
     """List the shipped recipes."""
     from reasonpix.generation.recipe_catalog import shipped, summary
@@ -33,7 +33,7 @@ def recipes_ls() -> None:
         click.echo(f"{name:24} {summary(path)}")
 
 
-@recipes.command("show")
+@recipes_group.command("show")
 @click.argument("recipe")
 def recipes_show(recipe: str) -> None:
     """Print RECIPE."""
@@ -42,11 +42,11 @@ def recipes_show(recipe: str) -> None:
     click.echo(locate(recipe).read_text(encoding="utf-8"), nl=False)
 
 
-@recipes.command("copy")
+@recipes_group.command("copy")
 @click.argument("recipe")
 @click.argument("to", type=click.Path(path_type=Path))
 def recipes_copy(recipe: str, to: Path) -> None:
-    """Copy RECIPE to the file TO, to change it."""
+    """Copy RECIPE to the file TO, for you to edit."""
     from reasonpix.errors import RecipeError
     from reasonpix.generation.recipe_catalog import locate
 
@@ -57,18 +57,18 @@ def recipes_copy(recipe: str, to: Path) -> None:
     click.echo(to)
 
 
-@recipes.command("check")
+@recipes_group.command("check")
 @click.argument("recipe")
 @set_option
 def recipes_check(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Check RECIPE and print it with every option spelled out."""
+    """Validate RECIPE and print it with every option spelled out."""
     from reasonpix.generation.recipe_catalog import locate
 
     click.echo(load_any(locate(recipe), overrides).as_yaml(), nl=False)
 
 
 def load_any(path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """Read and check a recipe of any kind. Raises `RecipeError`."""
+    """Load and validate a recipe of any kind. Raises `RecipeError`."""
     from reasonpix.evaluation.recipe import load_evaluation_recipe
     from reasonpix.generation.recipe import load_recipe
     from reasonpix.generation.recipe_catalog import command_of
@@ -82,17 +82,17 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     return loaders[command_of(path)](path, overrides)
 
 
-@recipes.command("schema")
+@recipes_group.command("schema")
 @click.option(
     "--for",
     "command",
     type=click.Choice(["generate", "train", "evaluate"]),
     default="generate",
     show_default=True,
-    help="The command that the recipes are for.",
+    help="The command that reads these recipes.",
 )
 def recipes_schema(command: Command) -> None:
-    """Print the JSON schema of recipes, for completion in editors."""
+    """Print the JSON schema of recipes, for completion and checks in an editor."""
     import json
 
     from reasonpix.evaluation import recipe as evaluation_recipe
@@ -103,39 +103,41 @@ def recipes_schema(command: Command) -> None:
     click.echo(json.dumps(modules[command].schema(), indent=2))
 
 
-@click.group()
-def plugins() -> None:
+@click.group("plugins")
+def plugins_group() -> None:
     """List and describe plugins."""
 
 
-@plugins.command("ls")
+@plugins_group.command("ls")
 def plugins_ls() -> None:
     """List the installed plugins and the slots they fill."""
     from reasonpix.errors import PluginError
-    from reasonpix.plugin import registry as installed
+    from reasonpix.plugin import registry
 
-    for name in installed.names():
+    for name in registry.names():
         try:
-            where = installed.entry(name)
-            kinds = ", ".join(installed.offers(name)) or "checkpoints"
+            slots = ", ".join(registry.offers(name)) or "checkpoints"
+            dist = registry.entry(name).dist
         except PluginError as error:
             click.echo(f"{name:20} broken: {error}")
         else:
-            package = f"{where.dist.name} {where.dist.version}" if where.dist else ""
-            click.echo(f"{name:20} {kinds:12} {package}")
+            click.echo(f"{name:20} {slots:12} {f'{dist.name} {dist.version}' if dist else ''}")
 
 
-@plugins.command("show")
+@plugins_group.command("show")
 @click.argument("name")
 def plugins_show(name: str) -> None:
-    """Describe plugin NAME: where it lives, and its options."""
-    from reasonpix.plugin import registry as installed
+    """Describe plugin NAME: its module, package and options."""
+    from reasonpix.plugin import registry
 
-    where = installed.entry(name)
-    package = f" of {where.dist.name} {where.dist.version}" if where.dist else ""
-    click.echo(f"{name}: {where.value}{package}")
-    for slot, component in installed.offers(name).items():
+    entry_point = registry.entry(name)
+    dist = entry_point.dist
+    click.echo(f"{name}: {entry_point.value}{f' of {dist.name} {dist.version}' if dist else ''}")
+    for slot, component in registry.offers(name).items():
         click.echo(f"\n{slot}: {(component.__doc__ or '').strip()}\n")
         for option, field in component.Options.model_fields.items():
             default = "required" if field.is_required() else f"default {field.default!r}"
             click.echo(f"  {option}: {field.description} ({default})")
+
+
+COMMANDS = (recipes_group, plugins_group)

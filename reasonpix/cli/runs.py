@@ -1,143 +1,191 @@
-"""The commands for a run that is there: how far it is, its filters, single records, old results."""
+"""The commands on an existing run: look at it, refilter it, clean it, publish it."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
 
 import click
 
-from reasonpix.cli.options import set_option
-
-if TYPE_CHECKING:
-    from reasonpix.generation.outcomes import OutcomeCounts
-
-_run = click.argument("run")
+from reasonpix.cli import console
+from reasonpix.cli.options import run_argument, set_option
 
 
-@click.command()
-@_run
-@click.option("--recipe", help="Tell what this recipe (a file, or a shipped one) would reuse.")
+@click.command("status")
+@run_argument
+@click.option(
+    "--recipe", help="Show what this recipe (a file, or a shipped recipe) would reuse of RUN."
+)
 @set_option
-def status(run: str, recipe: str | None, overrides: tuple[str, ...]) -> None:
-    """Show for each stage of RUN what is reused, done, to do, and failed.
+def status_command(run: str, recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Show how far each stage of RUN is, and how its records ended.
 
-    With a recipe, or with --set for the run's own: what it would reuse and compute in RUN.
+    With --recipe, or with --set to change the run's own recipe, show what that recipe would reuse
+    and what it would compute.
     """
     from reasonpix.generation.recipe import load_recipe
     from reasonpix.generation.recipe_catalog import locate
     from reasonpix.generation.run_folder import RunFolder
     from reasonpix.generation.run_recipe import recipe_of
-    from reasonpix.inspection.status import status as status_of
+    from reasonpix.inspection.status import read_status
 
     folder = RunFolder(run)
-    asked = None
+    other = None
     if recipe is not None:
-        asked = load_recipe(locate(recipe), overrides)
+        other = load_recipe(locate(recipe), overrides)
     elif overrides:
-        asked = recipe_of(folder, overrides)
-    for line in status_of(folder, asked).lines():
+        other = recipe_of(folder, overrides)
+    for line in read_status(folder, other).lines():
         click.echo(line)
 
 
-@click.command()
-@_run
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def clean(run: str, yes: bool) -> None:
-    """Remove the results of RUN that no current stage needs, after asking."""
+@click.command("clean")
+@run_argument
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def clean_command(run: str, yes: bool) -> None:
+    """Remove the results in RUN that its current recipe does not use."""
     from reasonpix.generation.run_folder import RunFolder
-    from reasonpix.inspection.status import clean as remove
-    from reasonpix.inspection.status import superseded, superseded_lines
+    from reasonpix.inspection.status import clean, superseded, superseded_lines
 
     folder = RunFolder(run)
-    found = superseded(folder)
-    if found:
-        for line in superseded_lines(found):
+    folders = superseded(folder)
+    if folders:
+        for line in superseded_lines(folders):
             click.echo(line)
         if not yes:
-            click.confirm("Remove them? To go back to them would compute them again", abort=True)
-    remove(folder, found)
-    click.echo(f"{len(found)} stage folder{'s' * (len(found) != 1)} removed")
+            click.confirm(
+                "Remove them? A recipe that needs them would have to recompute them", abort=True
+            )
+    clean(folder, folders)
+    click.echo(f"{len(folders)} stage folder{'s' * (len(folders) != 1)} removed")
 
 
-@click.command()
-@_run
+@click.command("refilter")
+@run_argument
 @set_option
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="The page; survival.html in RUN by default."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to write the page; by default survival.html in RUN.",
 )
-def refilter(run: str, overrides: tuple[str, ...], out: Path | None) -> None:
-    """Apply the filters of RUN anew, changed by --set, from stored scores: no model is asked.
+def refilter_command(run: str, overrides: tuple[str, ...], out: Path | None) -> None:
+    """Reapply the filters of RUN, changed by --set, to the stored scores. No model runs.
 
-    Draws how many records survive each threshold, and prints where the page is.
+    Writes a page that shows how many records survive each threshold, and prints its path.
     """
     from reasonpix.generation.outcomes import outcome_counts
     from reasonpix.generation.run_folder import RunFolder
-    from reasonpix.inspection.refilter import refilter as apply
-    from reasonpix.inspection.threshold_curves import draw_survival
+    from reasonpix.inspection.refilter import reapply_filters
+    from reasonpix.inspection.threshold_curves import write_survival_page
 
     folder = RunFolder(run)
+    before = None
     if overrides:
-        before, after = apply(folder, overrides)
-        _print_funnel(after, before)
-        again = f"reasonpix generate {quote(f'{folder}/recipe.yaml')} --out {quote(str(folder))}"
-        click.echo(
-            f"{folder}/recipe.yaml and {folder}/stages.json are rewritten: `{again}` keeps these "
-            "thresholds, another recipe applies its own again"
-        )
-        page = draw_survival(folder, out, before)
+        before, after = reapply_filters(folder, overrides)
     else:
-        _print_funnel(outcome_counts(folder))
-        page = draw_survival(folder, out)
-    click.echo(page if "://" in page else Path(page).resolve())
+        after = outcome_counts(folder)
+    console.print_funnel(after, before)
+    click.echo(
+        f"{after.accepted} of {after.total} record{'s' * (after.total != 1)} accepted"
+        + (f" ({before.accepted} before)" if before else "")
+    )
+    if before:
+        command = f"reasonpix generate {quote(f'{folder}/recipe.yaml')} --out {quote(str(folder))}"
+        click.echo(
+            f"{folder}/recipe.yaml and {folder}/stages.json were rewritten: `{command}` keeps "
+            "these thresholds; another recipe would apply its own again"
+        )
+    console.print_location(write_survival_page(folder, out, before))
 
 
-def _print_funnel(after: OutcomeCounts, before: OutcomeCounts | None = None) -> None:
-    earlier = {} if before is None else dict(before.stages)
-    head = f"{'stage':>22} {'ok':>8} {'rejected':>8} {'failed':>8}"
-    click.echo(head + (f" {'ok before':>10}" if before else ""))
-    for stage, counts in after.stages:
-        line = f"{stage:>22} {counts['ok']:8} {counts['rejected']:8} {counts['failed']:8}"
-        click.echo(line + (f" {earlier[stage]['ok']:10}" if stage in earlier else ""))
-    were = f" ({before.accepted} before)" if before else ""
-    records = f"record{'s' * (after.total != 1)}"
-    click.echo(f"{after.accepted} of {after.total} {records} accepted{were}")
-
-
-@click.command()
-@_run
+@click.command("inspect")
+@run_argument
 @click.argument("record")
-@click.option("--replay", is_flag=True, help="Compute its stages anew, and say what differs.")
+@click.option("--replay", is_flag=True, help="Recompute its stages and show what differs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(run: str, record: str, replay: bool, as_json: bool) -> None:
-    """Show the whole way of RECORD through RUN: its id, how that begins, or its name in the source.
+def inspect_command(run: str, record: str, replay: bool, as_json: bool) -> None:
+    """Show what every stage of RUN did with RECORD.
 
-    With --replay the exit code is 1 when a stage gives something else now.
+    RECORD is a record id, a unique prefix of one, or a name in the source. With --replay the exit
+    code is 1 when a stage gives a different result now.
     """
     import json
 
     from reasonpix.generation.run_folder import RunFolder
-    from reasonpix.inspection.lineage import lineage
-    from reasonpix.inspection.lineage_text import lines
-    from reasonpix.inspection.replay import replay as replayed_of
-    from reasonpix.inspection.replay import replay_lines
+    from reasonpix.inspection.lineage import trace_record
+    from reasonpix.inspection.lineage_text import lineage_lines
+    from reasonpix.inspection.replay import replay_lines, replay_record
 
     folder = RunFolder(run)
-    told, replayed = replayed_of(folder, record) if replay else (lineage(folder, record), [])
-    if as_json:
-        more = {"replayed": [vars(it) for it in replayed]} if replay else {}
-        click.echo(json.dumps(told.as_dict() | more, indent=1, ensure_ascii=False))
+    if replay:
+        lineage, replayed = replay_record(folder, record)
     else:
-        for line in lines(told):
-            click.echo(line)
+        lineage, replayed = trace_record(folder, record), []
+    if as_json:
+        more = {"replayed": [vars(stage) for stage in replayed]} if replay else {}
+        click.echo(json.dumps(lineage.as_dict() | more, indent=1, ensure_ascii=False))
+    else:
+        lines = [*lineage_lines(lineage)]
         if replay:
-            click.echo("\ncomputed anew")
-            for line in replay_lines(replayed):
-                click.echo(line)
-    if not all(it.is_identical for it in replayed):
+            lines += ["", "recomputed", *replay_lines(replayed)]
+        click.echo("\n".join(lines))
+    if not all(stage.is_identical for stage in replayed):
         sys.exit(1)
 
 
-COMMANDS = (status, clean, refilter, inspect)
+@click.command("gallery")
+@run_argument
+@click.option(
+    "--limit", default=200, show_default=True, help="Most accepted, and most other, pairs to show."
+)
+def gallery_command(run: str, limit: int) -> None:
+    """Write an HTML page that shows RUN, and print its path."""
+    from reasonpix.generation.run_folder import RunFolder
+    from reasonpix.inspection.gallery import write_gallery
+
+    console.print_location(write_gallery(RunFolder(run), limit))
+
+
+@click.command("publish")
+@run_argument
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option(
+    "--to",
+    type=click.Choice(["hf", "instruct-pix2pix", "webdataset", "preference"]),
+    default="hf",
+    show_default=True,
+    help="Format of the dataset.",
+)
+@click.option(
+    "--push-to-hub",
+    metavar="USER/NAME",
+    help="Upload it to the Hugging Face Hub as this dataset.",
+)
+@click.option("--private", is_flag=True, help="Make the dataset on the hub private.")
+def publish_command(run: str, out: Path, to: str, push_to_hub: str | None, private: bool) -> None:
+    """Publish the accepted samples of RUN as a dataset."""
+    from reasonpix.datasets import hub
+    from reasonpix.datasets.publish import FORMS, publish
+    from reasonpix.generation.run_folder import RunFolder
+
+    if private and not push_to_hub:
+        raise click.UsageError("--private needs --push-to-hub USER/NAME")
+    if push_to_hub:
+        hub.check(push_to_hub)  # before hours of writing
+    rows = publish(RunFolder(run), out, to)
+    how = f"; load them with datasets.load_dataset({str(out)!r})" if FORMS[to].data else ""
+    what = FORMS[to].what.replace("s ", " ", 1) if rows == 1 else FORMS[to].what
+    click.echo(f"{rows} {what} in {out}{how}")
+    if push_to_hub:
+        click.echo(hub.push(out, push_to_hub, private))
+
+
+COMMANDS = (
+    status_command,
+    clean_command,
+    refilter_command,
+    inspect_command,
+    gallery_command,
+    publish_command,
+)

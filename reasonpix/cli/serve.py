@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from reasonpix.cli import console
+from reasonpix.cli import console, options
 from reasonpix.errors import ReasonpixError, require_extra
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ TOKEN = "REASONPIX_TOKEN"
     help="A folder that `reasonpix train` or `reasonpix export` wrote, a hub id, or a name such as "
     "mini/reasonpix2pix.",
 )
-@console.revision_option
-@console.host_option
-@console.port_option
-@console.runtime_option("auto")
-@console.device_option
-@console.dtype_option
+@options.revision_option
+@options.host_option
+@options.port_option
+@options.runtime_option("auto")
+@options.device_option
+@options.dtype_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reasonpix.cli import console
+from reasonpix.cli import console, options
 from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def create(
 
 @study.command()
 @_folder
-@console.host_option
-@console.port_option
+@options.host_option
+@options.port_option
 @_url
 def serve(folder: Path, host: str, port: int, url: str | None) -> None:
     """Serve the pages of STUDY, until Ctrl-C or SIGTERM. Every answer is stored at once."""
@@ -167,3 +167,6 @@ def _print_links(study: Study, url: str | None) -> None:
     base = (url or "http://127.0.0.1:8000").rstrip("/")
     for it in study.invitations():
         click.echo(f"worker {it.worker}: {base}/{it.code}  {it.answered} of {it.total}")
+
+
+COMMANDS = (study,)

@@ -47,7 +47,7 @@ class Estimate:
     """Whether tokens are taken from this run's own answers, not from the rule of thumb."""
 
 
-def estimate(
+def estimate_cost(
     recipe: Recipe, out: str | Path, limit: float | None = None, target_accepted: int | None = None
 ) -> list[Estimate]:
     """What each stage that asks an LLM will ask, if `recipe` is run into `out`. Writes nothing.

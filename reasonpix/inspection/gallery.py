@@ -25,7 +25,7 @@ from reasonpix.generation.outcomes import (
 from reasonpix.generation.run_folder import RunFolder, Status
 from reasonpix.generation.samples import Sample
 from reasonpix.generation.statistics import position_bias, spending
-from reasonpix.inspection.lookup import RecordRows, traces
+from reasonpix.inspection.lookup import RecordRows, read_record_rows
 
 _KINDS = 200
 """Reasons of one stage that are told apart, and as many of them as a page lists."""
@@ -155,7 +155,7 @@ def _merged(reasons: Sequence[Reason]) -> list[Reason]:
     return list(merged.values())
 
 
-def gallery(run: RunFolder, limit: int = 200) -> str:
+def write_gallery(run: RunFolder, limit: int = 200) -> str:
     """Write `gallery.html` into the run folder and return where it is.
 
     The page holds its images and needs no network. `limit` bounds the pairs shown, accepted ones
@@ -198,7 +198,7 @@ def _cards(
     shards = dict.fromkeys(ending.shard for ending in shown.values())
     with closing(source_of(run)) as source:
         for shard in sorted(shards):
-            for trace in traces(run, entries, shard, shown.keys(), source):
+            for trace in read_record_rows(run, entries, shard, shown.keys(), source):
                 ending = shown[trace.planned.record_id]
                 yield ending.record_id, _card(trace, entries, ending)
 

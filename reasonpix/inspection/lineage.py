@@ -18,7 +18,7 @@ from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
 from reasonpix.generation.run_recipe import packages_of, recipe_of
 from reasonpix.generation.samples import Sample
-from reasonpix.inspection.lookup import RecordRows, find, traces
+from reasonpix.inspection.lookup import RecordRows, find_record, read_record_rows
 from reasonpix.llm.ledger import StoredAnswer
 from reasonpix.llm.ledger_sync import ledger_file
 from reasonpix.llm.planner import LLMPlanner
@@ -108,17 +108,17 @@ Visit = Callable[[Stage | None, StageEntry, Sample, Row, ReplayLedger], None]
 """Called of each stage that has a row of the record, with what that stage was given."""
 
 
-def lineage(run: RunFolder, wanted: str, visit: Visit | None = None) -> Lineage:
+def trace_record(run: RunFolder, wanted: str, visit: Visit | None = None) -> Lineage:
     """The way of the record that `wanted` means: see `traces.find`.
 
     Nothing is computed and nobody asked. Raises `RunError` when there is no such record.
     """
-    shard, record_id = find(run, wanted)
+    shard, record_id = find_record(run, wanted)
     entries = current_stages(run)
     stages, problem = _stages(run)
     packages = packages_of(run)
     with closing(source_of(run)) as source, ledger_file(run.storage, write_back=False) as path:
-        [trace] = traces(run, entries, shard, [record_id], source)
+        [trace] = read_record_rows(run, entries, shard, [record_id], source)
         with ReplayLedger(path) as ledger:
             told = _StageTrace(run, entries, shard, packages, source, ledger)
             steps = []

@@ -10,7 +10,7 @@ from typing import Any
 from reasonpix.inspection.lineage import Lineage, Question, Step
 
 
-def lines(told: Lineage) -> Iterator[str]:
+def lineage_lines(told: Lineage) -> Iterator[str]:
     """A lineage as text."""
     yield f"record {told.record_id} of {told.run}, shard {told.shard}"
     at = f" at {told.stage}" if told.status != "accepted" else ""

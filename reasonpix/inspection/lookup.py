@@ -45,7 +45,7 @@ class RecordRows:
         return scores
 
 
-def traces(
+def read_record_rows(
     run: RunFolder,
     entries: Sequence[StageEntry],
     shard: Shard,
@@ -75,7 +75,7 @@ def traces(
             )
 
 
-def find(run: RunFolder, wanted: str) -> tuple[Shard, str]:
+def find_record(run: RunFolder, wanted: str) -> tuple[Shard, str]:
     """The shard and the id of a record: by its id, its name in the source, or how its id begins.
 
     Raises `RunError` when there is none, or more than one.

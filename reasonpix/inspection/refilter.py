@@ -13,7 +13,9 @@ from reasonpix.llm.planner import LLMPlanner
 from reasonpix.plugin import registry
 
 
-def refilter(run: RunFolder, overrides: Sequence[str]) -> tuple[OutcomeCounts, OutcomeCounts]:
+def reapply_filters(
+    run: RunFolder, overrides: Sequence[str]
+) -> tuple[OutcomeCounts, OutcomeCounts]:
     """Change the run's recipe by `overrides`, where its results are all there already.
 
     Thresholds may change, and filters that were measured come, go and change places. Returns how

@@ -16,7 +16,7 @@ from reasonpix.generation.outcomes import StageEntry, source_of
 from reasonpix.generation.pipeline import Stage
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
 from reasonpix.generation.samples import Sample
-from reasonpix.inspection.lineage import Lineage, lineage
+from reasonpix.inspection.lineage import Lineage, trace_record
 from reasonpix.llm.planner import LLMPlanner
 from reasonpix.llm.stored_answers import ReplayLedger, remembering
 from reasonpix.plugin.components import Component, Source
@@ -35,7 +35,7 @@ class Replayed:
         return not self.differences
 
 
-def replay(run: RunFolder, wanted: str) -> tuple[Lineage, list[Replayed]]:
+def replay_record(run: RunFolder, wanted: str) -> tuple[Lineage, list[Replayed]]:
     """The way of a record, and each of its stages computed anew from that stage's stored input.
 
     The run's components are loaded, one stage after another. Language models are not asked: their
@@ -51,7 +51,7 @@ def replay(run: RunFolder, wanted: str) -> tuple[Lineage, list[Replayed]]:
         replayed.append(Replayed(entry.stage, differences))
 
     try:
-        return lineage(run, wanted, visit), replayed
+        return trace_record(run, wanted, visit), replayed
     finally:
         source.close()
 

@@ -119,7 +119,7 @@ def superseded_lines(superseded: Mapping[str, int]) -> Iterator[str]:
     yield f"{sum(superseded.values()) / 1e6:>12.1f} MB  in all"
 
 
-def status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
+def read_status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
     """How far the current stages of `run` are, or those that `recipe` would have in it.
 
     Raises `RunError` when it is no run, or was planned from another source than the recipe's.

@@ -75,10 +75,10 @@ class Survival:
     distributions: list[Distribution]
 
 
-def survivals(run: RunFolder) -> list[Survival]:
+def filter_survivals(run: RunFolder) -> list[Survival]:
     """One for each filter, in order. Raises `RunError` when the run is not finished."""
     against = _against(run)
-    return [survival(run, entry, against) for entry in read_stages(run) if entry.is_score]
+    return [filter_survival(run, entry, against) for entry in read_stages(run) if entry.is_score]
 
 
 Against = Mapping[str, Sequence[str]]
@@ -98,7 +98,7 @@ def _against(run: RunFolder) -> Against:
     return against
 
 
-def survival(run: RunFolder, entry: StageEntry, against: Against | None = None) -> Survival:
+def filter_survival(run: RunFolder, entry: StageEntry, against: Against | None = None) -> Survival:
     """Of the records that a filter measured, by each threshold that is set and runs on a scale."""
     against = _against(run) if against is None else against
     table = scores_of(run, entry)
@@ -225,7 +225,7 @@ def _grid(low: float, high: float, whole: bool) -> list[float]:
 # -- The page -------------------------------------------------------------------------------------
 
 
-def draw_survival(
+def write_survival_page(
     run: RunFolder, out: Path | None = None, before: OutcomeCounts | None = None
 ) -> str:
     """Write a page of all filters, `survival.html` in the run folder or `out`; returns where.
@@ -237,7 +237,7 @@ def draw_survival(
     )
     page = environment.get_template("survival.html").render(
         name=run.name,
-        filters=[_drawn(one) for one in survivals(run)],
+        filters=[_drawn(one) for one in filter_survivals(run)],
         after=outcome_counts(run),
         before=before,
     )

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from reasonpix.core.images import decode
 from reasonpix.editing.image_grid import CELL, GAP, check_writable, files, grid, shrunk, write
 from reasonpix.editing.pipeline import ReasonPix2Pix
@@ -46,7 +46,7 @@ def call(*arguments: object) -> Result:
     words = [str(it) for it in arguments]
     if "--device" not in words:
         words += ["--device", "cpu"]
-    return CliRunner().invoke(main, ["edit", *words])
+    return CliRunner().invoke(cli, ["edit", *words])
 
 
 def pixels(path: Path | str) -> Pixels:
@@ -100,9 +100,9 @@ def test_a_process_edits_files_of_all_kinds(tiny: Path, shell: Shell, tmp_path: 
 def test_help_imports_nothing_heavy() -> None:
     code = """if True:
         import sys
-        from reasonpix.cli.main import main
+        from reasonpix.cli.main import cli
         try:
-            main(["edit", "--help"])
+            cli(["edit", "--help"])
         except SystemExit:
             heavy = {"torch", "transformers", "diffusers", "numpy", "pydantic", "PIL"}
             print("HEAVY", *sorted(heavy & set(sys.modules)))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from reasonpix.generation.recipe_catalog import shipped
 from tests.conftest import Shell, WriteRecipe
 
@@ -24,10 +24,10 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, 
     return found
 
 
-@pytest.mark.parametrize("words", commands(main), ids=" ".join)
+@pytest.mark.parametrize("words", commands(cli), ids=" ".join)
 def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
     for flag in ("--help", "-h"):
-        result = CliRunner().invoke(main, [*words, flag])
+        result = CliRunner().invoke(cli, [*words, flag])
         assert result.exit_code == 0
         assert result.output.startswith("Usage: ")
         explanation = result.output.split("\n\n")[1].strip()
@@ -35,8 +35,8 @@ def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
 
 
 def test_every_option_is_described() -> None:
-    for words in commands(main):
-        command: click.Command = main
+    for words in commands(cli):
+        command: click.Command = cli
         for word in words:
             assert isinstance(command, click.Group)
             command = command.commands[word]
@@ -47,9 +47,9 @@ def test_every_option_is_described() -> None:
 def test_help_and_listing_import_nothing_heavy() -> None:
     code = """if True:
         import sys
-        from reasonpix.cli.main import main
+        from reasonpix.cli.main import cli
         try:
-            main(sys.argv[1:])
+            cli(sys.argv[1:])
         except SystemExit as done:
             assert not done.code, done
         heavy = {"torch", "transformers", "diffusers", "spacy", "datasets", "openai"}
@@ -65,7 +65,7 @@ def test_help_and_listing_import_nothing_heavy() -> None:
 
 
 def test_version() -> None:
-    assert CliRunner().invoke(main, ["--version"]).output.strip().endswith("version 0.1.0")
+    assert CliRunner().invoke(cli, ["--version"]).output.strip().endswith("version 0.1.0")
 
 
 # -- errors --------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_errors_are_one_line_without_traceback(
     arguments: list[str], code: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == code
     assert result.stdout == ""
     assert what in result.stderr
@@ -121,16 +121,16 @@ def test_errors_are_one_line_without_traceback(
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
-    listed = CliRunner().invoke(main, ["recipes", "ls"]).output.splitlines()
+    listed = CliRunner().invoke(cli, ["recipes", "ls"]).output.splitlines()
     assert [line.split()[0] for line in listed] == list(shipped())
     assert all(len(line.split()) > 3 for line in listed)
     text = shipped()["mini/part3"].read_text(encoding="utf-8")
-    assert CliRunner().invoke(main, ["recipes", "show", "mini/part3"]).output == text
+    assert CliRunner().invoke(cli, ["recipes", "show", "mini/part3"]).output == text
 
     to = tmp_path / "new" / "mine.yaml"
-    assert CliRunner().invoke(main, ["recipes", "copy", "mini/part3", str(to)]).exit_code == 0
+    assert CliRunner().invoke(cli, ["recipes", "copy", "mini/part3", str(to)]).exit_code == 0
     assert to.read_text(encoding="utf-8") == text
-    again = CliRunner().invoke(main, ["recipes", "copy", "mini/part2", str(to)])
+    again = CliRunner().invoke(cli, ["recipes", "copy", "mini/part2", str(to)])
     assert (again.exit_code, again.stderr) == (2, f"{to} exists; name a new file\n")
     assert to.read_text(encoding="utf-8") == text
 
@@ -138,7 +138,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path) -> None:
 def test_check_prints_every_option_that_will_be_used(write_recipe: WriteRecipe) -> None:
     recipe = str(write_recipe())
     result = CliRunner().invoke(
-        main,
+        cli,
         ["recipes", "check", recipe, "--set", "seed=3", "--set", "pipeline.planner.target=cat"],
     )
     assert result.exit_code == 0
@@ -149,17 +149,17 @@ def test_check_prints_every_option_that_will_be_used(write_recipe: WriteRecipe) 
 
 
 def test_the_schema_is_printed_as_json() -> None:
-    printed = json.loads(CliRunner().invoke(main, ["recipes", "schema"]).output)
+    printed = json.loads(CliRunner().invoke(cli, ["recipes", "schema"]).output)
     assert printed["title"] == "reasonpix recipe"
 
 
 def test_plugins_are_listed_and_described() -> None:
-    listed = CliRunner().invoke(main, ["plugins", "ls"]).output.splitlines()
+    listed = CliRunner().invoke(cli, ["plugins", "ls"]).output.splitlines()
     kinds = {line.split()[0]: line.split()[1] for line in listed}
     assert kinds["eq1"] == "filter"
     assert kinds["image-folder"] == "source"
     assert kinds["fake-planner"] == "planner"
-    shown = CliRunner().invoke(main, ["plugins", "show", "image-folder"]).output
+    shown = CliRunner().invoke(cli, ["plugins", "show", "image-folder"]).output
     assert shown.startswith(
         "image-folder: reasonpix.generation.components.sources of reasonpix 0.1.0\n"
     )

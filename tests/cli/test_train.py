@@ -19,7 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 from click.testing import CliRunner, Result
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from tests.conftest import WriteRecipe
 from tests.support.pair_files import parquet, picture, rows
 from tests.support.tiny_training import LONG, files, losses, run, start, write_training
@@ -46,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(it) for it in arguments])
+    return CliRunner().invoke(cli, [str(it) for it in arguments])
 
 
 def command(folder: Path, output: str, arguments: list[str]) -> None:
@@ -56,7 +56,7 @@ def command(folder: Path, output: str, arguments: list[str]) -> None:
     stream = os.open(output, os.O_CREAT | os.O_WRONLY)
     for number in (1, 2):
         os.dup2(stream, number)
-    main(arguments)
+    cli(arguments)
 
 
 def test_it_tells_where_the_model_is_and_the_model_is_of_use(here: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: int, here: Path) ->
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == 128 + number
-    assert (here / "said").read_text() == "stopped; run the same command again to go on\n"
+    assert (here / "said").read_text() == "stopped; run the same command again to continue\n"
     done = len(losses(out))
     assert 2 <= done < 10
     assert sorted((out / "state").iterdir())[-1].name == f"{done:08}"
@@ -113,7 +113,7 @@ def test_a_signal_before_any_step_stops_at_once(here: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert process.exitcode == 130
-    assert (here / "said").read_text() == "stopped; run the same command again to go on\n"
+    assert (here / "said").read_text() == "stopped; run the same command again to continue\n"
     assert not (here / "out" / "state").exists()
 
 
@@ -192,8 +192,8 @@ def test_a_missing_extra_is_named(arguments: str, extra: str, here: Path) -> Non
     code = f"""if True:
         import sys
         sys.modules["diffusers"] = None
-        from reasonpix.cli.main import main
-        main({arguments.split()})
+        from reasonpix.cli.main import cli
+        cli({arguments.split()})
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     told = f"this needs the package diffusers: pip install 'reasonpix[{extra}]'\n"
@@ -203,9 +203,9 @@ def test_a_missing_extra_is_named(arguments: str, extra: str, here: Path) -> Non
 def test_help_imports_nothing_heavy() -> None:
     code = """if True:
         import sys
-        from reasonpix.cli.main import main
+        from reasonpix.cli.main import cli
         try:
-            main(["train", "--help"])
+            cli(["train", "--help"])
         except SystemExit:
             heavy = {"torch", "transformers", "diffusers", "numpy", "pydantic", "PIL", "rich"}
             print("HEAVY", *sorted(heavy & set(sys.modules)))

@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder
 from tests.conftest import Distribution
 from tests.support.benchmark_rows import benchmark, row, scene
@@ -46,7 +46,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(it) for it in arguments])
+    return CliRunner().invoke(cli, [str(it) for it in arguments])
 
 
 def evaluated(recipe: Path, out: Path, *more: object) -> EvaluationFolder:

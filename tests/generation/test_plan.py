@@ -180,17 +180,17 @@ def test_the_command_line_grows_a_run(
     assert "4 of 4 records" in shell(*command, "--target-accepted", "3").stdout
     assert "7 of 7 records" in shell(*command, "--limit", "all").stdout
     wrong = shell(*command, "--limit", "few")
-    assert (wrong.returncode, "'few' is no number of images" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "'few' is neither a number of images" in wrong.stderr) == (2, True)
 
 
 # -- where nothing can be written -----------------------------------------------------------------
 
 FULL = """
 import resource, signal, sys
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-main(sys.argv[2:])
+cli(sys.argv[2:])
 """
 
 

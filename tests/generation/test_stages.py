@@ -25,7 +25,7 @@ from reasonpix.generation.run_folder import RunFolder
 from reasonpix.generation.samples import Candidates, Sample, Selection
 from reasonpix.generation.stages import rewrite, select
 from reasonpix.generation.statistics import position_bias
-from reasonpix.inspection.gallery import gallery
+from reasonpix.inspection.gallery import write_gallery
 from reasonpix.plugin.components import Options, Planner, SourceItem, SourcePair
 from reasonpix.plugin.types import (
     Caption,
@@ -162,7 +162,7 @@ def test_pairs_become_reasoning_instructions(tmp_path: Path) -> None:
         edited = Image.open(io.BytesIO(row["edited_image"]["bytes"]))
         assert edited.getpixel((0, 0)) == (level,) * 3
         assert row["box"] is row["selected"] is row["target"] is None
-    page = Path(gallery(run)).read_text()
+    page = Path(write_gallery(run)).read_text()
     assert rows[0]["edit_prompt"] in page and "turn the bee into a rabbit" in page
 
 

@@ -13,8 +13,8 @@ from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import Ending, StageEntry, outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import Shard
-from reasonpix.inspection.gallery import Tally, gallery
-from reasonpix.inspection.lineage import lineage
+from reasonpix.inspection.gallery import Tally, write_gallery
+from reasonpix.inspection.lineage import trace_record
 from reasonpix.llm.ledger import Ledger, Request, Settlement
 from reasonpix.llm.types import Completion, Conversation
 from tests.conftest import WriteRecipe
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 def test_every_record_is_shown_with_its_images(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     filters = ["no-op", {"use": "eq1", "reject_fraction": 0.3}]
     run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
-    path = gallery(run)
+    path = write_gallery(run)
     assert path == str(tmp_path / "run" / "gallery.html")
     page = Page(path)
     ended = list(outcomes(run))
@@ -81,7 +81,7 @@ def test_hostile_words_stay_words(write_recipe: WriteRecipe, tmp_path: Path) -> 
     planner = {"use": "fake-planner", "target": HOSTILE}
     path = write_recipe(captioner=captioner, planner=planner)
     run = generate(load_recipe(path), tmp_path / "run")
-    page = Page(gallery(run))
+    page = Page(write_gallery(run))
     assert page.all("script") == []
     assert {str(image["src"])[:22] for image in page.all("img")} == {"data:image/png;base64,"}
     assert f"input: {HOSTILE}" in [image["alt"] for image in page.all("img")]
@@ -89,7 +89,7 @@ def test_hostile_words_stay_words(write_recipe: WriteRecipe, tmp_path: Path) -> 
 
 
 def test_the_page_needs_no_network(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    page = gallery(generate(load_recipe(write_recipe()), tmp_path / "run"))
+    page = write_gallery(generate(load_recipe(write_recipe()), tmp_path / "run"))
     text = Path(page).read_text(encoding="utf-8")
     without_images = re.sub(r'base64,[^"]+', "", text)
     assert not re.search(r"//[a-z]|@import|url[(]", without_images)
@@ -101,7 +101,7 @@ def test_the_limit_bounds_the_pairs_and_not_the_counts(
 ) -> None:
     path = write_recipe(filters=[{"use": "eq1", "reject_fraction": 0.3}])
     run = generate(load_recipe(path), tmp_path / "run")
-    page = Page(gallery(run, limit=1))
+    page = Page(write_gallery(run, limit=1))
     assert len(page.all("article")) == 2  # an accepted one and another
     assert "7 records, 5 accepted" in "".join(page.text)
 
@@ -115,14 +115,14 @@ def test_records_that_ended_early_are_shown_too(write_recipe: WriteRecipe, tmp_p
     path = write_recipe(source={"use": "image-folder", "path": str(folder)})
     changes = ["pipeline.captioner.caption=a ghost", "pipeline.grounder=trial-grounder"]
     run = generate(load_recipe(path, changes), tmp_path / "run")
-    page = Page(gallery(run))
+    page = Page(write_gallery(run))
     text = "".join(page.text)
     assert "rejected at ground: no box found for ghost" in text
     assert "failed at read: b.png: the file is empty" in text
     assert "2 records, 0 accepted" in text and "None." in text
     assert len(page.all("img")) == 1
     (folder / "a.png").unlink()
-    assert len(Page(gallery(run)).all("img")) == 0
+    assert len(Page(write_gallery(run)).all("img")) == 0
 
 
 @pytest.mark.usefixtures("trial")
@@ -139,7 +139,7 @@ def test_reasons_are_counted_by_their_kind_and_each_is_shown(
         filters=[{"use": "eq1", "value": 9.0}],
     )
     run = generate(load_recipe(path), tmp_path / "run")
-    page = Page(gallery(run, limit=6))
+    page = Page(write_gallery(run, limit=6))
     text = " ".join("".join(page.text).split())
     for words in (
         "source failed 1 source declined",
@@ -167,7 +167,7 @@ def bars(page: Page) -> list[list[str]]:
 def test_the_funnel_is_drawn(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     filters = [{"use": "eq1", "reject_fraction": 0.5}, "no-op"]
     recipe = write_recipe(source={"use": "fake-source", "count": 8}, filters=filters)
-    page = Page(gallery(generate(load_recipe(recipe), tmp_path / "run")))
+    page = Page(write_gallery(generate(load_recipe(recipe), tmp_path / "run")))
     whole, half = ["100.00%", "0.00%", "0.00%"], ["50.00%", "50.00%", "0.00%"]
     assert bars(page) == [whole] * 7 + [half, ["50.00%", "0.00%", "0.00%"]]
 
@@ -230,7 +230,7 @@ def test_a_run_that_was_completed_has_its_page(write_recipe: WriteRecipe, tmp_pa
     run = generate(load_recipe(path), tmp_path / "run")
     generate(load_recipe(path), tmp_path / "run", retry_failed=True)
     assert any(line.get("reopened") for line in run.journal())
-    assert "3 records, 2 accepted" in "".join(Page(gallery(run)).text)
+    assert "3 records, 2 accepted" in "".join(Page(write_gallery(run)).text)
 
 
 def test_a_run_of_part_one_that_grew_has_its_page(
@@ -244,13 +244,13 @@ def test_a_run_of_part_one_that_grew_has_its_page(
     generate(recipe, tmp_path / "run", limit=5)
     run = generate(recipe, tmp_path / "run", limit=9)
     assert any(line.get("reopened") for line in run.journal())
-    text = "".join(Page(gallery(run)).text)
+    text = "".join(Page(write_gallery(run)).text)
     assert "9 records, 7 accepted" in text
-    told = lineage(run, "0")
+    told = trace_record(run, "0")
     assert all(step.seconds is not None for step in told.steps if step.status != "not reached")
     # As when the process is killed between a commit and its line.
     run.note(stage=told.steps[0].folder, shard=told.shard, reopened=True)
-    assert [step.seconds is None for step in lineage(run, "0").steps][:2] == [True, False]
+    assert [step.seconds is None for step in trace_record(run, "0").steps][:2] == [True, False]
 
 
 def test_photographs_are_shown_smaller(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_photographs_are_shown_smaller(write_recipe: WriteRecipe, tmp_path: Path
     folder.mkdir()
     Image.effect_noise((900, 600), 60).convert("RGB").save(folder / "a.png")
     recipe = write_recipe(source={"use": "image-folder", "path": str(folder)})
-    path = gallery(generate(load_recipe(recipe), tmp_path / "run"))
+    path = write_gallery(generate(load_recipe(recipe), tmp_path / "run"))
     sources = [str(image["src"]) for image in Page(path).all("img")]
     assert len(sources) == 2
     for source in sources:
@@ -269,7 +269,7 @@ def test_photographs_are_shown_smaller(write_recipe: WriteRecipe, tmp_path: Path
 
 def test_cost_is_told_by_what_was_asked(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = generate(load_recipe(write_recipe()), tmp_path / "run")
-    assert "language model" not in "".join(Page(gallery(run)).text)
+    assert "language model" not in "".join(Page(write_gallery(run)).text)
     conversation = Conversation(messages=(), answer_schema={}, seed=0)
     with Ledger(tmp_path / "run" / "llm.sqlite") as ledger:
         calls = [Request(verb, f"{n:064x}", conversation) for n, verb in enumerate(["rewrite"] * 3)]
@@ -277,7 +277,7 @@ def test_cost_is_told_by_what_was_asked(write_recipe: WriteRecipe, tmp_path: Pat
         answer = Completion(text="", prompt_tokens=100, completion_tokens=5)
         ledger.settle([Settlement(it, answer, cost=0.25) for it in sent[:3]])
         ledger.settle([Settlement(sent[3], may_be_charged=True)])
-    text = " ".join("|".join(Page(gallery(run)).text).split())
+    text = " ".join("|".join(Page(write_gallery(run)).text).split())
     assert "rewrite|3|300|15|0.7500|0.107143" in re.sub(r"\|\s*\|?", "|", text)
     assert "select|0|0|0|0.7000|0.100000" in re.sub(r"\|\s*\|?", "|", text)
     assert "1 lost call may have been charged, counted with 0.7" in text

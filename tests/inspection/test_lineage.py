@@ -18,9 +18,9 @@ from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import Row, RunFolder
-from reasonpix.inspection.lineage import Lineage, lineage
-from reasonpix.inspection.lineage_text import lines
-from reasonpix.inspection.replay import replay, replay_lines
+from reasonpix.inspection.lineage import Lineage, trace_record
+from reasonpix.inspection.lineage_text import lineage_lines
+from reasonpix.inspection.replay import replay_lines, replay_record
 from tests.conftest import Distribution, WriteRecipe
 
 STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
@@ -118,17 +118,17 @@ def test_a_record_is_found_by_id_by_how_that_begins_and_by_its_own_name(
     every = ids(run)
     chosen = every[33]
     for wanted in (chosen, chosen[:8], "33"):
-        assert lineage(run, wanted).record_id == chosen
-    assert lineage(run, chosen).shard == "000002"
+        assert trace_record(run, wanted).record_id == chosen
+    assert trace_record(run, chosen).shard == "000002"
     # A whole name wins over the beginning of an id.
-    assert lineage(run, "3").record_id == every[3]
+    assert trace_record(run, "3").record_id == every[3]
     letter = next(a for a in "abcdef" if sum(it.startswith(a) for it in every) > 1)
     with pytest.raises(RunError, match=f"records of .* are meant by '{letter}': {letter}"):
-        lineage(run, letter)
+        trace_record(run, letter)
     with pytest.raises(RunError, match="has no record 'no such'"):
-        lineage(run, "no such")
+        trace_record(run, "no such")
     with pytest.raises(RunError, match="is no run folder"):
-        lineage(RunFolder(tmp_path / "nothing"), "3")
+        trace_record(RunFolder(tmp_path / "nothing"), "3")
 
 
 # -- what is told ---------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_the_whole_way_of_an_accepted_record(write_recipe: WriteRecipe, tmp_path
     run = generate(load_recipe(path), tmp_path / "run")
     outcome = [o for o in outcomes(run) if o.status == "ok"][2]
     record_id = outcome.sample.record_id
-    told = lineage(run, record_id)
+    told = trace_record(run, record_id)
     assert (told.status, told.reason) == ("accepted", "")
     assert told.item == outcome.sample.item.model_dump()
     assert told.source["use"] == "fake-source" and told.source["options"]["count"] == 7
@@ -170,7 +170,7 @@ def test_the_whole_way_of_an_accepted_record(write_recipe: WriteRecipe, tmp_path
     assert told.published["scores"] == outcome.scores
 
     assert json.loads(json.dumps(told.as_dict()))["steps"][4]["stage"] == "plan"
-    text = "\n".join(lines(told))
+    text = "\n".join(lineage_lines(told))
     for words in (
         f"record {record_id} of {run}, shard 00000",
         "plan: ok by fake-planner 1 (reasonpix ",
@@ -197,25 +197,25 @@ def test_a_record_that_ended_early(write_recipe: WriteRecipe, tmp_path: Path) ->
     )
     run = generate(load_recipe(path), tmp_path / "run")
     for outcome in outcomes(run):
-        told = lineage(run, outcome.sample.item.native_id)
+        told = trace_record(run, outcome.sample.item.native_id)
         assert told.status == {"ok": "accepted"}.get(outcome.status, outcome.status)
         if outcome.status != "ok":
             assert (told.stage, told.reason) == (outcome.stage, outcome.reason)
         assert (told.published is None) == (outcome.status != "ok")
-    ghost = lineage(run, "3")
+    ghost = trace_record(run, "3")
     assert list(status(ghost).values()) == ["ok"] * 3 + ["rejected"] + ["not reached"] * 4
-    torn = "\n".join(lines(lineage(run, "2")))
+    torn = "\n".join(lineage_lines(trace_record(run, "2")))
     assert "failed at read: 2: not an image" in torn
     later = ", ".join([*STAGES[1:6], "score-trial-filter", "score-no-op"])
     assert torn.count("not reached") == 1 and f"\nnot reached: {later}" in torn
     # A record that a filter rejects has been measured by all.
-    rejected = lineage(run, "5")
+    rejected = trace_record(run, "5")
     assert set(status(rejected).values()) == {"ok"}
     assert [step.verdict for step in rejected.steps[-2:]] == ["it was asked for", "accepted"]
-    text = "\n".join(lines(rejected))
+    text = "\n".join(lineage_lines(rejected))
     assert "verdict: rejected: it was asked for" in text and "verdict: accepted" in text
     # Nothing follows from a record that the source could not give.
-    _, replayed = replay(run, "1")
+    _, replayed = replay_record(run, "1")
     assert replayed == []
     [line] = replay_lines(replayed)
     assert "nothing is to be computed anew" in line
@@ -227,7 +227,7 @@ def test_a_run_that_goes_on(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     for stage in ("edit", "score-no-op"):
         [folder] = (tmp_path / "run" / "stages").glob(f"{stage}-*")
         (folder / "000001.parquet").unlink()
-    first, last = lineage(run, "0"), lineage(run, "6")
+    first, last = trace_record(run, "0"), trace_record(run, "6")
     assert status(last) == status(first) | {"edit": "to do", "score-no-op": "to do"}
     assert (last.status, last.stage, last.published) == ("to do", "edit", None)
     # It is measured, and what the filter makes of it depends on those that are not.
@@ -244,7 +244,7 @@ def test_the_questions_and_raw_answers_are_told_in_order(
     run = generate(load_recipe(write_recipe(planner=parrot, shard_size=3)), tmp_path / "run")
     before = asked(tmp_path)
     assert before == 14  # 7 records, each with a repair
-    told = lineage(run, "4")
+    told = trace_record(run, "4")
     [plan] = [step for step in told.steps if step.stage == "plan"]
     first, repair = plan.questions
     assert json.loads(first.answer)["target"] == "bee"
@@ -256,7 +256,7 @@ def test_the_questions_and_raw_answers_are_told_in_order(
     assert first.cost == pytest.approx((1000 + 200) / 1e6) and first.attempts == 1
     assert plan.output["target"] == "pear"
     assert plan.unanswered == 0 and not plan.note
-    text = "\n".join(lines(told))
+    text = "\n".join(lineage_lines(told))
     assert "question 2 (replace, seed" in text and "1000 + 20 tokens, cost 0.001200" in text
     assert f"the first {len(first.messages)} turns are those of question 1" in text
     assert text.count(first.messages[0][1].splitlines()[0]) == 1
@@ -271,7 +271,7 @@ def test_candidates_and_orders_are_questions_of_their_own(
     run = generate(load_recipe(path, ["candidates=3", "orders=2"]), tmp_path / "run")
     before = asked(tmp_path)
     accepted = [o for o in outcomes(run) if o.status == "ok"]
-    steps = {it.stage: it for it in lineage(run, accepted[0].sample.record_id).steps}
+    steps = {it.stage: it for it in trace_record(run, accepted[0].sample.record_id).steps}
     assert [question.verb for question in steps["rewrite"].questions] == ["rewrite"] * 3
     assert [question.verb for question in steps["select"].questions] == ["select"] * 2
     record_id = accepted[0].sample.record_id
@@ -280,7 +280,7 @@ def test_candidates_and_orders_are_questions_of_their_own(
 
     # The filter before the planner: what it rejects is asked nothing.
     [rejected] = [o for o in outcomes(run) if o.status != "ok"]
-    told = lineage(run, rejected.sample.record_id)
+    told = trace_record(run, rejected.sample.record_id)
     assert (told.status, told.stage, told.reason) == ("rejected", "score-eq1", rejected.reason)
     assert status(told)["rewrite"] == status(told)["score-leak"] == "not reached"
     assert asked(tmp_path) == before
@@ -297,14 +297,14 @@ def test_an_answer_that_is_not_stored_is_not_asked_for(
     db.close()
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("batch: false", f"batch: {str(batch).lower()}"))
-    told, replayed = replay(run, "0")
+    told, replayed = replay_record(run, "0")
     [plan] = [step for step in told.steps if step.stage == "plan"]
     assert (plan.questions, plan.unanswered) == ([], 1)
-    assert "1 question has no stored answer" in "\n".join(lines(told))
+    assert "1 question has no stored answer" in "\n".join(lineage_lines(told))
     assert [it.stage for it in replayed if not it.is_identical] == ["plan"]
     assert "no stored answer" in "\n".join(replay_lines(replayed))
     (tmp_path / "run" / "llm.sqlite").unlink()
-    assert lineage(run, "0").as_dict() == told.as_dict()
+    assert trace_record(run, "0").as_dict() == told.as_dict()
     assert not (tmp_path / "run" / "llm.sqlite").exists()
     assert asked(tmp_path) == before
 
@@ -318,7 +318,7 @@ def test_a_prompt_that_changed_since_is_not_taken_for_the_one_of_then(
     planner = parrot | {"prompts": {"replace": str(mine)}}
     run = generate(load_recipe(write_recipe(planner=planner)), tmp_path / "run")
     mine.write_text(built_in.read_text().replace("system: |\n", "system: |\n  Be brief.\n", 1))
-    told, replayed = replay(run, "0")
+    told, replayed = replay_record(run, "0")
     [plan] = [step for step in told.steps if step.stage == "plan"]
     assert plan.questions == [] and "changed since" in plan.note
     [differs] = [it for it in replayed if not it.is_identical]
@@ -337,7 +337,7 @@ def test_replay_gives_every_stage_again(
     run = generate(load_recipe(path), tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.parquet")}
     count = asked(tmp_path)
-    told, replayed = replay(run, "5")
+    told, replayed = replay_record(run, "5")
     assert [it.stage for it in replayed] == [step.stage for step in told.steps]
     assert all(it.is_identical for it in replayed)
     assert "9 of 9 stages gave the same, to the byte" in "\n".join(replay_lines(replayed))
@@ -358,7 +358,7 @@ def test_what_went_wrong_goes_wrong_again(
         editor="trial-editor",
     )
     run = generate(load_recipe(path), tmp_path / "run")
-    told, replayed = replay(run, native_id)
+    told, replayed = replay_record(run, native_id)
     assert told.status == "failed"
     assert all(it.is_identical for it in replayed)
     assert len(replayed) == sum(step.status != "not reached" for step in told.steps)
@@ -382,7 +382,7 @@ def test_what_differs_is_told(write_recipe: WriteRecipe, tmp_path: Path) -> None
     change("caption", lambda row: row._replace(output='{"text": "a fly"}'))
     change("edit", repaint)
     change("score-no-op", lambda row: row._replace(status="rejected", reason="no", output=""))
-    told, replayed = replay(run, "0")
+    told, replayed = replay_record(run, "0")
     differences = {it.stage: it.differences for it in replayed if not it.is_identical}
     # From each stage's stored input: the extractor was given the fly, and finds no rabbit in it.
     assert differences["caption"] == ['output.text was "a fly", is "a bee and a rabbit"']
@@ -393,8 +393,8 @@ def test_what_differs_is_told(write_recipe: WriteRecipe, tmp_path: Path) -> None
         "reason was 'no', is ''",
     ]
     assert told.status == "rejected"
-    assert lineage(run, "1").status == "accepted"
-    assert all(it.is_identical for it in replay(run, "1")[1])
+    assert trace_record(run, "1").status == "accepted"
+    assert all(it.is_identical for it in replay_record(run, "1")[1])
     text = "\n".join(replay_lines(replayed))
     assert "caption: differs" in text and "read: identical" in text
 
@@ -408,5 +408,5 @@ def test_pixels_that_differ_are_counted(write_recipe: WriteRecipe, tmp_path: Pat
     red, green, blue = image.getpixel((3, 4))
     image.putpixel((3, 4), (red, green, blue - 9))
     run.write(folder, shard, [rows[0]._replace(image=encode_png(image)), *rows[1:]])
-    [edit] = [it for it in replay(run, "0")[1] if not it.is_identical]
+    [edit] = [it for it in replay_record(run, "0")[1] if not it.is_identical]
     assert edit.differences == ["image differs in 1 of 1024 pixels, by 9 of 255 at most"]

@@ -22,8 +22,13 @@ from reasonpix.generation.outcomes import (
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
 from reasonpix.generation.run_recipe import recipe_of
-from reasonpix.inspection.refilter import refilter
-from reasonpix.inspection.threshold_curves import SAMPLED, draw_survival, survival, survivals
+from reasonpix.inspection.refilter import reapply_filters
+from reasonpix.inspection.threshold_curves import (
+    SAMPLED,
+    filter_survival,
+    filter_survivals,
+    write_survival_page,
+)
 from tests.conftest import Distribution, WriteRecipe
 
 EQ1 = {"use": "eq1", "reject_fraction": 0.3}
@@ -53,7 +58,7 @@ def test_another_threshold_gives_what_a_run_with_it_gives(
     run = generate(load_recipe(path), out)
     kept = files(out)
     changes = ["filters.0.reject_fraction=0.6", "filters.1.min_changed=0.5"]
-    before, after = refilter(run, changes)
+    before, after = reapply_filters(run, changes)
     assert (before.accepted, after.accepted) == (5, 3)
     assert files(out) == kept
 
@@ -78,11 +83,11 @@ def test_filters_that_were_measured_go_come_back_and_change_places(
     def stages() -> list[str]:
         return [entry.stage for entry in current_stages(run) if entry.is_score]
 
-    _, after = refilter(run, ["filters=[region-distance]"])
+    _, after = reapply_filters(run, ["filters=[region-distance]"])
     assert stages() == ["score-region-distance"] and after.accepted == 7
-    _, after = refilter(run, ["filters=[no-op, {use: eq1, reject_fraction: 0.5}]"])
+    _, after = reapply_filters(run, ["filters=[no-op, {use: eq1, reject_fraction: 0.5}]"])
     assert stages() == ["score-no-op", "score-eq1"] and after.accepted == 4
-    _, after = refilter(run, ["filters=[]"])
+    _, after = reapply_filters(run, ["filters=[]"])
     assert stages() == [] and after.accepted == 7
     assert files(tmp_path / "run") == kept
 
@@ -103,7 +108,7 @@ def test_what_would_have_to_be_computed_is_refused(
     run = generate(load_recipe(write_recipe(filters=[EQ1, "no-op"])), out)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match=f"no results of {stages}.*reasonpix generate .*--set"):
-        refilter(run, [change])
+        reapply_filters(run, [change])
     (out / "holder").write_bytes(before[out / "holder"])
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
@@ -115,9 +120,9 @@ def test_a_filter_before_the_planner_decides_what_that_is_asked(
     path = write_recipe(source=PAIRS, filters=[EQ1, "leak"], **nothing)
     run = generate(load_recipe(path), tmp_path / "run")
     with pytest.raises(RunError, match=r"rewrite, select, score-leak.*before rewrite.*: eq1"):
-        refilter(run, ["filters.0.reject_fraction=0.5"])
+        reapply_filters(run, ["filters.0.reject_fraction=0.5"])
     # One after it is free to change, and the fakes leak nothing at -1.
-    before, after = refilter(run, ["filters=[{use: eq1, reject_fraction: 0.3}]"])
+    before, after = reapply_filters(run, ["filters=[{use: eq1, reject_fraction: 0.3}]"])
     assert before.accepted == after.accepted == 5
 
 
@@ -125,15 +130,15 @@ def test_mistakes_and_unfinished_runs_are_told(write_recipe: WriteRecipe, tmp_pa
     out = tmp_path / "run"
     run = generate(load_recipe(write_recipe(filters=[EQ1])), out)
     with pytest.raises(RecipeError, match=r"filters\.0\.reject_fraction.*less than 1"):
-        refilter(run, ["filters.0.reject_fraction=2"])
+        reapply_filters(run, ["filters.0.reject_fraction=2"])
     with run.storage.held(), pytest.raises(RunError, match="is in use by process"):
-        refilter(RunFolder(out), ["filters.0.reject_fraction=0.5"])
+        reapply_filters(RunFolder(out), ["filters.0.reject_fraction=0.5"])
     [folder] = (out / "stages").glob("score-eq1-*")
     (folder / "000000.parquet").unlink()
     with pytest.raises(RunError, match="is not finished: stage score-eq1"):
-        refilter(run, ["filters.0.reject_fraction=0.5"])
+        reapply_filters(run, ["filters.0.reject_fraction=0.5"])
     with pytest.raises(RunError, match="is no run folder"):
-        refilter(RunFolder(tmp_path / "nothing"), [])
+        reapply_filters(RunFolder(tmp_path / "nothing"), [])
 
 
 def test_the_packages_that_made_the_results_stay_named(
@@ -142,7 +147,7 @@ def test_the_packages_that_made_the_results_stay_named(
     run = generate(load_recipe(write_recipe(filters=[EQ1])), tmp_path / "run")
     path = tmp_path / "run" / "recipe.yaml"
     path.write_text(re.sub(r"# reasonpix \S+", "# reasonpix 0.0.7", path.read_text()))
-    refilter(run, ["filters.0.reject_fraction=0.5"])
+    reapply_filters(run, ["filters.0.reject_fraction=0.5"])
     assert path.read_text().startswith("# reasonpix 0.0.7\nseed: 0\n")
     assert "reject_fraction: 0.5" in path.read_text()
 
@@ -170,7 +175,7 @@ def test_a_curve_is_the_share_that_each_value_lets_through(
 ) -> None:
     path = write_recipe(filters=[EQ1, {"use": "no-op", "min_changed": 0.2}])
     run = generate(load_recipe(path), tmp_path / "run")
-    eq1, no_op = survivals(run)
+    eq1, no_op = filter_survivals(run)
     [curve] = eq1.curves
     assert (eq1.measured, eq1.survive, curve.option, curve.now) == (7, 5, "reject_fraction", 0.3)
     assert curve.survive == pytest.approx(5 / 7)
@@ -189,7 +194,7 @@ def test_a_curve_is_the_share_that_each_value_lets_through(
 
 def test_an_option_without_bounds_runs_where_it_makes_a_difference(tmp_path: Path) -> None:
     run, entry = synthetic(tmp_path / "run", 400, {"min_inside": 0.0005, "max_outside": 0.7})
-    inside, outside = survival(run, entry).curves
+    inside, outside = filter_survival(run, entry).curves
     # Each runs over the score that it is named after: to 0.002, and to 1.5.
     assert inside.points[0][0] == 0.0 and 0.002 <= inside.points[-1][0] < 0.0022
     assert outside.points[0][0] == 0.0 and 1.5 <= outside.points[-1][0] < 1.6
@@ -202,7 +207,7 @@ def test_an_option_without_bounds_runs_where_it_makes_a_difference(tmp_path: Pat
 
 def test_an_option_set_beyond_its_scores_does_not_widen_the_axis(tmp_path: Path) -> None:
     run, entry = synthetic(tmp_path / "run", 40, {"max_outside": 900.0})
-    outside = survival(run, entry).curves[1]
+    outside = filter_survival(run, entry).curves[1]
     assert outside.points[-1][0] < 1.6 and outside.survive == 1.0
 
 
@@ -213,8 +218,8 @@ def test_the_second_line_is_what_all_filters_accept_together(
     run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
     ended = list(outcomes(run))
     limit = sorted(o.scores["region-distance.inside"] for o in ended)[4]
-    refilter(run, [f"filters.1.min_inside={limit}"])
-    eq1, region = survivals(run)
+    reapply_filters(run, [f"filters.1.min_inside={limit}"])
+    eq1, region = filter_survivals(run)
     far = {o.sample.record_id for o in ended if o.scores["region-distance.inside"] >= limit}
     distances = sorted(ended, key=lambda o: o.scores["eq1.distance"])
     [curve] = eq1.curves
@@ -227,7 +232,7 @@ def test_the_second_line_is_what_all_filters_accept_together(
     assert inside.option == "min_inside"
     assert inside.together[0][1] == pytest.approx(5 / 7) and inside.points[0][1] == 1.0
     assert inside.accepted == curve.accepted
-    text = Path(draw_survival(run)).read_text()
+    text = Path(write_survival_page(run)).read_text()
     assert text.count('class="curve together"') == 3
     for label in ("0 %", "50 %", "100 %"):
         assert text.count(f">{label}</text>") == 3
@@ -235,7 +240,7 @@ def test_the_second_line_is_what_all_filters_accept_together(
 
 def test_a_large_run_is_drawn_from_a_part_of_it(tmp_path: Path) -> None:
     run, entry = synthetic(tmp_path / "run", 3 * SAMPLED - 1, {"min_inside": 0.001})
-    told = survival(run, entry)
+    told = filter_survival(run, entry)
     assert told.sampled == SAMPLED and told.measured == 3 * SAMPLED - 1
     assert told.survive == pytest.approx(3 / 8 * told.measured, abs=2)
     curve = told.curves[0]
@@ -309,12 +314,12 @@ def test_whole_numbers_are_counted_and_what_is_no_number_left_out(
 ) -> None:
     distribution("counting", {"counting": "counting_plugin"}, counting_plugin=COUNTING)
     run = generate(load_recipe(write_recipe(filters=["counting"])), tmp_path / "run")
-    [told] = survivals(run)
+    [told] = filter_survivals(run)
     [most] = told.curves
     assert most.option == "most"
     assert all(isinstance(value, int) for value, _ in most.points)
     assert most.points[-1][1] == 1.0
-    page = Page(draw_survival(run))
+    page = Page(write_survival_page(run))
     assert "b" in page.elements and "<b>n</b>" in "".join(page.text)  # escaped
 
 
@@ -323,7 +328,7 @@ def test_the_page_shows_all_filters_and_needs_no_network(
 ) -> None:
     path = write_recipe(filters=[EQ1, "no-op", "region-distance"])
     run = generate(load_recipe(path), tmp_path / "run")
-    where = draw_survival(run)
+    where = write_survival_page(run)
     assert where == str(tmp_path / "run" / "survival.html")
     page = Page(where)
     text = " ".join(" ".join(page.text).split())
@@ -338,8 +343,8 @@ def test_the_page_shows_all_filters_and_needs_no_network(
     assert not {"script", "link", "img"} & set(page.elements)
     assert not re.search(r"//[a-z]|@import|url[(]", page.source)
 
-    before, _ = refilter(run, ["filters.0.reject_fraction=0.6"])
-    other = draw_survival(run, tmp_path / "page.html", before)
+    before, _ = reapply_filters(run, ["filters.0.reject_fraction=0.6"])
+    other = write_survival_page(run, tmp_path / "page.html", before)
     assert other == str(tmp_path / "page.html")
     assert "3 of 7 records are accepted; 5 were before" in " ".join(Page(other).text)
 
@@ -348,13 +353,13 @@ def test_the_page_shows_all_filters_and_needs_no_network(
 def test_a_filter_that_measured_nothing(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     path = write_recipe(grounder="trial-grounder", filters=[EQ1])
     run = generate(load_recipe(path, ["pipeline.captioner.caption=a ghost"]), tmp_path / "run")
-    [told] = survivals(run)
+    [told] = filter_survivals(run)
     assert (told.measured, told.curves, told.distributions) == (0, [], [])
-    assert "0 records measured" in "".join(Page(draw_survival(run)).text)
+    assert "0 records measured" in "".join(Page(write_survival_page(run)).text)
     assert outcome_counts(run).accepted == 0
 
 
 def test_no_filters(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = generate(load_recipe(write_recipe()), tmp_path / "run")
-    assert "This run has no filters." in "".join(Page(draw_survival(run)).text)
-    assert survivals(run) == []
+    assert "This run has no filters." in "".join(Page(write_survival_page(run)).text)
+    assert filter_survivals(run) == []

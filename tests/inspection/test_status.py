@@ -14,7 +14,7 @@ from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.inspection.status import RunStatus, clean, status, superseded
+from reasonpix.inspection.status import RunStatus, clean, read_status, superseded
 from tests.conftest import WriteRecipe
 
 STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
@@ -41,16 +41,16 @@ def test_what_a_call_did_is_done_and_what_it_found_is_reused(
 ) -> None:
     recipe = load_recipe(write_recipe(shard_size=3, filters=["no-op"]))
     run = generate(recipe, tmp_path / "run")
-    assert shards(status(run)) == dict.fromkeys(STAGES, (0, 3, 0))
-    assert records(status(run)) == dict.fromkeys(STAGES, (7, 0, 0, 0))
+    assert shards(read_status(run)) == dict.fromkeys(STAGES, (0, 3, 0))
+    assert records(read_status(run)) == dict.fromkeys(STAGES, (7, 0, 0, 0))
 
     generate(recipe, tmp_path / "run")
-    assert shards(status(run)) == dict.fromkeys(STAGES, (3, 0, 0))
+    assert shards(read_status(run)) == dict.fromkeys(STAGES, (3, 0, 0))
 
     unfinish(run, "edit", "000001")
     generate(recipe, tmp_path / "run")
-    assert shards(status(run))["edit"] == (2, 1, 0)
-    assert shards(status(run))["plan"] == (3, 0, 0)
+    assert shards(read_status(run))["edit"] == (2, 1, 0)
+    assert shards(read_status(run))["plan"] == (3, 0, 0)
 
 
 def test_a_run_that_was_stopped_tells_what_is_to_do(
@@ -59,7 +59,7 @@ def test_a_run_that_was_stopped_tells_what_is_to_do(
     run = generate(load_recipe(write_recipe(shard_size=3, filters=["no-op"])), tmp_path / "run")
     unfinish(run, "edit", "000001", "000002")
     unfinish(run, "score-no-op", "000000", "000001", "000002")
-    told = status(run)
+    told = read_status(run)
     assert shards(told)["plan"] == (0, 3, 0)
     assert shards(told)["edit"] == (0, 1, 2)
     assert shards(told)["score-no-op"] == (0, 0, 3)
@@ -86,31 +86,31 @@ def test_records_that_ended_are_counted_where_they_did(
         planner="trial-planner",
     )
     run = generate(load_recipe(path), tmp_path / "run")
-    told = records(status(run))
+    told = records(read_status(run))
     assert told["read"] == (4, 0, 1, 0)
     assert told["extract"] == (3, 1, 0, 0)
     assert told["ground"] == (2, 1, 0, 0)
     assert told["plan"] == (1, 0, 1, 0)
     # What reaches a stage that is to do is known from the one before.
     unfinish(run, "edit", "000000", "000001")
-    assert records(status(run))["edit"] == (0, 0, 0, 1)
+    assert records(read_status(run))["edit"] == (0, 0, 0, 1)
     # The journal may be lost; the files tell the same.
     (tmp_path / "run" / "journal.jsonl").unlink()
     unfinish(run, "plan", "000001")
-    assert records(status(run)) | {"plan": None, "edit": None} == told | {
+    assert records(read_status(run)) | {"plan": None, "edit": None} == told | {
         "plan": None,
         "edit": None,
     }
-    assert records(status(run))["plan"] == (1, 0, 0, 1)
-    assert dict(told_source := status(run).source) == {"ok": 5, "failed": 1}, told_source
-    assert ["source", "5", "0", "1"] in [line.split() for line in status(run).lines()]
+    assert records(read_status(run))["plan"] == (1, 0, 0, 1)
+    assert dict(told_source := read_status(run).source) == {"ok": 5, "failed": 1}, told_source
+    assert ["source", "5", "0", "1"] in [line.split() for line in read_status(run).lines()]
 
 
 def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     filters = [{"use": "eq1", "reject_fraction": 0.3}, "no-op"]
     path = write_recipe(shard_size=3, filters=filters)
     run = generate(load_recipe(path), tmp_path / "run")
-    told = status(run)
+    told = read_status(run)
     assert (told.finished, told.accepted) == (7, 5)
     text = list(told.lines())
     assert "5 of 7 records accepted" in text
@@ -118,20 +118,20 @@ def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Pa
     distances = [outcome.scores["eq1.distance"] for outcome in outcomes(run)]
     unfinish(run, "score-no-op", "000002")
     unfinish(run, "score-eq1", "000001")
-    told = status(run)
+    told = read_status(run)
     # Of four measured records the lowest is rejected; three are in a shard that is finished.
     assert (told.finished, told.accepted) == (
         3,
         3 - (min(distances[:3]) < distances[6]),
     )
     assert "accepted so far, of 3 records that all stages are" in "\n".join(told.lines())
-    told = status(run, load_recipe(path))
+    told = read_status(run, load_recipe(path))
     assert told.finished is None and not re.search("^.*[0-9] accepted", "\n".join(told.lines()))
 
 
 def test_one_is_no_plural(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(source={"use": "fake-source", "count": 1}))
-    text = "\n".join(status(generate(recipe, tmp_path / "run")).lines())
+    text = "\n".join(read_status(generate(recipe, tmp_path / "run")).lines())
     assert "1 record in 1 shard, all of the source" in text and "1 of 1 record accepted" in text
 
 
@@ -139,26 +139,26 @@ def test_a_recipe_tells_what_it_would_reuse(write_recipe: WriteRecipe, tmp_path:
     path = write_recipe(shard_size=3, filters=["no-op"])
     run = generate(load_recipe(path), tmp_path / "run")
     before = sorted(path for path in (tmp_path / "run").rglob("*") if path.name != "holder")
-    told = status(run, load_recipe(path, ["pipeline.planner.target=cat"]))
+    told = read_status(run, load_recipe(path, ["pipeline.planner.target=cat"]))
     reused, todo = (3, 0, 0), (0, 0, 3)
     assert list(shards(told).values()) == [reused] * 4 + [todo] * 3
     assert records(told)["plan"] == (0, 0, 0, 7)
     # A threshold is no reason to compute anything.
-    told = status(run, load_recipe(path, ["filters.0.min_changed=0.9"]))
+    told = read_status(run, load_recipe(path, ["filters.0.min_changed=0.9"]))
     assert set(shards(told).values()) == {reused}
     after = sorted(path for path in (tmp_path / "run").rglob("*") if path.name != "holder")
     assert after == before
 
     other = load_recipe(path, ["source.count=8"])
     with pytest.raises(RunError, match="another source"):
-        status(run, other)
+        read_status(run, other)
 
 
 def test_no_run_is_told_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe())
     for asked in (None, recipe):
         with pytest.raises(RunError, match="is no run folder"):
-            status(RunFolder(tmp_path / "nothing"), asked)
+            read_status(RunFolder(tmp_path / "nothing"), asked)
     with pytest.raises(RunError, match="is no run folder"):
         superseded(RunFolder(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
@@ -180,11 +180,11 @@ def test_the_process_at_work_is_named(write_recipe: WriteRecipe, tmp_path: Path)
         text=True,
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        assert f"process {other.pid} on" in (status(run).holder or "")
+        assert f"process {other.pid} on" in (read_status(run).holder or "")
         with pytest.raises(RunError, match=f"process {other.pid}"):
             clean(run, [])
         other.communicate()
-    assert status(run).holder is None
+    assert read_status(run).holder is None
 
 
 def test_clean_removes_what_is_superseded_and_nothing_else(
@@ -193,9 +193,9 @@ def test_clean_removes_what_is_superseded_and_nothing_else(
     path, out = write_recipe(filters=["no-op"]), tmp_path / "run"
     run = generate(load_recipe(path), out)
     first = {folder.name for folder in (out / "stages").iterdir()}
-    assert status(run).superseded == {}
+    assert read_status(run).superseded == {}
     generate(load_recipe(path, ["pipeline.planner.target=cat"]), out)
-    sizes = dict(status(run).superseded)
+    sizes = dict(read_status(run).superseded)
     assert [name.rpartition("-")[0] for name in sizes] == ["edit", "plan", "score-no-op"]
     assert sizes.keys() <= first
     for folder, size in sizes.items():
@@ -206,7 +206,7 @@ def test_clean_removes_what_is_superseded_and_nothing_else(
     [edit, *_] = sizes
     current = {folder.name for folder in (out / "stages").iterdir()} - sizes.keys()
     clean(run, [edit, *current])
-    assert list(status(run).superseded) == list(sizes)[1:]
+    assert list(read_status(run).superseded) == list(sizes)[1:]
     draft = out / "stages" / "source" / ".000000.parquet.4.tmp"
     draft.write_bytes(b"torn")
     clean(run, sizes)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from reasonpix.errors import PluginError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Options
@@ -146,9 +146,9 @@ def test_broken_plugins_that_nobody_names_hurt_nobody(
         "publish run --out dataset",
         "gallery run",
     ):
-        result = CliRunner().invoke(main, command.split())
+        result = CliRunner().invoke(cli, command.split())
         assert (result.exit_code, result.stderr) == (0, ""), command
-    listed = CliRunner().invoke(main, ["plugins", "ls"])
+    listed = CliRunner().invoke(cli, ["plugins", "ls"])
     assert listed.exit_code == 0
     assert (
         "broken-plugin        broken: plugin 'broken-plugin' of package broken-d" in listed.output
@@ -157,7 +157,7 @@ def test_broken_plugins_that_nobody_names_hurt_nobody(
     assert "fake-captioner       captioner    reasonpix 0.1.0" in listed.output
 
     write_recipe(captioner="broken-plugin")
-    named = CliRunner().invoke(main, ["recipes", "check", "recipe.yaml"])
+    named = CliRunner().invoke(cli, ["recipes", "check", "recipe.yaml"])
     assert named.exit_code == 2
     assert "plugin 'broken-plugin' of package broken-dist is broken" in named.stderr
     assert "ZeroDivisionError: division by zero" in named.stderr

@@ -9,7 +9,7 @@ import click
 import pytest
 from reasonpix_mini.paper import Step, figure15, table3
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from reasonpix.cli.recipes import load_any
 from reasonpix.generation.recipe_catalog import locate
 
@@ -24,9 +24,9 @@ def words(step: Step) -> list[str]:
 def test_each_step_is_a_command_with_a_recipe_that_checks(step: Step) -> None:
     if not (said := words(step)):
         return  # a script of the package
-    command = main.commands[said[0]]
+    command = cli.commands[said[0]]
     # A command keeps the names of its option for help as its first parent has them.
-    parent = click.Context(main, **main.context_settings)
+    parent = click.Context(cli, **cli.context_settings)
     with command.make_context(said[0], said[1:], parent) as context:
         given = context.params
     if "recipe" in given:

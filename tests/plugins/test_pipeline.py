@@ -18,7 +18,7 @@ from reasonpix.generation.outcomes import funnel, outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.recipe_catalog import locate
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.inspection.gallery import gallery
+from reasonpix.inspection.gallery import write_gallery
 
 SMALL = ("source.count=6", "shard_size=3", "pipeline.editor.num_inference_steps=3")
 
@@ -64,7 +64,7 @@ def test_scenes_become_edits(run: Path) -> None:
         kept = [Image.composite(image, black, outside).tobytes() for image in (before, after)]
         assert kept[0] == kept[1], "the image outside the box was touched"
         assert before.tobytes() != after.tobytes()
-    assert Path(gallery(RunFolder(run))).read_text().count("<article") == 6
+    assert Path(write_gallery(RunFolder(run))).read_text().count("<article") == 6
 
 
 def test_batch_size_and_order_change_no_byte(run: Path, tmp_path: Path) -> None:

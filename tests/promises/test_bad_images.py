@@ -113,14 +113,14 @@ class Finished:
 ALONE = """if True:
     import atexit, re
     from pathlib import Path
-    from reasonpix.cli.main import main
+    from reasonpix.cli.main import cli
 
     def tell():
         status = Path("/proc/self/status").read_text()
         Path("peak").write_text(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1])
 
     atexit.register(tell)
-    main()
+    cli()
 """
 """What wait4 tells of a process counts what that held which it was forked from."""
 

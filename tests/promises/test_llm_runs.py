@@ -16,7 +16,7 @@ from reasonpix.generation.outcomes import funnel, outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.generation.statistics import spending
-from reasonpix.inspection.cost_estimate import Estimate, estimate
+from reasonpix.inspection.cost_estimate import Estimate, estimate_cost
 from reasonpix.llm.prompts import Prompt
 from reasonpix.llm.tasks import REPLACE
 from tests.conftest import Distribution, Shell, WriteRecipe
@@ -214,7 +214,7 @@ def only(estimates: list[Estimate]) -> Estimate:
 
 
 def test_an_estimate_asks_and_writes_nothing(path: Path, tmp_path: Path) -> None:
-    line = only(estimate(load_recipe(path), tmp_path / "run"))
+    line = only(estimate_cost(load_recipe(path), tmp_path / "run"))
     assert (line.stage, line.records, line.at_most, line.calls) == ("plan", 7, True, 7)
     question, answer = Prompt(REPLACE).typical_length
     assert line.prompt_tokens == round(7 * question / 4)
@@ -223,21 +223,21 @@ def test_an_estimate_asks_and_writes_nothing(path: Path, tmp_path: Path) -> None
     assert not line.learnt
     assert not (tmp_path / "run").exists()
     assert asked(tmp_path) == 0
-    assert only(estimate(load_recipe(path), tmp_path / "run", limit=2)).calls == 2
+    assert only(estimate_cost(load_recipe(path), tmp_path / "run", limit=2)).calls == 2
 
 
 def test_an_estimate_refuses_what_the_run_would_refuse(path: Path, tmp_path: Path) -> None:
     generate(load_recipe(path), tmp_path / "run")
     with pytest.raises(RunError, match="7 records are planned already"):
-        estimate(load_recipe(path), tmp_path / "run", limit=2)
+        estimate_cost(load_recipe(path), tmp_path / "run", limit=2)
 
 
 def test_an_estimate_learns_from_the_runs_own_answers(path: Path, tmp_path: Path) -> None:
     changes = ["source.count=30"]
     generate(load_recipe(path, changes), tmp_path / "run")
-    assert only(estimate(load_recipe(path, changes), tmp_path / "run")).calls == 0
+    assert only(estimate_cost(load_recipe(path, changes), tmp_path / "run")).calls == 0
     other = load_recipe(path, [*changes, "pipeline.planner.target=fig"])
-    line = only(estimate(other, tmp_path / "run"))
+    line = only(estimate_cost(other, tmp_path / "run"))
     assert (line.records, line.at_most, line.learnt) == (30, False, True)
     assert (line.prompt_tokens, line.completion_tokens) == (30_000, 600)
     assert line.cost == pytest.approx(30 * CALL)
@@ -254,13 +254,13 @@ def test_an_estimate_of_rewriting_counts_candidates_and_orders(
         "pipeline": {"planner": "parrot"},
     }
     path.write_text(yaml.safe_dump(recipe))
-    lines = estimate(load_recipe(path), tmp_path / "run")
+    lines = estimate_cost(load_recipe(path), tmp_path / "run")
     assert [(line.stage, line.calls, line.cost) for line in lines] == [
         ("rewrite", 15, None),
         ("select", 10, None),
     ]
     single = load_recipe(path, ["candidates=1", "orders=1"])
-    assert [line.calls for line in estimate(single, tmp_path / "run")] == [5, 0]
+    assert [line.calls for line in estimate_cost(single, tmp_path / "run")] == [5, 0]
 
 
 def test_the_command_line_estimates_limits_and_sums_up(
@@ -278,9 +278,9 @@ def test_the_command_line_estimates_limits_and_sums_up(
     assert "replace: 7 answers, 7000 prompt and 140 answer tokens, 0.0084" in done.stdout
     assert "in this run folder: 0.0084: 0.001200 for each accepted sample" in done.stdout
     again = shell(*arguments, "--dry-run", path=(parrot,))
-    assert "0.0084 is paid already" in again.stdout
+    assert "0.0084 has already been paid" in again.stdout
     nothing = shell("generate", "mini/part3", "--out", tmp_path / "other", "--dry-run")
-    assert "asks no LLM" in nothing.stdout
+    assert "calls no LLM" in nothing.stdout
 
 
 def test_a_reader_is_asked_by_the_filter_that_needs_one(path: Path, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_reader_is_asked_by_the_filter_that_needs_one(path: Path, tmp_path: Pa
     }
     scores = [outcome.scores["resolvable.correct"] for outcome in outcomes(run)]
     assert set(scores) <= {0.0, 1.0}
-    assert [line.stage for line in estimate(load_recipe(path), tmp_path / "new")] == [
+    assert [line.stage for line in estimate_cost(load_recipe(path), tmp_path / "new")] == [
         "plan",
         "score-resolvable",
     ]

@@ -26,7 +26,7 @@ from reasonpix.editing.checkpoint import Settings
 from reasonpix.editing.pipeline import ReasonPix2Pix, Task, working_size
 from reasonpix.plugin.types import Problem
 
-SERVE = "from reasonpix.cli.main.serve import serve; serve()"
+SERVE = "from reasonpix.cli.serve import serve; serve()"
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:

@@ -80,7 +80,7 @@ def small_study(
 @contextmanager
 def serving(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`reasonpix study serve` on a free port: the process and its address."""
-    command = "from reasonpix.cli.main.study import study; study()"
+    command = "from reasonpix.cli.study import study; study()"
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", command, "serve", str(folder), "--port", "0", *more],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from reasonpix.errors import RecipeError
 from reasonpix.generation.recipe_catalog import command_of, shipped
 from reasonpix.training.recipe import TrainingRecipe, load_training_recipe, schema
@@ -140,7 +140,7 @@ def test_what_is_missing(tmp_path: Path) -> None:
 
 
 def call(*arguments: object) -> Any:
-    return CliRunner().invoke(main, [str(it) for it in arguments])
+    return CliRunner().invoke(cli, [str(it) for it in arguments])
 
 
 def test_recipes_check_knows_both_kinds(path: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from reasonpix.deployment.export.converters import profile, quiet
 from reasonpix.deployment.export.export import ExportRequest, export
 from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint, vae_scale_factor
@@ -105,7 +105,7 @@ def said(room: Room) -> Result:
     """What the command says that exports the model, with its VAE, into its own folder."""
     words = ["export", room.model, "--to", "onnx", "--vae", "--samples", room.benchmark,
              "--count", 2, "--clip", room.clip, "--dino", room.dino, "--device", "cpu"]  # fmt: skip
-    return CliRunner().invoke(main, [str(it) for it in words])
+    return CliRunner().invoke(cli, [str(it) for it in words])
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -303,8 +303,8 @@ def test_without_the_packages_of_exports_all_else_works(model: Path, tmp_path: P
         import sys
         names = ("onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "tensorrt")
         sys.modules |= dict.fromkeys(names)
-        from reasonpix.cli.main import main
-        main()
+        from reasonpix.cli.main import cli
+        cli()
     """
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:

@@ -234,7 +234,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path, number: signal.Signals) -> No
             assert client.get("/nobody").status_code == 404
             process.send_signal(number)
             assert process.wait(10) == 0
-        assert process.stderr.read() == "stopped; run the same command again to go on\n"
+        assert process.stderr.read() == "stopped; run the same command again to continue\n"
     assert [path.name for path in (tmp_path / "study").glob("study.sqlite*")] == ["study.sqlite"]
 
 

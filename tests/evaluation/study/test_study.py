@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reasonpix.cli.main import main
+from reasonpix.cli.main import cli
 from reasonpix.cli.study import study as commands
 from reasonpix.core.images import decode
 from reasonpix.errors import ReasonpixError, RunError
@@ -336,7 +336,7 @@ def test_commands(tmp_path: Path) -> None:
     def run(*arguments: object) -> str:
         words = list(map(str, arguments))
         # A command keeps the names of its option for help as it is first called with them.
-        result = runner.invoke(commands, words, catch_exceptions=False, **main.context_settings)
+        result = runner.invoke(commands, words, catch_exceptions=False, **cli.context_settings)
         assert result.exit_code == 0, result.output
         return result.output
 
@@ -365,7 +365,7 @@ def test_a_missing_extra_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr("reasonpix.evaluation.study.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     words = ["serve", str(tmp_path / "study")]
-    result = CliRunner().invoke(commands, words, **main.context_settings)
+    result = CliRunner().invoke(commands, words, **cli.context_settings)
     assert isinstance(result.exception, ReasonpixError)
     assert str(result.exception) == (
         "this needs the package uvicorn: pip install 'reasonpix[study]'"

@@ -311,7 +311,7 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_dataset(
     command = [
         sys.executable,
         "-m",
-        "reasonpix.cli.main",
+        "reasonpix",
         "generate",
         str(recipe),
         "--out",

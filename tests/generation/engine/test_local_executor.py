@@ -287,7 +287,7 @@ def test_a_signal_finishes_what_is_at_work_and_says_how_to_go_on(
     assert process.returncode == 128 + number
     assert told.splitlines() == [
         "stopping: what is at work is finished first",
-        "stopped; run the same command again to go on",
+        "stopped; run the same command again to continue",
     ]
     begun = [line for line in watch() if line["who"] == "editor" and line["what"] == "begin"]
     edited = list((out / "stages").glob("edit-*/*.parquet"))
@@ -314,7 +314,7 @@ def test_a_second_signal_does_not_wait(
     _, told = process.communicate(timeout=30)
     assert time.monotonic() - before < 10
     assert process.returncode == 130
-    assert "run the same command again to go on" in told
+    assert "run the same command again to continue" in told
 
 
 def test_what_one_stage_raises_stops_the_others(

@@ -166,7 +166,7 @@ class Place:
             [
                 sys.executable,
                 "-m",
-                "reasonpix.cli.main",
+                "reasonpix",
                 "generate",
                 recipe,
                 "--out",
