@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -150,3 +151,13 @@ def test_every_plugin_is_a_package_of_its_own() -> None:
         text = project.read_text(encoding="utf-8")
         assert "[project.entry-points.reasonpix]" in text, project
         assert '"reasonpix"' in text, project
+        package = tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+        assert [(project.parent / name / "py.typed").is_file() for name in package] == [True]
+
+
+def test_mypy_checks_every_plugin() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    packages = {path.name for path in (ROOT / "plugins").glob("*/reasonpix_*") if path.is_dir()}
+    assert {"reasonpix", *packages} <= set(settings["packages"])
+    folders = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "plugins").glob("*/*.toml")}
+    assert folders == set(settings["mypy_path"])

@@ -105,7 +105,8 @@ class EdictEditor:
             prompts = [prompt for _, prompt in items]
             states = [self.model.states(prompt) for prompt in [""] * len(items) + prompts]
             pairs = torch.stack([pair for pair, _ in items], 1)
-            return compute(pairs, torch.stack(states)).unbind(1)
+            computed: Sequence[Tensor] = compute(pairs, torch.stack(states)).unbind(1)
+            return computed
 
         return in_batches(items, lambda item: item[0].shape, self.model.rows, together)
 

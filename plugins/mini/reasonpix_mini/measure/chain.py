@@ -38,11 +38,12 @@ def measure(model: str, scenes: int = 200) -> dict[str, float]:
     text = read_parts(ModelOptions(model=TEXT)).text
     assert text is not None
     inputs = [Image.fromarray(case.scene.render()) for case in tests]
-    network, figures = checkpoint.model.eval(), {}
+    network = checkpoint.model.eval()
+    figures: dict[str, float] = {}
     for kind in ("direct", *HINTS):
         texts = [case.instructions[kind] for case in tests]
         states = encoder.encode(inputs, texts)
-        right = {"source": [], "target": []}
+        right: dict[str, list[bool]] = {"source": [], "target": []}
         for case, instruction, h in zip(tests, texts, states, strict=True):
             assert not isinstance(h, Problem)
             with torch.no_grad():

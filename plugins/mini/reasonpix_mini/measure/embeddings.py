@@ -62,12 +62,12 @@ def dino() -> Callable[[Sequence[world.Scene | Image.Image]], Vectors]:
     model = ViTModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
 
-    @torch.inference_mode()
-    def images(pictures: Sequence[world.Scene | Image.Image]) -> Vectors:
+    def embed(pictures: Sequence[world.Scene | Image.Image]) -> Vectors:
         inputs = processor(list(map(_image, pictures)), return_tensors="pt")
-        return _unit(model(**inputs).last_hidden_state[:, 0].numpy())
+        with torch.inference_mode():
+            return _unit(model(**inputs).last_hidden_state[:, 0].numpy())
 
-    return images
+    return embed
 
 
 def _image(picture: world.Scene | Image.Image) -> Image.Image:
@@ -75,7 +75,8 @@ def _image(picture: world.Scene | Image.Image) -> Image.Image:
 
 
 def _unit(rows: Vectors) -> Vectors:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: Vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def cases(count: int, split: world.Split = "test", first: int = 0) -> list[Case]
 
 
 def measure(
-    model: str, scenes: int = 200, split: world.Split = "test", **sampling: float
+    model: str, scenes: int = 200, split: world.Split = "test", **sampling: Any
 ) -> dict[str, float]:
     """Edit `scenes` pictures by each kind of instruction, with the model's own settings.
 

@@ -142,7 +142,9 @@ class Scenes:
 def caption(names: list[str]) -> str:
     """The world's caption of objects with these names, from left to right."""
     row = tuple(world.Placement(name, (k, 0, k + 1, 1)) for k, name in enumerate(names))
-    return world.Scene("train", 0, world.Background("linear", *[(0,) * 3] * 2, 0, 0), row).caption
+    black = (0, 0, 0)
+    background = world.Background("linear", black, black, angle=0, level=0)
+    return world.Scene("train", 0, background, row).caption
 
 
 def processor() -> Blip2Processor:
@@ -376,7 +378,8 @@ def train(out: Path, steps: int, batch: int, resume: bool, rate: float = 1.5e-3)
     scenes = Scenes(seed=first)
     held_out = [world.scene("validation", i) for i in range(120)]
     judge = network(len(process.tokenizer), captions.image_token)
-    started, shown = time.time(), {}
+    started = time.time()
+    shown: dict[str, float] = {}
     model.train()
     for step in range(first, steps):
         index = int(np.searchsorted(bounds, step, side="right"))

@@ -78,7 +78,7 @@ class Training(ABC):
             torch._foreach_lerp_(
                 list(self.ema.parameters()), list(self.network.parameters()), 1 - keep
             )
-        return loss.item()
+        return float(loss)
 
     def save(self, folder: Path) -> None:
         """The averaged weights as a diffusers folder, and the state to resume from."""

@@ -288,7 +288,7 @@ def validate(
     """
     n = len(held_out.edits)
     noise = torch.randn(held_out.source.shape, generator=torch.Generator().manual_seed(0))
-    figures = {}
+    figures: dict[str, float] = {}
     for kind in ("direct", "reasoning"):
         rng = np.random.default_rng(31)
         texts = [getattr(trainer.texts, kind)(rng, one) for one in held_out.edits]

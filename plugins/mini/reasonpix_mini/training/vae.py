@@ -81,7 +81,8 @@ def validate(vae: AutoencoderKL, scenes: int = 200) -> dict[str, float]:
 def to_pixels(pictures: torch.Tensor) -> NDArray[np.uint8]:
     """(n, 3, h, w) in [-1, 1] to (n, h, w, 3) uint8."""
     scaled = ((pictures.float() + 1) * 127.5).round().clamp(0, 255)
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pixels: NDArray[np.uint8] = scaled.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return pixels
 
 
 def main() -> None:
