@@ -38,17 +38,21 @@ Shell = Callable[..., subprocess.CompletedProcess[str]]
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Distribution]:
     """Install a distribution: `distribution("its-name", {"plugin": "module"}, module="source")`.
 
+    `group` is that of its entry points.
+
     Returns the folder to put on a subprocess's PYTHONPATH; this process has it on its path.
     """
     made: list[str] = []
 
-    def make(name: str, plugins: dict[str, str], **modules: str) -> Path:
+    def make(
+        name: str, plugins: dict[str, str], *, group: str = "reasonpix", **modules: str
+    ) -> Path:
         site = tmp_path / f"site-{name}"
         info = site / f"{name.replace('-', '_')}-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         lines = "".join(f"{plugin} = {module}\n" for plugin, module in plugins.items())
-        (info / "entry_points.txt").write_text(f"[reasonpix]\n{lines}")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
         for module, source in modules.items():
             (site / f"{module}.py").write_text(source)
         made.extend(modules)

@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from reasonpix.cli import evaluate, export, generate, model, recipes, runs, serve, study
+from reasonpix.cli import evaluate, export, generate, model, recipes, runs, serve
+from reasonpix.cli.plugin_commands import PluggableGroup
 
 
-class _Commands(click.Group):
+class _Commands(PluggableGroup):
     """Prints the package's own errors without a traceback, unless --debug asks for it."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -33,6 +34,6 @@ def cli(debug: bool) -> None:
     """Make datasets for reasoning-based image editing; train, evaluate and serve models on them."""
 
 
-for module in (generate, runs, model, evaluate, export, serve, study, recipes):
+for module in (generate, runs, model, evaluate, export, serve, recipes):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -119,9 +119,10 @@ def serve(
     the API then wants it as a bearer token, the page as a password. SIGTERM and Ctrl-C finish the
     edits under way; a second one does not.
     """
+    from reasonpix.core.sockets import listen, url_of
+
     token = _token()
     with require_extra("serve"):
-        from reasonpix.deployment.server import sockets
         from reasonpix.deployment.server.app import Limits, Service
         from reasonpix.deployment.server.process import serve as run
 
@@ -141,11 +142,11 @@ def serve(
     name = Path(model).resolve().name if Path(model).is_dir() else model  # no path of this machine
     limits = Limits(queue, timeout, max_bytes, max_pixels, max_steps, max_resolution)
     try:
-        with console.graceful_shutdown(), sockets.listen(host, port, backlog=2048) as taken:
-            url = sockets.address(host, taken)
+        with console.graceful_shutdown(), listen(host, port, backlog=2048) as listening:
+            url = url_of(host, listening)
             click.echo(f"loading {model}; {url}/readyz says when it is ready", err=True)
             service = Service(load, name, limits=limits, wait=wait / 1000, token=token)
-            run(service, taken, page=not no_page, ready=lambda: click.echo(f"serving on {url}"))
+            run(service, listening, page=not no_page, ready=lambda: click.echo(f"serving on {url}"))
     except KeyboardInterrupt:
         os._exit(0)  # before it served: the interpreter's own end would wait for the model
 

@@ -1,1 +1,31 @@
-"""Files, images, text and hashing: what every other package stands on."""
+"""Files, images, text and hashing: what every other package stands on.
+
+Plugins that add commands may use the names below.
+"""
+
+from typing import TYPE_CHECKING
+
+from reasonpix.core.lazy import lazy_exports
+
+__all__ = [
+    "decode",
+    "encode_png",
+    "listen",
+    "resized",
+    "url_of",
+    "write_atomically",
+]
+
+if TYPE_CHECKING:
+    from reasonpix.core.images import decode, encode_png, resized
+    from reasonpix.core.sockets import listen, url_of
+    from reasonpix.core.storage import write_atomically
+else:
+    __getattr__ = lazy_exports(
+        __name__,
+        {
+            "images": ("decode", "encode_png", "resized"),
+            "sockets": ("listen", "url_of"),
+            "storage": ("write_atomically",),
+        },
+    )

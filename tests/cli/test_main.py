@@ -18,7 +18,9 @@ from tests.conftest import Shell, WriteRecipe
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Every command and group of the command line, as the words that call it."""
     found = [path]
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         inner = (*path, name)
         found += commands(command, inner) if isinstance(command, click.Group) else [inner]
     return found
@@ -39,7 +41,9 @@ def test_every_option_is_described() -> None:
         command: click.Command = cli
         for word in words:
             assert isinstance(command, click.Group)
-            command = command.commands[word]
+            found = command.get_command(click.Context(command), word)
+            assert found is not None
+            command = found
         for parameter in command.params:
             assert not isinstance(parameter, click.Option) or parameter.help, (words, parameter)
 

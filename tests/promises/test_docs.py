@@ -60,7 +60,7 @@ def test_the_llm_planner_of_the_tutorial_keeps_its_contract() -> None:
 
 def test_the_method_of_the_tutorial_keeps_its_contract() -> None:
     names: dict[str, Any] = {"__name__": "blur"}
-    source = blocks("docs/plugins.md", "python")[-1]
+    source = next(it for it in blocks("docs/plugins.md", "python") if "class Blur" in it)
     exec(compile(source, "docs/plugins.md", "exec"), names)
     subject = type("Subject", (MethodContract,), {"component": names["Blur"]})()
     for name in dir(MethodContract):

@@ -19,9 +19,9 @@ import numpy as np
 import uvicorn
 from PIL import Image, ImageOps
 
+from reasonpix.core.sockets import listen, url_of
 from reasonpix.deployment.server.app import Limits, Service, create_app
 from reasonpix.deployment.server.process import config
-from reasonpix.deployment.server.sockets import address, listen
 from reasonpix.editing.checkpoint import Settings
 from reasonpix.editing.pipeline import ReasonPix2Pix, Task, working_size
 from reasonpix.plugin.types import Problem
@@ -168,7 +168,7 @@ def faked(
     service.batcher.model.result(10)
     server = uvicorn.Server(config(create_app(service)))
     with listen("127.0.0.1", 0, 2048) as listening:
-        url = address("127.0.0.1", listening)
+        url = url_of("127.0.0.1", listening)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:

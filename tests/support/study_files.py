@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from reasonpix_study.create import create_study
+from reasonpix_study.store import Study
+
 from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, lines
-from reasonpix.evaluation.study.create import create_study
-from reasonpix.evaluation.study.store import Study
 from reasonpix.plugin.types import Problem
 from tests.support.pair_files import picture, png
 
@@ -80,9 +81,11 @@ def small_study(
 @contextmanager
 def serving(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`reasonpix study serve` on a free port: the process and its address."""
-    command = "from reasonpix.cli.study import study; study()"
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", command, "serve", str(folder), "--port", "0", *more],
+        [
+            *(sys.executable, "-W", "error", "-m", "reasonpix"),
+            *("study", "serve", str(folder), "--port", "0", *more),
+        ],
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

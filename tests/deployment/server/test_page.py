@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from reasonpix.deployment.server.sockets import address, listen
+from reasonpix.core.sockets import listen, url_of
 from reasonpix.editing.checkpoint import Settings
 from reasonpix.errors import ReasonpixError
 from tests.support.browsing import needs_chromium, opened, started, sync_api
@@ -74,7 +74,7 @@ def served(folder: Path, token: str | None, monkeypatch: pytest.MonkeyPatch) -> 
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
-        yield Served(address("127.0.0.1", socket), edits)
+        yield Served(url_of("127.0.0.1", socket), edits)
     finally:
         end()
         server.should_exit = True

@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from reasonpix.core.storage import write_atomically
-from reasonpix.evaluation.study.store import Study, StudyAnswer
+from reasonpix.core import write_atomically
+from reasonpix_study.store import Study, StudyAnswer
 
 _Z = 1.959963984540054
 """The normal distribution holds 95 % within so many standard deviations."""
@@ -155,10 +155,10 @@ def _number(value: float | None, scale: float = 1, unit: str = "", digits: int =
     return "–" if value is None else f"{scale * value:.{digits}f}{unit}"
 
 
-def study_report(folder: Path) -> StudyReport:
+def write_report(folder: Path) -> StudyReport:
     """What was answered so far; `answers.csv` and `report.json` are written into the folder.
 
-    Neither holds an invitation code. Raises `RunError` for a folder that is no study.
+    Neither holds an invitation code. Raises `StudyError` for a folder that is no study.
     """
     with Study(folder) as study:
         answers, invitations, design = study.answers(), study.invitations(), study.design

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from reasonpix_study.store import Study
 
-from reasonpix.evaluation.study.store import Study
 from tests.support.browsing import needs_chromium, opened, started, sync_api
 from tests.support.study_files import METHODS, serving, small_study
 

@@ -19,8 +19,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from reasonpix.errors import RunError
-from reasonpix.evaluation.study.store import Study
+from reasonpix_study.store import Study, StudyError
 
 _FORM = 1000
 """Bytes of the longest form that is read."""
@@ -37,12 +36,13 @@ _HEADERS = {
     "X-Robots-Tag": "noindex",
 }
 _ASSETS = {
-    name: (files("reasonpix") / "pages" / name).read_bytes() for name in ("study.css", "study.js")
+    name: (files("reasonpix_study") / "pages" / name).read_bytes()
+    for name in ("study.css", "study.js")
 }
 _MEDIA_TYPES = {"study.css": "text/css", "study.js": "text/javascript"}
 _VERSION = hashlib.sha256(b"".join(_ASSETS.values())).hexdigest()[:12]
 _TEMPLATE = Environment(
-    loader=PackageLoader("reasonpix", "pages"), autoescape=True, undefined=StrictUndefined
+    loader=PackageLoader("reasonpix_study", "pages"), autoescape=True, undefined=StrictUndefined
 ).get_template("study.html")
 
 
@@ -79,7 +79,7 @@ def study_app(study: Study) -> FastAPI:
     app.add_api_route("/{code}/start", _start, methods=["POST"])
     app.add_api_route("/{code}/answer", _answer, methods=["POST"])
     app.add_exception_handler(StarletteHTTPException, _refused)
-    app.add_exception_handler(RunError, _unavailable)
+    app.add_exception_handler(StudyError, _unavailable)
     return app
 
 
@@ -152,7 +152,7 @@ def _kept(data: bytes, media_type: str) -> Response:
     return Response(data, 200, {**_HEADERS, "Cache-Control": _FOREVER}, media_type)
 
 
-def serve(study: Study, listening: socket.socket) -> None:
+def serve_study(study: Study, listening: socket.socket) -> None:
     """Serve until a signal ends it; that is then raised anew for who called."""
     config = uvicorn.Config(
         study_app(study),

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import sqlite3
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -13,16 +12,15 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from reasonpix_study.create import create_study
+from reasonpix_study.design import Design
+from reasonpix_study.report import Agreement, agreement, wilson, write_report
+from reasonpix_study.store import Study, StudyError
 
 from reasonpix.cli.main import cli
-from reasonpix.cli.study import study as commands
 from reasonpix.core.images import decode
-from reasonpix.errors import ReasonpixError, RunError
+from reasonpix.errors import ReasonpixError
 from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder
-from reasonpix.evaluation.study.create import create_study
-from reasonpix.evaluation.study.design import Design
-from reasonpix.evaluation.study.report import Agreement, agreement, study_report, wilson
-from reasonpix.evaluation.study.store import Study
 from tests.support.pair_files import picture
 from tests.support.study_files import KINDS, METHODS, evaluation, small_study
 
@@ -163,13 +161,13 @@ def test_methods_must_be_named_unless_there_are_four(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_in_the_way_or_no_study(tmp_path: Path) -> None:
-    with small_study(tmp_path), pytest.raises(RunError, match="is not empty; name a new folder"):
+    with small_study(tmp_path), pytest.raises(StudyError, match="is not empty; name a new folder"):
         edits = EvaluationFolder(tmp_path / "evaluation")
         create_study(edits, tmp_path / "study", samples=6, per_worker=4)
-    with pytest.raises(RunError, match="is no study; make one"):
+    with pytest.raises(StudyError, match="is no study; make one"):
         Study(tmp_path)
     (tmp_path / "study" / "study.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(RunError, match="is damaged"):
+    with pytest.raises(StudyError, match="is damaged"):
         Study(tmp_path / "study")
 
 
@@ -293,7 +291,7 @@ def test_report(tmp_path: Path) -> None:
                 liked = favourite if it.kind == "reasoning" else "Alphard"
                 study.answer(worker, number, it.order.index(liked) + 1, float(number))
         codes = [it.code for it in study.invitations()]
-    report = study_report(tmp_path / "study")
+    report = write_report(tmp_path / "study")
     direct, reasoning = report.kinds["direct"], report.kinds["reasoning"]
     assert (direct.samples, reasoning.samples, report.samples) == (6, 6, 6)
     assert direct.answers + reasoning.answers == 22
@@ -324,7 +322,7 @@ def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     names = ("Ours [v2]", "[/x]")
     edits = evaluation(tmp_path / "[red]", methods=names)
     create_study(edits, tmp_path / "study", samples=6, per_worker=4, methods=names).close()
-    study_report(tmp_path / "study").print()
+    write_report(tmp_path / "study").print()
     told = capsys.readouterr().out
     assert all(name in told for name in names)
 
@@ -335,8 +333,7 @@ def test_commands(tmp_path: Path) -> None:
 
     def run(*arguments: object) -> str:
         words = list(map(str, arguments))
-        # A command keeps the names of its option for help as it is first called with them.
-        result = runner.invoke(commands, words, catch_exceptions=False, **cli.context_settings)
+        result = runner.invoke(cli, ["study", *words], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 
@@ -357,16 +354,3 @@ def test_commands(tmp_path: Path) -> None:
     told = run("report", folder)
     assert "1 of 6" in told and "the median answer took 3.0 s" in told
     assert str(folder / "report.json") in told.replace("\n", "")
-
-
-def test_a_missing_extra_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_study(tmp_path).close()
-    monkeypatch.delitem(sys.modules, "reasonpix.evaluation.study.server", raising=False)
-    monkeypatch.delattr("reasonpix.evaluation.study.server", raising=False)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    words = ["serve", str(tmp_path / "study")]
-    result = CliRunner().invoke(commands, words, **cli.context_settings)
-    assert isinstance(result.exception, ReasonpixError)
-    assert str(result.exception) == (
-        "this needs the package uvicorn: pip install 'reasonpix[study]'"
-    )

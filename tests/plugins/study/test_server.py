@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from reasonpix_study.store import Study, StudyAnswer
 
-from reasonpix.deployment.server.sockets import listen
+from reasonpix.core.sockets import listen
 from reasonpix.errors import ReasonpixError
-from reasonpix.evaluation.study.store import Study, StudyAnswer
 from tests.support.study_files import METHODS, serving, small_study
 
 

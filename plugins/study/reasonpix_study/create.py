@@ -11,11 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from reasonpix.core.images import decode, encode_png, resized
-from reasonpix.errors import ReasonpixError, RunError
-from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder
-from reasonpix.evaluation.study.design import Design
-from reasonpix.evaluation.study.store import Study, StudyItem
+from reasonpix.core import decode, encode_png, resized
+from reasonpix.evaluation import COPY, TRUTH, EvaluationFolder
+from reasonpix.plugin import ReasonpixError
+from reasonpix_study.design import Design
+from reasonpix_study.store import Study, StudyError, StudyItem
 
 CANDIDATES = (2, 9)
 """How many methods can be compared: the keys 1 to 9 choose."""
@@ -56,7 +56,7 @@ def create_study(
     cases = _drawn(evaluation, design)
     out = Path(os.path.abspath(out))  # "." has no name of its own
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is not empty; name a new folder")
+        raise StudyError(f"{out} is not empty; name a new folder")
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         (draft / "images").mkdir(parents=True)
@@ -64,7 +64,7 @@ def create_study(
         Study.write(draft, design, found, design.sheets if workers is None else workers)
         os.replace(draft, out)
     except OSError as error:
-        raise RunError(f"{out} cannot be written: {error.strerror or error}") from error
+        raise StudyError(f"{out} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Study(out)

@@ -24,8 +24,8 @@ from threading import Lock
 from typing import Literal, Self
 from urllib.parse import quote
 
-from reasonpix.errors import RunError
-from reasonpix.evaluation.study.design import Design
+from reasonpix.plugin import ReasonpixError
+from reasonpix_study.design import Design
 
 _VERSION = 1
 _TABLES = """
@@ -44,6 +44,10 @@ CREATE TABLE judgements (
     FOREIGN KEY (place, kind) REFERENCES samples
 ) WITHOUT ROWID
 """
+
+
+class StudyError(ReasonpixError):
+    """The folder or file of a study is missing, damaged, or cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +129,13 @@ class StudyAnswer:
 
 
 class Study:
-    """Reads and writes the folder of a study. Raises `RunError` for one that is none."""
+    """Reads and writes the folder of a study. Raises `StudyError` for one that is none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "study.sqlite"
         if not self._path.is_file():
-            raise RunError(f"{folder} is no study; make one: reasonpix study create EVALUATION")
+            raise StudyError(f"{folder} is no study; make one: reasonpix study create EVALUATION")
         self._lock = Lock()
         with self._explained():
             self._db = _connect(self._path, "rw")
@@ -139,7 +143,7 @@ class Study:
             with self._reading() as db:
                 (version,) = db.execute("PRAGMA user_version").fetchone()
                 if version != _VERSION:
-                    raise RunError(
+                    raise StudyError(
                         f"{self._path} is no study of this version (found {version}, need "
                         f"{_VERSION}); use the version of reasonpix that made it"
                     )
@@ -280,12 +284,12 @@ class Study:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise RunError(
+            raise StudyError(
                 f"{self._path} cannot be used: {error}; see that it and its folder are writable "
                 "and that the disk has room"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise RunError(f"{self._path} is damaged: {error}; put a copy back") from error
+            raise StudyError(f"{self._path} is damaged: {error}; put a copy back") from error
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

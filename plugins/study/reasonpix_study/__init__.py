@@ -1,0 +1,1 @@
+"""The user study: `reasonpix study`, as a package of its own."""

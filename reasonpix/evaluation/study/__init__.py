@@ -1,1 +1,0 @@
-"""The four-way user study."""
