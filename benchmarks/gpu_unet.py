@@ -132,7 +132,7 @@ def network(arguments: argparse.Namespace) -> Any:
     export = read_export(folder, runtime)
     assert export is not None
     device = torch.device(arguments.device)
-    return import_module(f"reasonpix.runtime_{runtime}").load(export, device)["unet"]
+    return import_module(f"reasonpix.editing.runtimes.{runtime}").load(export, device)["unet"]
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -141,8 +141,10 @@ def export(arguments: argparse.Namespace) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler
 
     from reasonpix.deployment.export.converters import convert, profile
-    from reasonpix.editing.checkpoint import LoadedModel, Settings
-    from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
+    from reasonpix.editing.checkpoint import LoadedModel
+    from reasonpix.editing.config import ConnectorConfig, SamplingSettings
+    from reasonpix.editing.connectors import build_connector
+    from reasonpix.editing.model import EditingModel
     from reasonpix.editing.runtimes.manifest import MANIFEST, Manifest, sha256
     from reasonpix.plugin.components import Options
     from reasonpix.plugin.spec import ComponentSpec
@@ -162,7 +164,7 @@ def export(arguments: argparse.Namespace) -> None:
         DDIMScheduler(),
         ComponentSpec("encoder", "none", Options()),
         False,
-        Settings(resolution=8 * arguments.side),
+        SamplingSettings(resolution=8 * arguments.side),
     )
     for format in ("tensorrt", "onnx"):
         folder = Path(arguments.folder, format)

@@ -43,14 +43,18 @@ from PIL import Image
 from torch import Tensor
 
 from reasonpix.deployment.export.converters import convert
-from reasonpix.editing.checkpoint import LoadedModel, Settings, load_checkpoint, vae_scale_factor
-from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
+from reasonpix.editing.checkpoint import LoadedModel, load_checkpoint
+from reasonpix.editing.config import ConnectorConfig, SamplingSettings
+from reasonpix.editing.connectors import build_connector
+from reasonpix.editing.model import EditingModel
 from reasonpix.editing.pipeline import ReasonPix2Pix
+from reasonpix.editing.pipeline_parts import vae_scale_factor
 from reasonpix.editing.runtimes import onnx as runtime_onnx
 from reasonpix.editing.runtimes import openvino as runtime_openvino
 from reasonpix.editing.runtimes.base import Network
-from reasonpix.editing.runtimes.manifest import Export, Format, Manifest, Part
+from reasonpix.editing.runtimes.manifest import Export, Manifest, Part
 from reasonpix.editing.runtimes.modules import torch_networks
+from reasonpix.editing.runtimes.names import Format
 from reasonpix.plugin.components import MLLMEncoder, ModelOptions, Options
 from reasonpix.plugin.spec import ComponentSpec
 
@@ -117,7 +121,7 @@ def editing_model(mini: bool) -> LoadedModel:
         scheduler,
         ComponentSpec("encoder", "given", Options()),
         False,
-        Settings(
+        SamplingSettings(
             resolution=size,
             num_inference_steps=STEPS,
             guidance_scale=7.5,
@@ -241,7 +245,7 @@ def edits(checkpoint: LoadedModel, exports: Mapping[str, dict[str, Network]], ro
         edited: Image.Image = pipeline(
             image=image,
             prompt_embeds=states[None],
-            negative_prompt_embeds=model.null[None],
+            negative_prompt_embeds=model.uncond_states[None],
             latents=latents,
             generator=generator,
             num_inference_steps=settings.num_inference_steps,

@@ -15,7 +15,7 @@ from reasonpix.cli.options import set_option
 from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
-    from reasonpix.editing.runtimes.select import Runtime
+    from reasonpix.editing.runtimes.names import Runtime
     from reasonpix.evaluation.runner import Report
 
 

@@ -14,7 +14,8 @@ from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
     from reasonpix.deployment.export.export import Exported
-    from reasonpix.editing.runtimes.manifest import Format, Precision
+    from reasonpix.editing.runtimes.manifest import Precision
+    from reasonpix.editing.runtimes.names import Format
 
 
 @click.command()

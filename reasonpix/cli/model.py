@@ -19,8 +19,8 @@ from reasonpix.errors import ReasonpixError, require_extra
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from reasonpix.editing.pipeline import Advance, Task
-    from reasonpix.editing.runtimes.select import Runtime
+    from reasonpix.editing.pipeline import EditTask, StepCallback
+    from reasonpix.editing.runtimes.names import Runtime
     from reasonpix.plugin.types import Problem
     from reasonpix.training.trainer import Progress
 
@@ -144,7 +144,7 @@ def edit(
         batch_size=batch_size,
         runtime=runtime,
     )
-    settings = editing.resolve(
+    settings = editing.resolve_settings(
         guidance_scale=guidance_scale,
         image_guidance_scale=image_guidance_scale,
         num_inference_steps=steps,
@@ -196,10 +196,10 @@ def _read(path: Path) -> Image:
 
 def _tasks(
     images: Sequence[Path], instructions: Sequence[str], seeds: Sequence[int]
-) -> Iterator[Task | Problem]:
+) -> Iterator[EditTask | Problem]:
     """All edits in order; those of an image that cannot be read are problems."""
     from reasonpix.core.images import UndecodableImage
-    from reasonpix.editing.pipeline import Task
+    from reasonpix.editing.pipeline import EditTask
     from reasonpix.plugin.types import Problem
 
     for path in images:
@@ -210,11 +210,11 @@ def _tasks(
             yield from [problem] * (len(instructions) * len(seeds))
             continue
         for instruction in instructions:
-            yield from (Task(image, instruction, seed) for seed in seeds)
+            yield from (EditTask(image, instruction, seed) for seed in seeds)
 
 
 @contextmanager
-def _bar(edits: int) -> Iterator[Advance]:
+def _bar(edits: int) -> Iterator[StepCallback]:
     """A progress bar, where there is somebody to see it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

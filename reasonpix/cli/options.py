@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from reasonpix.editing.runtimes.names import RUNTIMES
+
 run_argument = click.argument("run")
 
 set_option = click.option(
@@ -46,7 +48,7 @@ def runtime_option(default: str | None) -> Callable[[Any], Any]:
     """The option `--runtime` of commands that run an editing model."""
     return click.option(
         "--runtime",
-        type=click.Choice(["auto", "torch", "compile", "onnx", "openvino", "tensorrt"]),
+        type=click.Choice(RUNTIMES),
         default=default,
         show_default=default is not None,
         help="Runtime of the UNet; onnx, openvino and tensorrt need an export made by "

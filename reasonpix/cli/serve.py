@@ -14,7 +14,7 @@ from reasonpix.errors import ReasonpixError, require_extra
 
 if TYPE_CHECKING:
     from reasonpix.editing.pipeline import ReasonPix2Pix
-    from reasonpix.editing.runtimes.select import Runtime
+    from reasonpix.editing.runtimes.names import Runtime
 
 TOKEN = "REASONPIX_TOKEN"
 """The environment variable with what clients have to know."""

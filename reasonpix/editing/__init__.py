@@ -24,14 +24,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from reasonpix.editing.checkpoint import (
-        check_pipeline,
-        load_checkpoint,
-        read_parts,
-        save_checkpoint,
-        vae_scale_factor,
-    )
+    from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint
     from reasonpix.editing.pipeline import CPU_ROWS, SMALL_UNET, ReasonPix2Pix, working_size
+    from reasonpix.editing.pipeline_parts import check_pipeline, read_parts, vae_scale_factor
     from reasonpix.editing.runtimes.base import TorchNetwork
     from reasonpix.editing.runtimes.modules import UNetGraph
     from reasonpix.editing.sampler import GuidanceBranches, denoise
@@ -39,14 +34,9 @@ else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "checkpoint": (
-                "check_pipeline",
-                "load_checkpoint",
-                "read_parts",
-                "save_checkpoint",
-                "vae_scale_factor",
-            ),
+            "checkpoint": ("load_checkpoint", "save_checkpoint"),
             "pipeline": ("CPU_ROWS", "SMALL_UNET", "ReasonPix2Pix", "working_size"),
+            "pipeline_parts": ("check_pipeline", "read_parts", "vae_scale_factor"),
             "runtimes.base": ("TorchNetwork",),
             "runtimes.modules": ("UNetGraph",),
             "sampler": ("GuidanceBranches", "denoise"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 from pydantic import Field
 
+from reasonpix.editing.runtimes.names import Runtime
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Method, MethodRequest, ModelOptions
 from reasonpix.plugin.hookspecs import hookimpl
@@ -30,7 +31,7 @@ class EditingModelOptions(ModelOptions):
     resolution: int | None = Field(
         None, ge=8, description="Longer side that the model sees, in pixels"
     )
-    runtime: Literal["auto", "torch", "compile", "onnx", "openvino", "tensorrt"] = Field(
+    runtime: Runtime = Field(
         "torch", description="What computes it: torch, or the runtime of an export beside it"
     )
 
@@ -47,7 +48,7 @@ class EditingModelMethod(Method[EditingModelOptions]):
 
     def check(self) -> None:
         """See that the model is an editing model, and has what the runtime needs."""
-        from reasonpix.editing.checkpoint import check_pipeline
+        from reasonpix.editing.pipeline_parts import check_pipeline
         from reasonpix.editing.runtimes.select import choose_runtime
 
         check_pipeline(self.options)
@@ -55,11 +56,11 @@ class EditingModelMethod(Method[EditingModelOptions]):
 
     def fingerprint_facts(self) -> Mapping[str, Any]:
         """The encoder's, which the model only names, and that of the export which is used."""
-        from reasonpix.editing.checkpoint import encoder_of
+        from reasonpix.editing.checkpoint import read_encoder_spec
         from reasonpix.editing.runtimes.select import export_of
 
         known: dict[str, Any] = {}
-        if use := encoder_of(self.options):
+        if use := read_encoder_spec(self.options):
             known["encoder"] = registry.fingerprint_facts(use.slot, use.name, use.options)
         if export := export_of(self.options.runtime, self.options):
             known["export"] = export.manifest.files
@@ -79,7 +80,7 @@ class EditingModelMethod(Method[EditingModelOptions]):
             batch_size=options.batch_size,
             runtime=options.runtime,
         )
-        self._settings = self._model.resolve(
+        self._settings = self._model.resolve_settings(
             guidance_scale=options.guidance_scale,
             image_guidance_scale=options.image_guidance_scale,
             num_inference_steps=options.num_inference_steps,
@@ -92,10 +93,10 @@ class EditingModelMethod(Method[EditingModelOptions]):
 
     def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
         """Captions are not looked at."""
-        from reasonpix.editing.pipeline import Task
+        from reasonpix.editing.pipeline import EditTask
 
         assert self._model is not None, "load() comes first"
-        tasks = (Task(it.image, it.instruction, it.seed) for it in requests)
+        tasks = (EditTask(it.image, it.instruction, it.seed) for it in requests)
         edited = dict(self._model.edit(tasks, self._settings))
         return [edited[number] for number in range(len(requests))]
 

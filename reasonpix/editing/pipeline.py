@@ -1,14 +1,14 @@
-"""Edit images with a trained model: batched, guided by image and instruction, seeded per image.
+"""Edit images with a trained model.
 
 ```python
-model = ReasonPix2Pix.from_pretrained("runs/train/final")
-edited = model(images, ["it got cold over night"] * len(images), seed=7)
+model = ReasonPix2Pix.from_pretrained("runs/train/model")
+edited = model([image], ["it got cold over night"], seed=7)
 ```
 
 ReasonPix2Pix, Eq. 8 and 9. The steps are those of diffusers'
-`StableDiffusionInstructPix2PixPipeline`, with these differences: all noise of an edit comes from a
-generator of its own; a network always sees the same number of rows, so that an edit depends neither
-on its neighbours nor on how many they are; images of any size come back in that size.
+`StableDiffusionInstructPix2PixPipeline`, except that each edit draws its noise from a generator of
+its own, networks always see the same number of rows, so an edit does not depend on the rest of its
+batch, and images of any size are returned in that size.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ from torch.nn import functional as F
 
 from reasonpix.core.images import UndecodableImage, resized, rgb
 from reasonpix.core.memory import is_out_of_memory
-from reasonpix.editing.checkpoint import LoadedModel, Settings, load_checkpoint, vae_scale_factor
-from reasonpix.editing.model import Conditioner, ConditioningTokens
+from reasonpix.editing.checkpoint import LoadedModel, load_checkpoint
+from reasonpix.editing.config import SamplingSettings
+from reasonpix.editing.connectors import ConditioningTokens
+from reasonpix.editing.model import Conditioner
+from reasonpix.editing.pipeline_parts import vae_scale_factor
 from reasonpix.editing.runtimes.base import Networks
 from reasonpix.editing.runtimes.modules import torch_networks
-from reasonpix.editing.runtimes.select import Runtime, choose_runtime, load_networks
-from reasonpix.editing.sampler import GuidanceBranches, denoise, stacked
+from reasonpix.editing.runtimes.names import Runtime
+from reasonpix.editing.runtimes.select import choose_runtime, load_networks
+from reasonpix.editing.sampler import GuidanceBranches, denoise, stack_branches
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import MLLMEncoder, ModelOptions
 from reasonpix.plugin.spec import check
@@ -43,19 +47,19 @@ from reasonpix.plugin.types import Problem
 from reasonpix.plugin.weights import choose_dtype
 
 SMALL_UNET = 50_000_000
-"""Parameters up to which a CPU computes several edits faster together than one by one."""
+"""UNets of at most this many parameters are faster in batches on a CPU."""
 CPU_ROWS = 4
-"""How many edits that are; larger UNets see one at a time on a CPU."""
+"""Batch size of small UNets on a CPU; larger ones compute one edit at a time."""
 ENCODED_TOGETHER = 8
-"""Image and instruction pairs that the encoder is given at once."""
+"""Pairs of image and instruction that the encoder gets at once."""
 
-Advance = Callable[[float], None]
-"""Told after each step how much of an edit was done, summed over the edits of the batch."""
+StepCallback = Callable[[float], None]
+"""Called after each step with the edits' progress: the share of one edit, summed over the batch."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """One edit: an image of any size and mode, what to do with it, and the seed of its noise."""
+class EditTask:
+    """One edit: an image of any size and mode, the instruction, and the seed of the noise."""
 
     image: Image.Image
     instruction: str
@@ -63,24 +67,25 @@ class Task:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What image and instruction become before noise is drawn."""
+class _PreparedPair:
+    """Image and instruction as the sampler reads them."""
 
     size: tuple[int, int]
-    """Of the image as it was given."""
+    """Width and height of the original image."""
     source: Tensor
     """(c, h, w): the mode of the image's latents, not scaled."""
-    given: ConditioningTokens
-    """One row for each branch of the guidance: (branches, n, width)."""
+    conditioning: ConditioningTokens
+    """A row for each guidance branch: (branches, n, width)."""
 
     @property
-    def shape(self) -> tuple[Any, ...]:
-        """Those of equal shape fit into one batch."""
-        return (self.source.shape, self.given.states.shape, self.given.mask is None)
+    def batch_key(self) -> tuple[Any, ...]:
+        """Pairs with equal keys fit into one batch."""
+        states, mask = self.conditioning
+        return (self.source.shape, states.shape, mask is None)
 
 
 class ReasonPix2Pix:
-    """An editing model that is ready to use: see `from_pretrained`."""
+    """An editing model, ready to use. Load one with `from_pretrained`, then call it."""
 
     def __init__(
         self,
@@ -92,32 +97,34 @@ class ReasonPix2Pix:
         batch_size: int = 8,
         networks: Networks | None = None,
     ) -> None:
-        """Without `networks`, PyTorch computes those of the checkpoint."""
+        """Move the model to `device` and `dtype`; `encoder` must be loaded already.
+
+        `networks` replace the checkpoint's UNet and VAE, for example by an export.
+        """
         self.settings = checkpoint.settings
         self.device = device
         self._encoder = encoder
         self._scheduler: Any = checkpoint.scheduler
         model, vae = checkpoint.model, checkpoint.vae
         unet = model.unet
-        conditioning = Conditioner(model.connector, model.null, model.text)
-        for part in (conditioning, unet, vae):
-            if part is not unet or unet.device.type != "meta":  # it may have no weights
-                # Not by a VAE's own `to`, which warns of parts that it has none of.
+        self._conditioner = Conditioner(model.connector, model.uncond_states, model.text)
+        for part in (self._conditioner, unet, vae):
+            if part is not unet or unet.device.type != "meta":  # which has no weights to move
+                # Not `vae.to`, which warns about components that this VAE lacks.
                 nn.Module.to(part, device, dtype).eval().requires_grad_(False)
         if model.text:
             model.text.encoder.to(device, dtype)
-        self._conditioning = conditioning
         self._networks = networks or torch_networks(unet, vae)
         self.runtime = self._networks.runtime
         self._scaling_factor = float(vae.config.scaling_factor)
-        self._cell = vae_scale_factor(vae)
-        self._stride = self._cell * int(2 ** (len(unet.config.block_out_channels) - 1))
-        """Pixels that become one cell of the UNet's coarsest level."""
-        small = sum(it.numel() for it in unet.parameters()) <= SMALL_UNET
+        self._vae_scale_factor = vae_scale_factor(vae)
+        self._stride = self._vae_scale_factor * int(2 ** (len(unet.config.block_out_channels) - 1))
+        """Pixels per side of a cell at the UNet's coarsest level."""
+        small = sum(weight.numel() for weight in unet.parameters()) <= SMALL_UNET
         self.rows = (
             batch_size if device.type != "cpu" else min(batch_size, CPU_ROWS) if small else 1
         )
-        """Edits that are computed together; fewer ones are padded."""
+        """Edits computed together; smaller batches are padded to as many."""
 
     @classmethod
     def from_pretrained(
@@ -126,27 +133,34 @@ class ReasonPix2Pix:
         *,
         revision: str | None = None,
         device: str = "auto",
-        dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+        dtype: Literal["auto", "float32", "float16", "bfloat16"] | torch.dtype = "auto",
         cache_dir: str | Path | None = None,
         batch_size: int = 8,
         runtime: Runtime = "auto",
     ) -> ReasonPix2Pix:
-        """Load what `reasonpix train` wrote, a hub id, or a name such as mini/reasonpix2pix.
+        """Load an editing model.
 
-        A plain InstructPix2Pix pipeline (timbrooks/instruct-pix2pix) is such a model too.
-        `dtype` is the precision of UNet and VAE; the encoder computes in the one it was trained
-        with. On a GPU `batch_size` edits are computed together, fewer ones padded: another size may
-        move the last bits. On a CPU it is at most 4, and 1 for a UNet that is not small. `runtime`
-        is as `reasonpix.editing.runtimes.select` says; an export computes in its own precision.
+        - `model`: a folder that `reasonpix train` wrote, a hub id, or a name such as
+          mini/reasonpix2pix. A plain InstructPix2Pix pipeline (timbrooks/instruct-pix2pix) works.
+        - `revision`: commit or tag of a hub id. `cache_dir`: where downloads are kept.
+        - `device`: "cpu", "cuda", "cuda:1", "mps"; "auto" takes the GPU if there is one.
+        - `dtype`: of UNet and VAE; "auto" is float32 on a CPU, float16 on a GPU. The encoder keeps
+          the precision it was trained with.
+        - `batch_size`: edits computed together on a GPU; another one may change the last bits. On a
+          CPU at most 4, and 1 for a large UNet.
+        - `runtime`: see `reasonpix.editing.runtimes.select`; an export has its own precision.
+
         Raises `WeightsError`.
         """
-        options = ModelOptions(
-            model=str(model),
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            cache_dir=Path(cache_dir) if cache_dir else None,
-            batch_size=batch_size,
+        options = ModelOptions.model_validate(
+            {
+                "model": str(model),
+                "revision": revision,
+                "dtype": str(dtype).removeprefix("torch."),
+                "device": device,
+                "cache_dir": cache_dir,
+                "batch_size": batch_size,
+            }
         )
         choice = choose_runtime(runtime, options)
         checkpoint = load_checkpoint(options, unet_weights=choice.reads_weights)
@@ -167,7 +181,7 @@ class ReasonPix2Pix:
 
     def __call__(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Image.Image] | Image.Image,
         instructions: Sequence[str] | str,
         *,
         seed: int | Sequence[int] = 0,
@@ -176,16 +190,16 @@ class ReasonPix2Pix:
         num_inference_steps: int | None = None,
         resolution: int | None = None,
     ) -> list[Image.Image]:
-        """The edited images, RGB, each of the size of its input, in the order given.
+        """Edit images; return one RGB image per input, in order, each of its input's size.
 
-        Images of any mode are taken as their pixels lie; `reasonpix.core.images.decode` reads a
-        file and turns it upright.
-        One instruction, or one seed, stands for all images. What is None is as the model's
-        settings say. Raises `ReasonpixError` for settings that make no sense and for a pair that
-        cannot be edited.
+        A single image, instruction or seed is allowed; an instruction or a seed then applies to all
+        images. Images of any mode are read in the orientation in which they are stored;
+        `reasonpix.core.images.decode` applies EXIF rotation. Options left at None are the model's
+        `settings`. Raises `ReasonpixError` for invalid settings and for a pair that cannot be
+        edited.
         """
         if isinstance(images, Image.Image):
-            raise ReasonpixError("images: give a list, such as [image]")
+            images = [images]
         if isinstance(instructions, str):
             instructions = [instructions] * len(images)
         if isinstance(seed, int):
@@ -195,123 +209,141 @@ class ReasonPix2Pix:
                 f"{len(images)} images, {len(instructions)} instructions and {len(seed)} seeds: "
                 "give one of each for every image, or a single instruction or seed for all"
             )
-        settings = self.resolve(
+        settings = self.resolve_settings(
             guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
             num_inference_steps=num_inference_steps,
             resolution=resolution,
         )
         results: dict[int, Image.Image] = {}
-        for number, edited in self.edit(map(Task, images, instructions, seed), settings):
+        for number, edited in self.edit(map(EditTask, images, instructions, seed), settings):
             if isinstance(edited, Problem):
                 raise ReasonpixError(f"image {number}: {edited.reason}")
             results[number] = edited
         return [results[number] for number in range(len(images))]
 
-    def resolve(self, **changes: float | None) -> Settings:
-        """The model's settings, with those `changes` that are not None. Raises `ReasonpixError`."""
+    def resolve_settings(self, **overrides: float | None) -> SamplingSettings:
+        """The model's settings with those `overrides` that are not None.
+
+        Raises `ReasonpixError` for values that the model or its scheduler cannot take.
+        """
         problems: list[str] = []
-        given = {name: value for name, value in changes.items() if value is not None}
-        settings: Settings | None = check(
-            Settings,
-            self.settings.model_dump() | given,
+        changes = {name: value for name, value in overrides.items() if value is not None}
+        settings: SamplingSettings | None = check(
+            SamplingSettings,
+            self.settings.model_dump() | changes,
             (),
             lambda where, what: problems.append(f"{'.'.join(map(str, where))}: {what}"),
         )
         if settings is None:
             raise ReasonpixError("\n".join(problems))
-        trained = int(self._scheduler.config.num_train_timesteps)
-        if settings.num_inference_steps > trained:
+        steps, trained = (
+            settings.num_inference_steps,
+            int(self._scheduler.config.num_train_timesteps),
+        )
+        if steps > trained:
             raise ReasonpixError(
-                f"num_inference_steps: {settings.num_inference_steps} are more than the {trained} "
-                "steps that the model was trained with"
+                f"num_inference_steps: {steps} are more than the {trained} steps that the model "
+                "was trained with"
             )
         try:
-            # Of a copy: edits may be under way in another thread.
-            deepcopy(self._scheduler).set_timesteps(settings.num_inference_steps)
+            # On a copy, as another thread may be sampling.
+            deepcopy(self._scheduler).set_timesteps(steps)
         except ValueError as error:  # such as fewer than the solver's order
             raise ReasonpixError(
-                f"num_inference_steps: {type(self._scheduler).__name__} cannot take "
-                f"{settings.num_inference_steps}: {error}"
+                f"num_inference_steps: {type(self._scheduler).__name__} cannot take {steps}: "
+                f"{error}"
             ) from error
         return settings
 
     def edit(
-        self, tasks: Iterable[Task | Problem], settings: Settings, advance: Advance | None = None
+        self,
+        tasks: Iterable[EditTask | Problem],
+        settings: SamplingSettings,
+        on_step: StepCallback = lambda share: None,
     ) -> Iterator[tuple[int, Image.Image | Problem]]:
-        """Edits with the number of their task, as they get done, not in order.
+        """Edit a stream of any length; yield (number of the task, result) in order of completion.
 
-        Tasks are taken as there is room for them: of a long stream only a few images are held.
-        A pair that cannot be edited gives a `Problem`; one in the place of a task stays what it is.
-        Raises `ReasonpixError` when memory runs out.
+        Tasks are taken as needed, so only a few images are in memory. A pair that cannot be edited
+        yields a `Problem`, and a `Problem` among the tasks is passed on. Raises `ReasonpixError`
+        when memory runs out.
         """
         branches = GuidanceBranches.of(settings.guidance_scale, settings.image_guidance_scale)
-        waiting: dict[tuple[Any, ...], list[tuple[int, int, _Prepared]]] = defaultdict(list)
+        batches: dict[tuple[Any, ...], list[tuple[int, int, _PreparedPair]]] = defaultdict(list)
         stream = enumerate(tasks)
         while chunk := list(islice(stream, ENCODED_TOGETHER)):
             prepared = self._prepare([task for _, task in chunk], settings, branches)
-            for (number, task), ready in zip(chunk, prepared, strict=True):
-                if isinstance(ready, Problem):
-                    yield number, ready
+            for (number, task), pair in zip(chunk, prepared, strict=True):
+                if isinstance(pair, Problem):
+                    yield number, pair
                     continue
-                assert isinstance(task, Task)
-                group = waiting[ready.shape]
-                group.append((number, task.seed, ready))
-                if len(group) == self.rows:
-                    yield from self._edited(waiting.pop(ready.shape), settings, branches, advance)
-        for group in waiting.values():
-            yield from self._edited(group, settings, branches, advance)
+                assert isinstance(task, EditTask)
+                batch = batches[pair.batch_key]
+                batch.append((number, task.seed, pair))
+                if len(batch) == self.rows:
+                    yield from self._sample(
+                        batches.pop(pair.batch_key), settings, branches, on_step
+                    )
+        for batch in batches.values():
+            yield from self._sample(batch, settings, branches, on_step)
 
     def _prepare(
-        self, tasks: Sequence[Task | Problem], settings: Settings, branches: GuidanceBranches
-    ) -> list[_Prepared | Problem]:
-        """Each pair of image and instruction once, however many seeds it comes with."""
-        pairs = {_pair(task): task for task in tasks if isinstance(task, Task)}
-        seen = {pair: self._seen(task, settings.resolution) for pair, task in pairs.items()}
-        usable = {pair: image for pair, image in seen.items() if not isinstance(image, Problem)}
-        answers = self._encoder.encode(
-            [image.copy() for _, image in usable.values()], [words for _, words in usable]
+        self,
+        tasks: Sequence[EditTask | Problem],
+        settings: SamplingSettings,
+        branches: GuidanceBranches,
+    ) -> list[_PreparedPair | Problem]:
+        """Prepare each pair of image and instruction once, however many seeds it comes with."""
+        pairs = {_pair_key(task): task for task in tasks if isinstance(task, EditTask)}
+        images = {key: self._working_image(task, settings) for key, task in pairs.items()}
+        usable = {key: image for key, image in images.items() if not isinstance(image, Problem)}
+        states = self._encoder.encode(
+            [image.copy() for _, image in usable.values()],
+            [instruction for _, instruction in usable],
         )
-        ready: dict[tuple[int, str], _Prepared | Problem] = {
-            pair: image for pair, image in seen.items() if isinstance(image, Problem)
+        prepared: dict[tuple[int, str], _PreparedPair | Problem] = {
+            key: image for key, image in images.items() if isinstance(image, Problem)
         }
-        for (pair, (size, image)), answer in zip(usable.items(), answers, strict=True):
-            if isinstance(answer, Problem):
-                ready[pair] = answer
+        for (key, (size, image)), h in zip(usable.items(), states, strict=True):
+            if isinstance(h, Problem):
+                prepared[key] = h
                 continue
             with torch.inference_mode():
-                given = self._condition(answer, pair[1], branches)
-                ready[pair] = _Prepared(size, self._encode_image(image), given)
-        return [task if isinstance(task, Problem) else ready[_pair(task)] for task in tasks]
+                conditioning = self._condition(h, key[1], branches)
+                prepared[key] = _PreparedPair(size, self._encode_image(image), conditioning)
+        return [task if isinstance(task, Problem) else prepared[_pair_key(task)] for task in tasks]
 
-    def _seen(self, task: Task, resolution: int) -> tuple[tuple[int, int], Image.Image] | Problem:
-        """The image's size, and the image as encoder and UNet see it, as they did in training."""
+    def _working_image(
+        self, task: EditTask, settings: SamplingSettings
+    ) -> tuple[tuple[int, int], Image.Image] | Problem:
+        """The image's original size, and the image as encoder and UNet saw it in training."""
         if not task.instruction.strip():
             return Problem(status="failed", reason="the instruction is empty")
         try:
             image = rgb(task.image)
         except UndecodableImage as error:
             return Problem(status="failed", reason=str(error))
-        return image.size, resized(image, self.working_size(image.size, resolution))
+        return image.size, resized(image, self.working_size(image.size, settings.resolution))
 
     def working_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
-        """The size, width and height, in which the model sees an image of `size`."""
+        """Width and height at which the model works on an image of `size`."""
         return working_size(size, resolution, self._stride)
 
     def _condition(
         self, h: np.ndarray[Any, np.dtype[np.float32]], instruction: str, branches: GuidanceBranches
     ) -> ConditioningTokens:
-        """States for each branch of one edit, (branches, n, width)."""
-        width = self._conditioning.connector.config.h_width
+        """Conditioning of each guidance branch of one edit, (branches, n, width)."""
+        width = self._conditioner.connector.config.h_width
         if h.shape[-1] != width:
             raise WeightsError(
                 f"encoder {self._encoder.name!r} gives states of width {h.shape[-1]}, and the "
                 f"model's connector reads {width}: this is not the encoder it was trained with"
             )
-        states, mask = self._conditioning.branch(torch.from_numpy(h), instruction, branches.text)
+        states, mask = self._conditioner.branch(torch.from_numpy(h), instruction, branches.text)
         if mask is not None:
-            # Instructions of other lengths shall share a batch, and padding depend on one alone.
-            missing = -states.shape[1] % len(self._conditioning.null)
+            # Pad to a multiple of a fixed length: instructions of different lengths can then share
+            # a batch, and the padding of each depends on its own length only.
+            missing = -states.shape[1] % len(self._conditioner.uncond_states)
             states = F.pad(states, (0, 0, 0, missing))
             mask = F.pad(mask, (0, missing), value=False)
         return ConditioningTokens(states, mask)
@@ -322,57 +354,58 @@ class ReasonPix2Pix:
         scaled = pixels.to(encoder.device, encoder.dtype) / 127.5 - 1
         return encoder.bind(pixels=scaled.contiguous())()[0].clone()
 
-    def _decode(self, latents: Tensor) -> Image.Image:
+    def _decode_latents(self, latents: Tensor) -> Image.Image:
         decoder = self._networks.vae_decoder
         unscaled = latents[None].to(decoder.device, decoder.dtype) / self._scaling_factor
         decoded = decoder.bind(latents=unscaled)()[0]
         pixels = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
-    def _edited(
+    def _sample(
         self,
-        group: Sequence[tuple[int, int, _Prepared]],
-        settings: Settings,
+        batch: Sequence[tuple[int, int, _PreparedPair]],
+        settings: SamplingSettings,
         branches: GuidanceBranches,
-        advance: Advance | None,
+        on_step: StepCallback,
     ) -> Iterator[tuple[int, Image.Image]]:
-        """The edits of at most `rows` tasks of one shape, the missing rows filled up."""
-        full = [*group, *[group[0]] * (self.rows - len(group))]
+        """Edit at most `rows` pairs of one shape; missing rows are filled with the first."""
+        full = [*batch, *[batch[0]] * (self.rows - len(batch))]
         try:
             with torch.inference_mode():
                 latents = denoise(
                     self._networks.unet,
                     self._scheduler,
                     [seed for _, seed, _ in full],
-                    torch.stack([ready.source for *_, ready in full]),
-                    stacked([ready.given for *_, ready in full]),
+                    torch.stack([pair.source for *_, pair in full]),
+                    stack_branches([pair.conditioning for *_, pair in full]),
                     branches,
                     settings.num_inference_steps,
-                    lambda share: advance(share * len(group)) if advance else None,
+                    lambda share: on_step(share * len(batch)),
                 )
-                images = [self._decode(one) for one in latents[: len(group)]]
+                images = [self._decode_latents(row) for row in latents[: len(batch)]]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            height, width = (side * self._cell for side in group[0][2].source.shape[1:])
+            sides = batch[0][2].source.shape[1:]
+            height, width = (side * self._vae_scale_factor for side in sides)
             raise ReasonpixError(
                 f"memory ran out while editing {self.rows} images of {width}x{height} pixels at "
                 "once; lower the batch size or the resolution"
             ) from error
-        for (number, _, ready), image in zip(group, images, strict=True):
-            yield number, resized(image, ready.size)
+        for (number, _, pair), image in zip(batch, images, strict=True):
+            yield number, resized(image, pair.size)
 
 
-def _pair(task: Task) -> tuple[int, str]:
+def _pair_key(task: EditTask) -> tuple[int, str]:
     return id(task.image), task.instruction
 
 
 def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[int, int]:
-    """The size, width and height, in which the model sees an image: the longer side `resolution`.
+    """Width and height at which the model works: the longer side is about `resolution` pixels.
 
-    The aspect is kept as far as sides that are multiples of `stride` allow.
+    Both are multiples of `stride`; the aspect ratio is kept as far as that allows.
     """
-    # Exactly, or an image that is of this size already might be given another one.
+    # Exact fractions: an image that already has a working size must keep it.
     cells = (round(Fraction(side * resolution, max(size) * stride)) for side in size)
     width, height = (max(1, count) * stride for count in cells)
     return width, height

@@ -1,6 +1,6 @@
-"""Sampling an editing model: guidance by image and instruction, and noise of each edit's own seed.
+"""Sampling: guidance by image and instruction, and noise from each edit's own seed.
 
-`c`, `h`, `w` are those of the latents; `branches` the predictions that guidance is made of.
+`c`, `h`, `w` are those of the latents; `branches` are the predictions that guidance combines.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reasonpix.editing.model import ConditioningTokens
+from reasonpix.editing.connectors import ConditioningTokens
 from reasonpix.editing.runtimes.base import Network
 
 
 @dataclass(frozen=True)
 class GuidanceBranches:
-    """What is predicted for both guidances (InstructPix2Pix, Eq. 3), in the form of a sum.
+    """The predictions of InstructPix2Pix's guidance (Eq. 3), as a weighted sum.
 
     e(∅,∅) + s_I·[e(c_I,∅) − e(∅,∅)] + s_T·[e(c_I,c_T) − e(c_I,∅)]
     = s_T·e(c_I,c_T) + (s_I − s_T)·e(c_I,∅) + (1 − s_I)·e(∅,∅).
-    A prediction whose weight is 0 is not made: without guidance (1, 1) one is left of three.
+    Predictions of weight 0 are omitted: without guidance (1, 1) one of the three remains.
     """
 
     weights: tuple[float, ...]
@@ -34,7 +34,7 @@ class GuidanceBranches:
 
     @classmethod
     def of(cls, guidance_scale: float, image_guidance_scale: float) -> GuidanceBranches:
-        """The branches that count for s_T and s_I."""
+        """The branches of nonzero weight for s_T and s_I."""
         every = (
             (guidance_scale, True, True),
             (image_guidance_scale - guidance_scale, False, True),
@@ -44,7 +44,7 @@ class GuidanceBranches:
         return cls(weights, text, image)
 
     def guided(self, predicted: Tensor) -> Tensor:
-        """The sum (rows, …) of predictions (branches · rows, …): the rows of each in turn."""
+        """Combine predictions (branches · rows, …), all rows of a branch together, to (rows, …)."""
         parts = predicted.chunk(len(self.weights))
         total = self.weights[0] * parts[0]
         for weight, part in zip(self.weights[1:], parts[1:], strict=True):
@@ -52,10 +52,10 @@ class GuidanceBranches:
         return total
 
 
-def stacked(given: Sequence[ConditioningTokens]) -> ConditioningTokens:
-    """States of edits, (branches, n, width) each, as the rows of each branch in turn."""
-    states = torch.stack([one.states for one in given], 1).flatten(0, 1)
-    masks = [one.mask for one in given if one.mask is not None]
+def stack_branches(edits: Sequence[ConditioningTokens]) -> ConditioningTokens:
+    """Stack edits, each (branches, n, width), to (branches · rows, n, width)."""
+    states = torch.stack([edit.states for edit in edits], 1).flatten(0, 1)
+    masks = [edit.mask for edit in edits if edit.mask is not None]
     return ConditioningTokens(states, torch.stack(masks, 1).flatten(0, 1) if masks else None)
 
 
@@ -64,44 +64,47 @@ def denoise(
     scheduler: Any,
     seeds: Sequence[int],
     source: Tensor,
-    given: ConditioningTokens,
+    conditioning: ConditioningTokens,
     branches: GuidanceBranches,
     steps: int,
-    advance: Callable[[float], None] = lambda share: None,
+    on_step: Callable[[float], None] = lambda share: None,
 ) -> Tensor:
-    """Latents (rows, c, h, w), scaled, float32, one for each seed.
+    """Sample scaled latents (rows, c, h, w), float32, one row for each seed.
 
-    `unet` is as in `reasonpix.editing.runtimes.modules`, of a model that reads the image's latents
-    after the noisy ones. Inputs that do not change between steps (image, states, mask) are bound
-    once.
-    `scheduler` is any of diffusers' that predict what the model was trained to; `source` (rows, c,
-    h, w) are the image latents, not scaled; `given` are the states as `stacked` gives them.
-    `advance` is told after each step how large a share of all it was.
+    - `unet`: as in `reasonpix.editing.runtimes.modules`. Inputs that stay the same in all steps
+      (image, conditioning) are bound once.
+    - `scheduler`: any of diffusers' with the prediction type that the model was trained with.
+    - `source` (rows, c, h, w): the image latents, not scaled.
+    - `conditioning`: from `stack_branches`.
+    - `on_step`: called after each step with its share of all steps.
     """
-    # On the CPU in float32: the same numbers whatever the device and the precision.
+    # On the CPU in float32: the same noise on every device and in every precision.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = torch.stack([torch.randn(source.shape[1:], generator=it) for it in generators])
-    # Schedulers that draw noise at each step, such as Euler's ancestral one, take a list.
+    noise = torch.stack(
+        [torch.randn(source.shape[1:], generator=generator) for generator in generators]
+    )
+    # Schedulers that draw noise at each step, such as Euler ancestral, accept a list.
     takes_generators = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if takes_generators else {}
-    sources = torch.cat([source * seen for seen in branches.image]).to(unet.device, unet.dtype)
+    sources = torch.cat([source * with_image for with_image in branches.image])
+    sources = sources.to(unet.device, unet.dtype)
     sample = torch.cat([torch.zeros_like(sources), sources], 1)
     noisy = sample[:, : source.shape[1]].unflatten(0, (len(branches.image), -1))
-    # Some schedulers have timesteps between whole numbers.
-    now = torch.zeros(len(sample), dtype=torch.float32, device=unet.device)
+    # float32: some schedulers have fractional timesteps.
+    timesteps = torch.zeros(len(sample), dtype=torch.float32, device=unet.device)
     predict = unet.bind(
         sample=sample,
-        timestep=now,
-        encoder_hidden_states=given.states.to(unet.device, unet.dtype),
-        encoder_attention_mask=given.mask,
+        timestep=timesteps,
+        encoder_hidden_states=conditioning.states.to(unet.device, unet.dtype),
+        encoder_attention_mask=conditioning.mask,
     )
     scheduler.set_timesteps(steps, device=unet.device)
     latents = noise.to(unet.device) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         noisy[:] = scheduler.scale_model_input(latents, timestep)
-        now[:] = timestep
+        timesteps[:] = timestep
         predicted = predict()
         guided = branches.guided(predicted.float())
         latents = scheduler.step(guided, timestep, latents, **extra, return_dict=False)[0]
-        advance(1 / len(scheduler.timesteps))  # some schedulers take two for a step
+        on_step(1 / len(scheduler.timesteps))  # more than `steps` for some schedulers
     return latents

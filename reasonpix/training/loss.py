@@ -27,11 +27,11 @@ class Batch(NamedTuple):
     """(b, 4, s, s)."""
     timesteps: Tensor
     """(b,)."""
-    wordless: list[bool]
+    drop_text: list[bool]
     """Whose instruction is dropped."""
-    imageless: Tensor
+    drop_image: Tensor
     """(b,) whose input image is dropped."""
-    plain: list[str]
+    align_text: list[str]
     """Texts of the `align` column, empty without one."""
 
 
@@ -48,9 +48,9 @@ class DiffusionLoss(nn.Module):
         if aligning:
             return self._alignment(batch)
         device = batch.noise.device
-        source = batch.source * ~batch.imageless[:, None, None, None]
+        source = batch.source * ~batch.drop_image[:, None, None, None]
         noisy = self.noise.add_noise(batch.target, batch.noise, batch.timesteps)
-        given = self.model.condition(batch.h, batch.instructions, batch.wordless)
+        given = self.model.condition(batch.h, batch.instructions, batch.drop_text)
         predicted = self.model(noisy, source, batch.timesteps, given)
         match self.noise.config.prediction_type:
             case "epsilon":
@@ -67,9 +67,9 @@ class DiffusionLoss(nn.Module):
         text = self.model.text
         assert text is not None
         given = self.model.condition(batch.h, batch.instructions)
-        error = (given.states.float() - text(batch.plain).float()).square().mean(2)
+        error = (given.states.float() - text(batch.align_text).float()).square().mean(2)
         # All of the padding, which says one and the same, counts as much as one token.
-        is_text = text.is_text(batch.plain)
+        is_text = text.text_mask(batch.align_text)
         padding = (~is_text).sum(1, keepdim=True).clamp(min=1)
         weight = torch.where(is_text, torch.ones_like(error), 1 / padding)
         # By example, so that a batch may be computed in parts.

@@ -24,9 +24,9 @@ class StepNoise(NamedTuple):
     noise: Tensor
     """Noise that the UNet has to predict."""
     timestep: int
-    wordless: bool
+    drop_text: bool
     """The instruction is dropped."""
-    imageless: bool
+    drop_image: bool
     """The input image is dropped."""
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from reasonpix.core import yaml_locations
 from reasonpix.datasets.pairs import Data
+from reasonpix.editing.config import ConnectorOptions, SamplingOptions
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.generation import recipe_catalog
 from reasonpix.plugin import registry
@@ -29,27 +30,6 @@ class _Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ConnectorChoice(_Block):
-    """How h enters the UNet, where the paper is silent."""
-
-    kind: Literal[
-        "text_tokens", "query_resampler", "full_sequence", "clip_residual", "codebook", "identity"
-    ] = "text_tokens"
-    tokens: int | None = Field(
-        None, ge=1, description="Tokens for the UNet; by default as many as CLIP's: 77"
-    )
-    inner: int | None = Field(
-        None, ge=1, description="Width inside a resampler or codebook; by default the UNet's"
-    )
-    depth: int = Field(2, ge=1, description="Layers of a resampler")
-    heads: int = Field(8, ge=1, description="Attention heads of a resampler")
-    groups: int = Field(
-        8, ge=1, description="Choices that a codebook makes, one code of each group"
-    )
-    codes: int = Field(32, ge=2, description="Codes in each group of a codebook")
-    dropout: Share = Field(0.5, description="Of what a codebook reads, while it learns")
-
-
 class Start(_Block):
     """What training starts from."""
 
@@ -61,7 +41,7 @@ class Start(_Block):
         description="What `model` is: a text-to-image pipeline, whose UNet is widened, or an "
         "editing model",
     )
-    connector: ConnectorChoice = ConnectorChoice()
+    connector: ConnectorOptions = ConnectorOptions()
 
     @field_validator("connector", mode="before")
     @classmethod
@@ -92,14 +72,6 @@ class Validation(_Block):
 
     examples: int = Field(8, ge=1, description="How many, each with an image of its own")
     every: int = Field(1000, ge=1, description="Optimizer steps between them")
-
-
-class Sampling(_Block):
-    """How the trained model is meant to be sampled; it is kept beside the weights."""
-
-    num_inference_steps: int = Field(100, ge=1)
-    guidance_scale: float = Field(7.5, ge=0, description="s_T")
-    image_guidance_scale: float = Field(1.5, ge=0, description="s_I")
 
 
 class TrainingRecipe(_Block):
@@ -142,7 +114,7 @@ class TrainingRecipe(_Block):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         ("tensorboard",), description="Where curves and pictures go; wandb sends them away"
     )
-    sampling: Sampling = Sampling()
+    sampling: SamplingOptions = SamplingOptions()
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -217,7 +189,7 @@ def schema() -> dict[str, Any]:
         definitions.pop(name, None)
     document["properties"]["encoder"] = {"$ref": "#/$defs/encoder"}
     connector = definitions["Start"]["properties"]["connector"]
-    kinds = definitions["ConnectorChoice"]["properties"]["kind"]["enum"]
+    kinds = definitions["ConnectorOptions"]["properties"]["kind"]["enum"]
     connector["anyOf"] = [{"enum": kinds}, {"$ref": connector.pop("$ref")}]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

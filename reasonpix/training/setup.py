@@ -11,15 +11,11 @@ import torch
 from torch import Tensor
 
 from reasonpix.datasets.pairs import Pairs
-from reasonpix.editing.checkpoint import (
-    LoadedModel,
-    PipelineParts,
-    Settings,
-    see_channels,
-    starting_point,
-    vae_scale_factor,
-)
-from reasonpix.editing.model import ConnectorConfig, EditingModel, build_connector
+from reasonpix.editing.checkpoint import LoadedModel, initialize_model
+from reasonpix.editing.config import ConnectorConfig, SamplingSettings
+from reasonpix.editing.connectors import build_connector
+from reasonpix.editing.model import EditingModel
+from reasonpix.editing.pipeline_parts import PipelineParts, check_channels, vae_scale_factor
 from reasonpix.errors import RecipeError, SourceError, WeightsError
 from reasonpix.training.recipe import TrainingRecipe
 
@@ -35,7 +31,7 @@ def see_fit(recipe: TrainingRecipe, parts: PipelineParts, processes: int) -> Non
 
     Raises `RecipeError`, and `WeightsError` for a model that cannot be trained as it says.
     """
-    see_channels(parts, recipe.model.init)
+    check_channels(parts, recipe.model.init)
     _see_scheduler(recipe, parts)
     _see_connector(recipe, parts)
     _see_resolution(recipe, parts)
@@ -117,11 +113,11 @@ def _see_batches(recipe: TrainingRecipe, processes: int) -> None:
 def start(recipe: TrainingRecipe, parts: PipelineParts, h: Sequence[Tensor]) -> LoadedModel:
     """The model at step 0. `h` are states of examples, as many as the connector looks at."""
     config = _connector(recipe, parts, h[0].shape[-1])
-    settings = Settings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
+    settings = SamplingSettings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
     with torch.random.fork_rng(devices=[]):
         # A fresh connector is the same in each process, and when a run begins again.
         torch.default_generator.manual_seed(recipe.seed)
-        return starting_point(parts, recipe.model.init, recipe.encoder, config, settings, h)
+        return initialize_model(parts, recipe.model.init, recipe.encoder, config, settings, h)
 
 
 def with_text(pairs: Pairs, examples: Sequence[int]) -> list[int]:

@@ -40,14 +40,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reasonpix.core.memory import is_out_of_memory
 from reasonpix.core.storage import LocalStorage
 from reasonpix.datasets.pairs import read_pairs
-from reasonpix.editing.checkpoint import (
-    LoadedModel,
-    PipelineParts,
-    read_parts,
-    save_checkpoint,
-    vae_scale_factor,
-)
-from reasonpix.editing.model import CONNECTORS, EditingModel
+from reasonpix.editing.checkpoint import LoadedModel, save_checkpoint
+from reasonpix.editing.connectors import CONNECTORS
+from reasonpix.editing.model import EditingModel
+from reasonpix.editing.pipeline_parts import PipelineParts, read_parts, vae_scale_factor
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.training.checkpointing import (
     State,
@@ -182,7 +178,7 @@ class _Run:
         examples, self.shown = split(recipe, self.pairs, self.features.usable())
         self.digest = digest(self.pairs, examples, self.features.fingerprint)
         seen = examples[
-            :: max(1, len(examples) // CONNECTORS[recipe.model.connector.kind].looks_at)
+            :: max(1, len(examples) // CONNECTORS[recipe.model.connector.kind].calibration_examples)
         ]
         h = [feature.h for feature in self.features.get([(number, 0) for number in seen])]
         self.checkpoint = start(recipe, parts, h)
@@ -390,9 +386,9 @@ class _Run:
             target=(mean + deviation * posterior) * self.scaling,
             noise=stacked([draw.noise for draw in drawn]),
             timesteps=torch.tensor([draw.timestep for draw in drawn], device=device),
-            wordless=[draw.wordless for draw in drawn],
-            imageless=torch.tensor([draw.imageless for draw in drawn], device=device),
-            plain=[example.plain or "" for example in examples],
+            drop_text=[draw.drop_text for draw in drawn],
+            drop_image=torch.tensor([draw.drop_image for draw in drawn], device=device),
+            align_text=[example.plain or "" for example in examples],
         )
 
     # -- What is kept ------------------------------------------------------------------------------

@@ -16,13 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from reasonpix.editing.checkpoint import (
     LoadedModel,
-    Settings,
+    initialize_model,
     load_checkpoint,
-    read_parts,
     save_checkpoint,
-    starting_point,
 )
-from reasonpix.editing.model import ConnectorConfig, Kind
+from reasonpix.editing.config import ConnectorConfig, ConnectorKind, SamplingSettings
+from reasonpix.editing.pipeline_parts import read_parts
 from reasonpix.errors import WeightsError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions, Options
@@ -42,9 +41,9 @@ from tests.support.tiny_model import (
 needs_clip_text = pytest.mark.skipif(
     find_spec("reasonpix_llava") is None, reason="the plugin of clip-text is not installed"
 )
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[ConnectorKind, ...] = get_args(ConnectorKind)
 FAKE = ComponentSpec("encoder", "fake-encoder", Options())
-SETTINGS = Settings(resolution=32)
+SETTINGS = SamplingSettings(resolution=32)
 
 
 @pytest.fixture(autouse=True)
@@ -87,12 +86,12 @@ def options(folder: Path | str) -> ModelOptions:
 
 
 def start(
-    folder: Path, init: Any, kind: Kind, encoder: ComponentSpec = FAKE, **config: Any
+    folder: Path, init: Any, kind: ConnectorKind, encoder: ComponentSpec = FAKE, **config: Any
 ) -> LoadedModel:
     width = WIDTH if kind == "identity" else H_WIDTH
     given = {"h_width": width, "width": WIDTH, "tokens": TOKENS, "heads": 2} | config
     chosen, h = ConnectorConfig(kind=kind, **given), [torch.zeros(3, width)]
-    return starting_point(read_parts(options(folder)), init, encoder, chosen, SETTINGS, h)
+    return initialize_model(read_parts(options(folder)), init, encoder, chosen, SETTINGS, h)
 
 
 def inputs() -> dict[str, Any]:
@@ -161,14 +160,14 @@ def test_a_known_connector_goes_on_and_another_is_fresh(tmp_path: Path) -> None:
         assert torch.equal(again.model.connector.state_dict()[name], value), name
     other = start(folder, "ip2p", **config.model_dump() | {"kind": "text_tokens"})
     assert "queries" not in other.model.connector.state_dict()
-    assert torch.equal(other.model.null, known.model.null)
+    assert torch.equal(other.model.uncond_states, known.model.uncond_states)
 
 
 # -- round trips ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_is_loaded(kind: Kind, tmp_path: Path) -> None:
+def test_what_is_saved_is_loaded(kind: ConnectorKind, tmp_path: Path) -> None:
     made = tiny_model(kind, num_inference_steps=7, guidance_scale=3.5)
     save_checkpoint(tmp_path, made)
     loaded = load_checkpoint(options(tmp_path))
@@ -196,7 +195,7 @@ def test_half_precision_stays_on_disk_and_computes_in_full(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["text_tokens", "clip_residual"])
-def test_diffusers_loads_what_we_save(kind: Kind, tmp_path: Path) -> None:
+def test_diffusers_loads_what_we_save(kind: ConnectorKind, tmp_path: Path) -> None:
     made = tiny_model(kind)
     save_checkpoint(tmp_path, made)
     absent = {} if kind == "clip_residual" else {"text_encoder": None, "tokenizer": None}
@@ -207,7 +206,7 @@ def test_diffusers_loads_what_we_save(kind: Kind, tmp_path: Path) -> None:
     images = theirs(
         image=torch.rand(1, 3, 32, 32),
         prompt_embeds=torch.randn(1, TOKENS, WIDTH),
-        negative_prompt_embeds=made.model.null[None],
+        negative_prompt_embeds=made.model.uncond_states[None],
         num_inference_steps=2,
     ).images
     assert images[0].size == (32, 32)
@@ -219,7 +218,7 @@ def test_a_plain_pipeline_is_an_editing_model(ip2p: Path) -> None:
     assert loaded.encoder.name == "clip-text" and loaded.own_text
     assert loaded.encoder.options.model == str(ip2p)
     assert loaded.model.connector.config.kind == "identity"
-    assert loaded.settings == Settings(resolution=32)
+    assert loaded.settings == SamplingSettings(resolution=32)
     encoder = loaded.encoder.build()
     encoder.load()
     words = "make it rain"
@@ -230,7 +229,7 @@ def test_a_plain_pipeline_is_an_editing_model(ip2p: Path) -> None:
         null = loaded.model.text([""])[0]
     assert mask is None
     assert torch.equal(states, loaded.model.text([words]))
-    assert torch.equal(loaded.model.null, null)
+    assert torch.equal(loaded.model.uncond_states, null)
 
 
 @needs_clip_text

@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reasonpix.editing.model import (
-    CONNECTORS,
-    ConnectorConfig,
-    EditingModel,
-    Kind,
-    build_connector,
-    expand_input_channels,
-    pad,
-)
+from reasonpix.editing.config import ConnectorConfig, ConnectorKind
+from reasonpix.editing.connectors import CONNECTORS, build_connector, pad
+from reasonpix.editing.model import EditingModel, expand_input_channels
 from reasonpix.errors import WeightsError
 from reasonpix.training.loss import Batch, DiffusionLoss
 from reasonpix.training.randomness import StepSampler
@@ -35,7 +29,7 @@ from tests.support.tiny_model import (
     tiny_unet,
 )
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[ConnectorKind, ...] = get_args(ConnectorKind)
 WORDS = ["make it rain", "what if it were night by the sea"]
 
 
@@ -48,7 +42,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def states(kind: Kind, *lengths: int) -> list[Tensor]:
+def states(kind: ConnectorKind, *lengths: int) -> list[Tensor]:
     """h of instructions that long."""
     width = WIDTH if kind == "identity" else H_WIDTH
     return [torch.randn(length, width) for length in lengths]
@@ -74,7 +68,7 @@ def test_a_codebook_reads_every_dimension_alike_and_pads_nothing_in() -> None:
     h = [torch.randn(length, H_WIDTH) * torch.logspace(-1, 2, H_WIDTH) for length in (3, 5, 4, 9)]
     config = ConnectorConfig(kind="codebook", h_width=H_WIDTH, width=WIDTH, tokens=TOKENS)
     codebook = build_connector(config).eval()
-    codebook.see(*pad(h))
+    codebook.calibrate(*pad(h))
     read = torch.stack([torch.cat([one[-1], one.mean(0)]) for one in h])
     assert torch.allclose(codebook.location, read.mean(0), atol=1e-4)
     scaled = (read - codebook.location) / codebook.scale
@@ -124,7 +118,7 @@ def test_every_kind_has_its_connector() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shapes(kind: Kind) -> None:
+def test_shapes(kind: ConnectorKind) -> None:
     model = tiny_model(kind).model.eval()
     short, long = 3, TOKENS + 5
     found = model.condition(states(kind, short, long), WORDS)
@@ -139,7 +133,7 @@ def test_shapes(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_neighbour_and_its_padding_have_no_influence(kind: Kind) -> None:
+def test_a_neighbour_and_its_padding_have_no_influence(kind: ConnectorKind) -> None:
     model = tiny_model(kind).model.eval()
     h = states(kind, 4, 9)
     noisy, image, timesteps = latents(1), latents(1), torch.tensor([500])
@@ -161,7 +155,7 @@ def test_what_is_too_long_is_cut() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_reach_every_weight(kind: Kind) -> None:
+def test_gradients_reach_every_weight(kind: ConnectorKind) -> None:
     model = tiny_model(kind).model.eval()
     given = model.condition(states(kind, 4, 9), WORDS, [False, False])
     model(latents(), latents(), torch.tensor([5, 900]), given).square().mean().backward()
@@ -200,7 +194,7 @@ def test_connectors_that_do_not_fit_the_model(changes: dict[str, int], message: 
 
 def test_clip_residual_needs_a_text_encoder() -> None:
     connector = tiny_model("clip_residual").model.connector
-    with pytest.raises(ValueError, match="needs the CLIP text encoder"):
+    with pytest.raises(ValueError, match="needs a CLIP text encoder"):
         EditingModel(tiny_unet(), connector, torch.zeros(TOKENS, WIDTH))
 
 
@@ -209,14 +203,14 @@ def test_clip_residual_needs_a_text_encoder() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("longest", [3, TOKENS, TOKENS + 4])
-def test_dropped_rows_are_the_null_states(kind: Kind, longest: int) -> None:
+def test_dropped_rows_are_the_null_states(kind: ConnectorKind, longest: int) -> None:
     model = tiny_model(kind).model.eval()
     h = states(kind, 2, longest)
     given = model.condition(h, WORDS, [True, False])
     kept = model.condition(h, WORDS)
-    assert torch.equal(given.states[0, : len(model.null)], model.null)
+    assert torch.equal(given.states[0, : len(model.uncond_states)], model.uncond_states)
     mask = given.mask if given.mask is not None else torch.ones(given.states.shape[:2]) > 0
-    assert mask[0].tolist() == [place < len(model.null) for place in range(mask.shape[1])]
+    assert mask[0].tolist() == [place < len(model.uncond_states) for place in range(mask.shape[1])]
     before = kept.mask if kept.mask is not None else torch.ones(kept.states.shape[:2]) > 0
     count = before.shape[1]
     assert torch.equal(given.states[1, :count], kept.states[1])
@@ -224,7 +218,7 @@ def test_dropped_rows_are_the_null_states(kind: Kind, longest: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_branches_of_an_edit_share_one_pass_of_the_connector(kind: Kind) -> None:
+def test_the_branches_of_an_edit_share_one_pass_of_the_connector(kind: ConnectorKind) -> None:
     model = tiny_model(kind).model.eval()
     (h,) = states(kind, TOKENS)
     rows: list[int] = []
@@ -239,7 +233,7 @@ def test_the_branches_of_an_edit_share_one_pass_of_the_connector(kind: Kind) -> 
 
 
 @pytest.mark.parametrize("kind", ["text_tokens", "full_sequence", "clip_residual"])
-def test_without_instruction_nothing_of_h_is_left(kind: Kind) -> None:
+def test_without_instruction_nothing_of_h_is_left(kind: ConnectorKind) -> None:
     """h has seen the image: all of it has to go."""
     model = tiny_model(kind).model.eval()
     noisy, image, timesteps = latents(1), latents(1), torch.tensor([500])
@@ -257,7 +251,7 @@ def test_the_null_states_are_those_of_the_empty_text() -> None:
     empty = model.text.tokenizer("", padding="max_length", max_length=TOKENS, return_tensors="pt")
     with torch.no_grad():
         expected = model.text.encoder(empty.input_ids).last_hidden_state[0]
-    assert torch.equal(model.null, expected)
+    assert torch.equal(model.uncond_states, expected)
     assert "null" not in dict(model.named_parameters())
 
 
@@ -270,7 +264,7 @@ def test_texts_are_cut_where_clip_ends() -> None:
 # -- what training minimises ---------------------------------------------------------------------
 
 
-def batch(kind: Kind = "text_tokens") -> Batch:
+def batch(kind: ConnectorKind = "text_tokens") -> Batch:
     return Batch(
         h=states(kind, 4, 9, 2),
         instructions=[*WORDS, "third"],
@@ -278,9 +272,9 @@ def batch(kind: Kind = "text_tokens") -> Batch:
         target=latents(3),
         noise=latents(3),
         timesteps=torch.tensor([20, 500, 999]),
-        wordless=[False, True, False],
-        imageless=torch.tensor([False, False, True]),
-        plain=["rain", "night", "third"],
+        drop_text=[False, True, False],
+        drop_image=torch.tensor([False, False, True]),
+        align_text=["rain", "night", "third"],
     )
 
 
@@ -296,9 +290,9 @@ def test_the_loss_is_the_equation(kind: str) -> None:
     wanted = it.noise if kind == "epsilon" else a.sqrt() * it.noise - (1 - a).sqrt() * it.target
     total = torch.zeros(())
     for i in range(3):
-        image = torch.zeros_like(it.source[i]) if it.imageless[i] else it.source[i]
-        if it.wordless[i]:
-            read, mask = made.model.null[None], None
+        image = torch.zeros_like(it.source[i]) if it.drop_image[i] else it.source[i]
+        if it.drop_text[i]:
+            read, mask = made.model.uncond_states[None], None
         else:
             read, mask = made.model.condition([it.h[i]], [it.instructions[i]])
         predicted = made.model.unet(
@@ -320,7 +314,7 @@ def test_the_loss_of_alignment_is_the_distance_to_clip() -> None:
     text = made.model.text
     assert text is not None
     expected = torch.zeros(())
-    for i, words in enumerate(it.plain):
+    for i, words in enumerate(it.align_text):
         (found,) = made.model.condition([it.h[i]], [it.instructions[i]]).states
         error = (found - text([words])[0]).square().mean(1)
         count = len(words) + 2  # its letters, the start and the end
@@ -376,7 +370,7 @@ def test_a_draw_depends_on_seed_step_and_place_alone(step: int, place: int, seed
 def test_shares_are_those_of_instruct_pix2pix() -> None:
     it = draws(size=100)
     drawn = [it.draw(step, place) for step in range(200) for place in range(100)]
-    shares = Counter((one.wordless, one.imageless) for one in drawn)
+    shares = Counter((one.drop_text, one.drop_image) for one in drawn)
     # Five standard deviations of a share of 5 % in 20,000 are 0.8 %.
     for both in ((True, False), (True, True), (False, True)):
         assert abs(shares[both] / len(drawn) - 0.05) < 0.008, both
@@ -391,5 +385,5 @@ def test_shares_are_those_of_instruct_pix2pix() -> None:
 @pytest.mark.parametrize("dropout", [0.0, 1 / 3])
 def test_the_ends_of_dropout(dropout: float) -> None:
     drawn = [draws(dropout=dropout).draw(step, 0) for step in range(200)]
-    assert all(one.wordless or one.imageless for one in drawn) == (dropout > 0)
-    assert any(one.wordless or one.imageless for one in drawn) == (dropout > 0)
+    assert all(one.drop_text or one.drop_image for one in drawn) == (dropout > 0)
+    assert any(one.drop_text or one.drop_image for one in drawn) == (dropout > 0)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reasonpix.editing.checkpoint import LoadedModel
-from reasonpix.editing.model import Kind
-from reasonpix.editing.pipeline import CPU_ROWS, ReasonPix2Pix, Task, working_size
+from reasonpix.editing.config import ConnectorKind
+from reasonpix.editing.pipeline import CPU_ROWS, EditTask, ReasonPix2Pix, working_size
 from reasonpix.editing.sampler import GuidanceBranches
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import MLLMEncoder, Options
@@ -65,7 +65,7 @@ class Picky(FakeEncoder):
 
 
 def editing(
-    kind: Kind = "text_tokens", encoder: MLLMEncoder[Any] | None = None, **options: Any
+    kind: ConnectorKind = "text_tokens", encoder: MLLMEncoder[Any] | None = None, **options: Any
 ) -> ReasonPix2Pix:
     checkpoint = tiny_model(kind, **options)
     if encoder is None:
@@ -106,7 +106,7 @@ MINI = {
 
 
 def by_diffusers(
-    checkpoint: LoadedModel, encoder: MLLMEncoder[Any], tasks: Sequence[Task], **settings: Any
+    checkpoint: LoadedModel, encoder: MLLMEncoder[Any], tasks: Sequence[EditTask], **settings: Any
 ) -> list[Image.Image]:
     """What diffusers' pipeline makes of images in the working size, from the same noise."""
     pipeline = StableDiffusionInstructPix2PixPipeline(
@@ -125,7 +125,7 @@ def by_diffusers(
     return pipeline(
         image=[task.image for task in tasks],
         prompt_embeds=given.states,
-        negative_prompt_embeds=checkpoint.model.null.expand(len(tasks), -1, -1),
+        negative_prompt_embeds=checkpoint.model.uncond_states.expand(len(tasks), -1, -1),
         latents=torch.cat(noise),
         generator=generators,
         **settings,
@@ -142,7 +142,7 @@ def test_parity_with_diffusers(scheduler: str, options: dict[str, Any]) -> None:
     encoder = FakeEncoder(Options())
     ours = ReasonPix2Pix(checkpoint, encoder, device=torch.device("cpu"), dtype=torch.float32)
     words = ("make it rain", "it is late", "no")
-    tasks = [Task(picture(i, (32, 24)), words[i], seed=7 + i) for i in range(3)]
+    tasks = [EditTask(picture(i, (32, 24)), words[i], seed=7 + i) for i in range(3)]
     sampled = GUIDED | {"num_inference_steps": 4}
     theirs = by_diffusers(checkpoint, encoder, tasks, **sampled)
     results = ours([t.image for t in tasks], words, seed=[t.seed for t in tasks], **sampled)
@@ -153,11 +153,11 @@ def test_parity_with_diffusers(scheduler: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["identity", "text_tokens", "full_sequence", "clip_residual"])
-def test_parity_by_other_connectors(kind: Kind) -> None:
+def test_parity_by_other_connectors(kind: ConnectorKind) -> None:
     checkpoint = tiny_model(kind)
     encoder = OwnText(checkpoint) if kind == "identity" else FakeEncoder(Options())
     ours = ReasonPix2Pix(checkpoint, encoder, device=torch.device("cpu"), dtype=torch.float32)
-    task = Task(picture(3), "a b c d e f g h i j k l", seed=1)  # no token is padding
+    task = EditTask(picture(3), "a b c d e f g h i j k l", seed=1)  # no token is padding
     (theirs,) = by_diffusers(checkpoint, encoder, [task], num_inference_steps=3, **GUIDED)
     (result,) = ours([task.image], task.instruction, seed=1, **GUIDED)
     assert np.abs(np.asarray(result, int) - np.asarray(theirs, int)).max() <= 1
@@ -168,7 +168,7 @@ def test_parity_where_predictions_are_left_out(scales: tuple[float, float]) -> N
     checkpoint = tiny_model("query_resampler")
     encoder = FakeEncoder(Options())
     ours = ReasonPix2Pix(checkpoint, encoder, device=torch.device("cpu"), dtype=torch.float32)
-    task = Task(picture(4), "make it rain", seed=2)
+    task = EditTask(picture(4), "make it rain", seed=2)
     guided = {"guidance_scale": scales[0], "image_guidance_scale": scales[1]}
     (theirs,) = by_diffusers(checkpoint, encoder, [task], num_inference_steps=3, **guided)
     (result,) = ours([task.image], task.instruction, seed=2, **guided)
@@ -247,7 +247,7 @@ OTHERS = [
         ("identity", "EulerAncestralDiscreteScheduler"),
     ],
 )
-def test_alone_among_others_and_in_any_order(kind: Kind, scheduler: str) -> None:
+def test_alone_among_others_and_in_any_order(kind: ConnectorKind, scheduler: str) -> None:
     ours = editing(kind, scheduler=tiny_scheduler(scheduler))
     images = [picture(i, size) for i, (_, size) in enumerate(OTHERS)]
     words = [text for text, _ in OTHERS]
@@ -295,13 +295,13 @@ def test_the_same_image_may_come_with_many_seeds(model: ReasonPix2Pix) -> None:
 def test_tasks_are_taken_as_there_is_room(model: ReasonPix2Pix) -> None:
     taken = 0
 
-    def endless() -> Iterator[Task]:
+    def endless() -> Iterator[EditTask]:
         nonlocal taken
         while True:
             taken += 1
-            yield Task(picture(taken), "make it rain", taken)
+            yield EditTask(picture(taken), "make it rain", taken)
 
-    results = model.edit(endless(), model.resolve(num_inference_steps=1))
+    results = model.edit(endless(), model.resolve_settings(num_inference_steps=1))
     numbers = [next(results)[0] for _ in range(CPU_ROWS)]
     assert numbers == list(range(CPU_ROWS))
     assert taken < 20
@@ -309,13 +309,13 @@ def test_tasks_are_taken_as_there_is_room(model: ReasonPix2Pix) -> None:
 
 def test_progress_adds_up_to_the_edits(model: ReasonPix2Pix) -> None:
     steps: list[float] = []
-    tasks = [Task(picture(i), "make it rain", i) for i in range(5)]
-    done = list(model.edit(tasks, model.resolve(num_inference_steps=2), steps.append))
+    tasks = [EditTask(picture(i), "make it rain", i) for i in range(5)]
+    done = list(model.edit(tasks, model.resolve_settings(num_inference_steps=2), steps.append))
     assert len(done) == 5
     assert steps == [2, 2, 0.5, 0.5]
     steps.clear()
     twice = editing(scheduler=tiny_scheduler("HeunDiscreteScheduler"))
-    list(twice.edit(tasks[:1], twice.resolve(num_inference_steps=2), steps.append))
+    list(twice.edit(tasks[:1], twice.resolve_settings(num_inference_steps=2), steps.append))
     assert sum(steps) == pytest.approx(1)
 
 
@@ -380,15 +380,15 @@ def test_any_mode_is_edited_as_what_is_seen(model: ReasonPix2Pix, mode: str) -> 
 def test_problems_stand_in_the_place_of_their_task(model: ReasonPix2Pix) -> None:
     floats = Image.fromarray(np.zeros((9, 9), np.float32))
     lost = Problem(status="failed", reason="it was lost")
-    tasks: list[Task | Problem] = [
-        Task(picture(), "this is declined"),
-        Task(picture(), "make it rain"),
-        Task(picture(), "  "),
-        Task(floats, "make it rain"),
+    tasks: list[EditTask | Problem] = [
+        EditTask(picture(), "this is declined"),
+        EditTask(picture(), "make it rain"),
+        EditTask(picture(), "  "),
+        EditTask(floats, "make it rain"),
         lost,
-        Task(picture(1), "make it rain"),
+        EditTask(picture(1), "make it rain"),
     ]
-    results = dict(model.edit(tasks, model.resolve(num_inference_steps=1)))
+    results = dict(model.edit(tasks, model.resolve_settings(num_inference_steps=1)))
     assert {number: it.reason for number, it in results.items() if isinstance(it, Problem)} == {
         0: "this is declined",
         2: "the instruction is empty",
@@ -460,7 +460,7 @@ def test_another_encoder_is_found_out() -> None:
 
 
 @pytest.mark.parametrize("kind", ["text_tokens", "clip_residual"])
-def test_a_folder_gives_the_same(tmp_path: Path, kind: Kind) -> None:
+def test_a_folder_gives_the_same(tmp_path: Path, kind: ConnectorKind) -> None:
     folder = write_tiny(tmp_path / "tiny", kind, guidance_scale=3.0, num_inference_steps=2)
     ours = ReasonPix2Pix.from_pretrained(folder, device="cpu")
     assert ours.settings.guidance_scale == 3
@@ -472,7 +472,7 @@ def test_a_folder_gives_the_same(tmp_path: Path, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text_tokens", "clip_residual"])
-def test_half_precision_is_near(tmp_path: Path, kind: Kind) -> None:
+def test_half_precision_is_near(tmp_path: Path, kind: ConnectorKind) -> None:
     folder = write_tiny(tmp_path / "tiny", kind, num_inference_steps=2)
     (half,) = ReasonPix2Pix.from_pretrained(folder, device="cpu", dtype="bfloat16")(
         [picture()], "make it rain", **GUIDED

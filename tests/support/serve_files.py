@@ -22,8 +22,8 @@ from PIL import Image, ImageOps
 from reasonpix.core.sockets import listen, url_of
 from reasonpix.deployment.server.app import Limits, Service, create_app
 from reasonpix.deployment.server.process import config
-from reasonpix.editing.checkpoint import Settings
-from reasonpix.editing.pipeline import ReasonPix2Pix, Task, working_size
+from reasonpix.editing.config import SamplingSettings
+from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix, working_size
 from reasonpix.plugin.types import Problem
 
 SERVE = "from reasonpix.cli.serve import serve; serve()"
@@ -123,7 +123,7 @@ class FakeModel:
     def __init__(self, held: bool = False, rows: int = 4) -> None:
         self.rows = rows
         self.device = "cpu"
-        self.settings = Settings(resolution=32, num_inference_steps=10)
+        self.settings = SamplingSettings(resolution=32, num_inference_steps=10)
         self.batches: list[list[str]] = []
         self.steps = 0
         self.free = threading.Event()
@@ -133,12 +133,15 @@ class FakeModel:
     def working_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
         return working_size(size, resolution, 8)
 
-    def resolve(self, **changes: float | None) -> Settings:
+    def resolve_settings(self, **changes: float | None) -> SamplingSettings:
         given = {name: it for name, it in changes.items() if it is not None}
         return self.settings.model_copy(update=given)
 
     def edit(
-        self, tasks: Iterable[Task], settings: Settings, advance: Callable[[float], None]
+        self,
+        tasks: Iterable[EditTask],
+        settings: SamplingSettings,
+        advance: Callable[[float], None],
     ) -> Iterator[tuple[int, Image.Image | Problem]]:
         asked = list(tasks)
         self.batches.append([task.instruction for task in asked])

@@ -11,14 +11,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from reasonpix.editing.checkpoint import LoadedModel, Settings, save_checkpoint
-from reasonpix.editing.model import (
-    ClipTextEncoder,
-    ConnectorConfig,
-    EditingModel,
-    Kind,
-    build_connector,
-)
+from reasonpix.editing.checkpoint import LoadedModel, save_checkpoint
+from reasonpix.editing.config import ConnectorConfig, ConnectorKind, SamplingSettings
+from reasonpix.editing.connectors import build_connector
+from reasonpix.editing.model import ClipTextEncoder, EditingModel
 from reasonpix.plugin.components import Options
 from reasonpix.plugin.spec import ComponentSpec
 
@@ -91,7 +87,7 @@ def tiny_scheduler(name: str = "DDIMScheduler", **options: Any) -> Any:
 
 
 def tiny_model(
-    kind: Kind = "text_tokens",
+    kind: ConnectorKind = "text_tokens",
     scheduler: Any = None,
     seed: int = 0,
     **settings: float,
@@ -120,11 +116,11 @@ def tiny_model(
         scheduler or tiny_scheduler(),
         ComponentSpec("encoder", "fake-encoder", Options()),
         False,
-        Settings(**{"resolution": RESOLUTION, "num_inference_steps": 3} | settings),
+        SamplingSettings(**{"resolution": RESOLUTION, "num_inference_steps": 3} | settings),
     )
 
 
-def write_tiny(folder: Path, kind: Kind = "text_tokens", **options: Any) -> Path:
+def write_tiny(folder: Path, kind: ConnectorKind = "text_tokens", **options: Any) -> Path:
     """The same in a folder, as training writes it."""
     folder.mkdir(parents=True)
     save_checkpoint(folder, tiny_model(kind, **options))

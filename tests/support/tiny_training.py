@@ -86,7 +86,7 @@ def run(folder: Path, out: str = "out", **changes: Any) -> Trained:
 def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """Start a function in a process of its own, in which all that is heavy is loaded already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reasonpix.training.trainer", "tiny_training"])
+    context.set_forkserver_preload(["reasonpix.training.trainer", "tests.support.tiny_training"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", str(ROOT))

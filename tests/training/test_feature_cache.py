@@ -377,9 +377,9 @@ KILLED = """if True:
     torch.set_num_threads(1)
     from pathlib import Path
     from diffusers import AutoencoderKL
-    from reasonpix import plugins
+    from reasonpix.plugin import registry
     from reasonpix.training.feature_cache import CachedFeatures
-    from reasonpix.datasets.writers import Size
+    from reasonpix.core.parallel import Size
     from reasonpix.datasets.pairs import Data, read_pairs
     from reasonpix.plugin.spec import ComponentSpec
     def kill(done, total):
@@ -387,7 +387,7 @@ KILLED = """if True:
             os.kill(os.getpid(), signal.SIGKILL)
     columns = ["edit_prompt", "direct_instruction"]
     data = Data(path="pairs.parquet", resolution=16, instructions=columns, flip=True)
-    options = plugins.find("encoder", "noted-encoder").Options(model="a/b")
+    options = registry.find("encoder", "noted-encoder").Options(model="a/b")
     use = ComponentSpec("encoder", "noted-encoder", options)
     vae = AutoencoderKL.from_pretrained("vae")
     CachedFeatures(Path("f"), read_pairs(data), use, vae, 4, Size(3, 1_000_000)).compute(kill)

@@ -21,15 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reasonpix.editing.checkpoint import LoadedModel, vae_scale_factor
+from reasonpix.editing.checkpoint import LoadedModel
+from reasonpix.editing.pipeline_parts import vae_scale_factor
 from reasonpix.editing.runtimes.binding import shape_of
-from reasonpix.editing.runtimes.manifest import Dtype, Format, Graph, Part, Port, Precision, Shapes
+from reasonpix.editing.runtimes.manifest import Dtype, Graph, Part, Port, Precision, Shapes
 from reasonpix.editing.runtimes.modules import (
     PlainAttention,
     UNetGraph,
     VaeDecoderGraph,
     VaeEncoderGraph,
 )
+from reasonpix.editing.runtimes.names import Format
 from reasonpix.editing.runtimes.openvino import import_openvino
 
 _TRACED = {"batch": 3, "height": 2, "width": 3, "sequence": 5}
@@ -126,7 +128,7 @@ def profile(checkpoint: LoadedModel) -> Shapes:
     cells = round(checkpoint.settings.resolution / (vae_scale_factor(checkpoint.vae) * step))
     side = max(1, cells) * step
     sides = (step, side, side)
-    tokens = checkpoint.model.connector.config.tokens, len(checkpoint.model.null)
+    tokens = checkpoint.model.connector.config.tokens, len(checkpoint.model.uncond_states)
     # Those of a long instruction are a multiple of those of none.
     sequence = (min(tokens), max(tokens), 8 * max(tokens))
     return Shapes(batch=(1, 24, 24), height=sides, width=sides, sequence=sequence)

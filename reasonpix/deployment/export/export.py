@@ -31,19 +31,18 @@ from reasonpix.core.atomic_dir import atomic_dir
 from reasonpix.core.memory import free_memory, is_out_of_memory
 from reasonpix.deployment.export.converters import convert, profile, quiet, stride, weights_digest
 from reasonpix.deployment.export.parity import LIMITS, Parity, Sizes, compare
-from reasonpix.editing.checkpoint import LoadedModel, check_pipeline, load_checkpoint
+from reasonpix.editing.checkpoint import LoadedModel, load_checkpoint
+from reasonpix.editing.pipeline_parts import check_pipeline
 from reasonpix.editing.runtimes.manifest import (
-    FORMATS,
     MANIFEST,
-    PACKAGES,
     Export,
-    Format,
     Manifest,
     Part,
     Precision,
     exists,
     sha256,
 )
+from reasonpix.editing.runtimes.names import FORMATS, PACKAGES, Format
 from reasonpix.editing.runtimes.openvino import import_openvino
 from reasonpix.editing.runtimes.select import choose_export_device
 from reasonpix.errors import ReasonpixError, WeightsError, require_extra
@@ -323,7 +322,7 @@ def _write(wish: ExportRequest, checkpoint: LoadedModel, weights: str, folder: P
 
 
 def _opened(export: Export, device: torch.device) -> dict[Part, Any]:
-    runtime = import_module(f"reasonpix.runtime_{export.manifest.format}")
+    runtime = import_module(f"reasonpix.editing.runtimes.{export.manifest.format}")
     networks: dict[Part, Any] = runtime.load(export, device)
     return networks
 

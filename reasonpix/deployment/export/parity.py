@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from reasonpix.editing.checkpoint import LoadedModel, Settings
-from reasonpix.editing.pipeline import ReasonPix2Pix, Task
+from reasonpix.editing.checkpoint import LoadedModel
+from reasonpix.editing.config import SamplingSettings
+from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix
 from reasonpix.editing.runtimes.base import Network, Networks
 from reasonpix.editing.runtimes.manifest import Part, Precision
 from reasonpix.editing.runtimes.modules import torch_networks
@@ -281,11 +282,11 @@ def compare(
             checkpoint, encoder, device=device, dtype=torch.float32, networks=computed_by
         )
 
-    settings = model().resolve(num_inference_steps=steps)
+    settings = model().resolve_settings(num_inference_steps=steps)
     own = torch_networks(checkpoint.model.unet, checkpoint.vae)
     compared = {part: ParityProbe(getattr(own, part), it) for part, it in networks.items()}
     jobs = [
-        (case, Task(case.read_input(), words, seed))
+        (case, EditTask(case.read_input(), words, seed))
         for seed, case in enumerate(cases)
         for words in case.instructions.values()
     ]
@@ -321,7 +322,7 @@ def _together(own: Networks, others: Mapping[Part, Network]) -> Networks:
 
 
 def _edited(
-    model: ReasonPix2Pix, jobs: Sequence[tuple[Case, Task]], settings: Settings
+    model: ReasonPix2Pix, jobs: Sequence[tuple[Case, EditTask]], settings: SamplingSettings
 ) -> list[Image.Image]:
     edits: dict[int, Image.Image] = {}
     for number, edited in model.edit((task for _, task in jobs), settings):
@@ -333,7 +334,7 @@ def _edited(
 
 def _measured(
     metrics: Metrics,
-    jobs: Sequence[tuple[Case, Task]],
+    jobs: Sequence[tuple[Case, EditTask]],
     truths: Sequence[Image.Image],
     edits: Sequence[Image.Image],
 ) -> dict[str, float]:

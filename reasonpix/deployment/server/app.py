@@ -50,8 +50,8 @@ from reasonpix.deployment.server.request import (
 from reasonpix.errors import ReasonpixError
 
 if TYPE_CHECKING:
-    from reasonpix.editing.checkpoint import Settings
-    from reasonpix.editing.pipeline import ReasonPix2Pix, Task
+    from reasonpix.editing.config import SamplingSettings
+    from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix
 
 _GONE = 499
 """The status that is counted for clients that left; nobody gets it."""
@@ -128,7 +128,7 @@ class Service:
             },
         )
 
-    def resolve(self, form: EditForm) -> Settings:
+    def resolve(self, form: EditForm) -> SamplingSettings:
         """The settings that are asked for. Raises `ReasonpixError` beyond the limits."""
         if form.steps and form.steps > self.max_steps:
             raise ReasonpixError(f"steps: {form.steps} exceed the limit of {self.max_steps}")
@@ -136,14 +136,14 @@ class Service:
             raise ReasonpixError(
                 f"resolution: {form.resolution} exceeds the limit of {self.max_resolution}"
             )
-        return self.model.resolve(
+        return self.model.resolve_settings(
             num_inference_steps=form.steps,
             guidance_scale=form.guidance_scale,
             image_guidance_scale=form.image_guidance_scale,
             resolution=form.resolution,
         )
 
-    def seen(self, file: BinaryIO, settings: Settings) -> tuple[Image, tuple[int, int]]:
+    def seen(self, file: BinaryIO, settings: SamplingSettings) -> tuple[Image, tuple[int, int]]:
         """An encoded image in the size in which the model sees it, and the size that it has.
 
         Raises `HTTPException`.
@@ -151,7 +151,7 @@ class Service:
         image = read_image(file.read(), self.limits.max_pixels)
         return self.shrunk(image, settings), image.size
 
-    def shrunk(self, image: Image, settings: Settings) -> Image:
+    def shrunk(self, image: Image, settings: SamplingSettings) -> Image:
         """An RGB image in the size in which the model sees it: what waits shall be small."""
         return resized(image, self.model.working_size(image.size, settings.resolution))
 
@@ -198,11 +198,11 @@ class Service:
         )
 
 
-def task(image: Image, form: EditForm) -> Task:
+def task(image: Image, form: EditForm) -> EditTask:
     """What the model is given."""
-    from reasonpix.editing.pipeline import Task
+    from reasonpix.editing.pipeline import EditTask
 
-    return Task(image, form.instruction, form.seed)
+    return EditTask(image, form.instruction, form.seed)
 
 
 def create_app(service: Service) -> FastAPI:

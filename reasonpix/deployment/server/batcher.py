@@ -4,7 +4,7 @@
 with Batcher(lambda: ReasonPix2Pix.from_pretrained(name), limit=64, wait=0.01) as batcher:
     model = batcher.model.result()
     with batcher.admit() as slot:
-        edited = slot.submit(Task(image, "make it rain"), model.settings).result()
+        edited = slot.submit(EditTask(image, "make it rain"), model.settings).result()
 ```
 
 One thread owns the model: it loads it, and edits one batch after the other. The oldest edit goes
@@ -32,8 +32,8 @@ from reasonpix.errors import ReasonpixError
 from reasonpix.plugin.types import Problem
 
 if TYPE_CHECKING:
-    from reasonpix.editing.checkpoint import Settings
-    from reasonpix.editing.pipeline import ReasonPix2Pix, Task
+    from reasonpix.editing.config import SamplingSettings
+    from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix
 
 AWAY = 5
 """Seconds after which to look again whether a server has started, or another taken its place."""
@@ -91,14 +91,14 @@ class Observer:
 
 @dataclass(eq=False)
 class _Job:
-    task: Task
-    settings: Settings
+    task: EditTask
+    settings: SamplingSettings
     future: Future[Image] = field(default_factory=Future)
     since: float = field(default_factory=monotonic)
     running: bool = False
 
     @property
-    def company(self) -> tuple[Settings, tuple[int, int]]:
+    def company(self) -> tuple[SamplingSettings, tuple[int, int]]:
         """What those have in common that the model can edit together."""
         return self.settings, self.task.image.size
 
@@ -114,7 +114,7 @@ class Reservation:
         self._batcher = batcher
         self._job: _Job | None = None
 
-    def submit(self, task: Task, settings: Settings) -> Future[Image]:
+    def submit(self, task: EditTask, settings: SamplingSettings) -> Future[Image]:
         """Let the edit wait for its turn. Its future may be cancelled at any time before its end.
 
         It raises `EditRejected`, `EditError` or `OutOfMemory`. The image should be no larger than

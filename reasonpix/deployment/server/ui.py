@@ -33,7 +33,7 @@ from PIL import Image
 
 from reasonpix.core.images import UndecodableImage, decode, encode_png
 from reasonpix.deployment.server.gradio_guard import Gate, PageRoute, make_room
-from reasonpix.editing.checkpoint import Settings
+from reasonpix.editing.config import SamplingSettings
 from reasonpix.errors import ReasonpixError
 
 EditImage = Callable[[Image.Image, str, int, float, float, int], Image.Image]
@@ -82,7 +82,7 @@ class _Edit:
 
 def page(
     edit: EditImage,
-    settings: Settings,
+    settings: SamplingSettings,
     title: str,
     *,
     max_steps: int = 200,
@@ -118,7 +118,7 @@ def page(
                     elem_id="instruction",
                 )
                 start = gr.Button("Edit", variant="primary", elem_id="edit")
-                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                with gr.Accordion("SamplingSettings", open=False, elem_id="settings"):
                     guidance = gr.Slider(
                         0,
                         max(20, 2 * settings.guidance_scale),
@@ -291,7 +291,7 @@ def _refused(words: str) -> gr.Error:
 def mount(
     app: FastAPI,
     edit: EditImage,
-    settings: Settings,
+    settings: SamplingSettings,
     title: str,
     *,
     token: str | None = None,

@@ -12,33 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reasonpix.editing.runtimes.names import Format
 from reasonpix.errors import WeightsError
 
-Format = Literal["onnx", "openvino", "tensorrt"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Part = Literal["unet", "vae_encoder", "vae_decoder"]
 Dtype = Literal["float32", "float16", "bfloat16", "bool"]
 
-FORMATS: tuple[Format, ...] = get_args(Format)
-PACKAGES: Mapping[Format, str] = {
-    "onnx": "onnxruntime",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-}
-"""What computes each format."""
-DEVICES: Mapping[Format, tuple[str, ...]] = {
-    "onnx": ("cpu", "cuda"),
-    "openvino": ("cpu",),
-    "tensorrt": ("cuda",),
-}
-"""The types of devices that it computes on."""
 MANIFEST = "export.json"
 
 

@@ -15,28 +15,18 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from reasonpix.editing.runtimes.base import Networks
-from reasonpix.editing.runtimes.manifest import (
-    DEVICES,
-    FORMATS,
-    PACKAGES,
-    Export,
-    Format,
-    exists,
-    read_export,
-)
+from reasonpix.editing.runtimes.manifest import Export, exists, read_export
 from reasonpix.editing.runtimes.modules import torch_networks
+from reasonpix.editing.runtimes.names import DEVICES, FORMATS, PACKAGES, Format, Runtime
 from reasonpix.errors import WeightsError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
 from reasonpix.plugin.weights import choose_device, usable_device
-
-Runtime = Literal["auto", "torch", "compile", "onnx", "openvino", "tensorrt"]
 
 _PREFERRED: dict[str, tuple[Runtime, ...]] = {
     "cpu": ("openvino", "onnx", "torch"),
@@ -140,5 +130,7 @@ def load_networks(
     assert choice.runtime in FORMATS
     export = read_export(Path(registry.checkpoint(model) or model), choice.runtime)
     assert export is not None, "choose_runtime saw it"
-    opened = import_module(f"reasonpix.runtime_{choice.runtime}").load(export, choice.device)
+    opened = import_module(f"reasonpix.editing.runtimes.{choice.runtime}").load(
+        export, choice.device
+    )
     return replace(networks, runtime=choice.runtime, **opened)

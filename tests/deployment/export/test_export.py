@@ -18,11 +18,13 @@ from PIL import Image
 from reasonpix.cli.main import cli
 from reasonpix.deployment.export.converters import profile, quiet
 from reasonpix.deployment.export.export import ExportRequest, export
-from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint, vae_scale_factor
+from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint
 from reasonpix.editing.pipeline import ReasonPix2Pix, working_size
+from reasonpix.editing.pipeline_parts import vae_scale_factor
 from reasonpix.editing.runtimes import onnx as runtime_onnx
-from reasonpix.editing.runtimes.manifest import Export, Format, Precision, read_export
+from reasonpix.editing.runtimes.manifest import Export, Precision, read_export
 from reasonpix.editing.runtimes.modules import UNetGraph
+from reasonpix.editing.runtimes.names import Format
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.evaluation.benchmark import BenchmarkOptions
 from reasonpix.evaluation.metrics import MetricsOptions

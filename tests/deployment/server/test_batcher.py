@@ -20,7 +20,7 @@ from reasonpix.deployment.server.batcher import (
     Stopping,
     Unready,
 )
-from reasonpix.editing.pipeline import ReasonPix2Pix, Task
+from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix
 from tests.support.serve_files import FakeModel, picture, until
 
 
@@ -44,8 +44,8 @@ def ask(
     size: tuple[int, int] = (32, 24),
 ) -> Future[Image.Image]:
     slot = slots.enter_context(batcher.admit())
-    settings = batcher.model.result().resolve(num_inference_steps=steps)
-    return slot.submit(Task(picture(len(words), size), words), settings)
+    settings = batcher.model.result().resolve_settings(num_inference_steps=steps)
+    return slot.submit(EditTask(picture(len(words), size), words), settings)
 
 
 def test_edits_that_wait_are_made_together() -> None:
@@ -199,7 +199,7 @@ def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
         batcher.stop()
         with pytest.raises(Stopping, match="the server is stopping; try again in"):
             batcher.admit()
-        futures.append(late.submit(Task(picture(), "late"), batcher.model.result().settings))
+        futures.append(late.submit(EditTask(picture(), "late"), batcher.model.result().settings))
         model.free.set()
         assert all(future.result(10) for future in futures)
         slots.close()

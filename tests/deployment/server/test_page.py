@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from reasonpix.core.sockets import listen, url_of
-from reasonpix.editing.checkpoint import Settings
+from reasonpix.editing.config import SamplingSettings
 from reasonpix.errors import ReasonpixError
 from tests.support.browsing import needs_chromium, opened, started, sync_api
 from tests.support.serve_files import encoded, picture
@@ -67,7 +67,7 @@ def served(folder: Path, token: str | None, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
     app, edits = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Edits()
     app.add_api_route("/healthz", lambda: {"status": "alive"})
-    settings = Settings(resolution=64, num_inference_steps=20)
+    settings = SamplingSettings(resolution=64, num_inference_steps=20)
     end = mount(app, edits, settings, "a <i>model</i>", token=token, max_bytes=MAX_BYTES)
     socket = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))

@@ -18,18 +18,11 @@ from torch import Tensor
 
 from reasonpix.editing.checkpoint import load_checkpoint
 from reasonpix.editing.method import EditingModelMethod, EditingModelOptions
-from reasonpix.editing.pipeline import CPU_ROWS, ReasonPix2Pix, Task
+from reasonpix.editing.pipeline import CPU_ROWS, EditTask, ReasonPix2Pix
 from reasonpix.editing.runtimes.base import Network
-from reasonpix.editing.runtimes.manifest import (
-    Export,
-    Format,
-    Graph,
-    Manifest,
-    Port,
-    read_export,
-    sha256,
-)
+from reasonpix.editing.runtimes.manifest import Export, Graph, Manifest, Port, read_export, sha256
 from reasonpix.editing.runtimes.modules import PlainAttention, UNetGraph, torch_networks
+from reasonpix.editing.runtimes.names import Format
 from reasonpix.editing.runtimes.select import Choice, choose_runtime
 from reasonpix.errors import WeightsError
 from reasonpix.plugin import registry
@@ -176,7 +169,7 @@ def test_weights_are_not_read_where_an_export_holds_them(model: Path) -> None:
     unet = checkpoint.model.unet
     assert {it.device.type for it in unet.parameters()} == {"meta"}
     assert unet.config.in_channels == 8
-    assert checkpoint.model.null.device == CPU
+    assert checkpoint.model.uncond_states.device == CPU
 
 
 # -- evaluations know what computed them ---------------------------------------------------------
@@ -257,8 +250,10 @@ def test_an_edit_is_bound_once_with_all_its_branches_in_one_batch() -> None:
     from tests.editing.test_pipeline import picture
 
     model, unet = counted()
-    settings = model.resolve(guidance_scale=4, image_guidance_scale=1.5, num_inference_steps=3)
-    tasks = [Task(picture(number), "make it rain", seed=number) for number in range(CPU_ROWS)]
+    settings = model.resolve_settings(
+        guidance_scale=4, image_guidance_scale=1.5, num_inference_steps=3
+    )
+    tasks = [EditTask(picture(number), "make it rain", seed=number) for number in range(CPU_ROWS)]
     assert len(list(model.edit(tasks, settings))) == CPU_ROWS
     assert (len(unet.bound), unet.computed) == (1, 3)
     sample = unet.bound[0]["sample"]

@@ -61,7 +61,7 @@ def manifest(format: Any, graphs: dict[Part, Graph]) -> Manifest:
 
 
 def load(export: Export, threads: int | None = None) -> dict[str, Network]:
-    runtime = import_module(f"reasonpix.runtime_{export.manifest.format}")
+    runtime = import_module(f"reasonpix.editing.runtimes.{export.manifest.format}")
     networks: dict[str, Network] = runtime.load(export, CPU, threads)
     return networks
 
@@ -236,7 +236,7 @@ def test_a_package_that_is_missing(
     format: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    runtime = import_module(f"reasonpix.runtime_{format}")
+    runtime = import_module(f"reasonpix.editing.runtimes.{format}")
     with pytest.raises(ReasonpixError, match=rf"pip install 'reasonpix\[{format}\]'"):
         runtime.load(Export(tmp_path, manifest(format, {})), CPU)
 

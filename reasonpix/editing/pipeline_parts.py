@@ -1,0 +1,184 @@
+"""The networks of a diffusers pipeline folder, and which encoder an editing model names."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from reasonpix.editing.model import ClipTextEncoder
+from reasonpix.errors import WeightsError
+from reasonpix.plugin import registry
+from reasonpix.plugin.components import ModelOptions
+from reasonpix.plugin.weights import check_weights, pretrained
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """The parts of a Stable Diffusion pipeline, editing or not. Float32, on the CPU."""
+
+    options: ModelOptions
+    """`options.model` is the local folder or the hub id that the parts were read from."""
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
+    text: ClipTextEncoder | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of "no instruction": as many as CLIP has, 77."""
+        if self.text is not None:
+            return self.text.tokens
+        config = read_json(self.options, "connector/config.json")
+        return int(config["tokens"]) if config else 77
+
+    @property
+    def resolution(self) -> int:
+        """Side that the UNet was made for, in pixels."""
+        return int(self.unet.config.sample_size * vae_scale_factor(self.vae))
+
+
+def vae_scale_factor(vae: AutoencoderKL) -> int:
+    """Pixels per side of a latent: 8 for Stable Diffusion."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def read_parts(options: ModelOptions, unet_weights: bool = True) -> PipelineParts:
+    """Read the pipeline that `options.model` names: a folder, a hub id, or `mini/…`.
+
+    Without `unet_weights` the UNet is on torch's "meta" device: it has shapes but no weights.
+    Raises `WeightsError` for missing or damaged files.
+    """
+    options, index = open_pipeline(options)
+    text = None
+    if (index.get("text_encoder") or [None])[0]:
+        text = ClipTextEncoder(
+            pretrained(CLIPTextModel, options, subfolder="text_encoder", use_safetensors=True),
+            pretrained(CLIPTokenizer, options, subfolder="tokenizer"),
+        )
+        text.encoder.float()
+    return PipelineParts(
+        options,
+        _read_unet(options, unet_weights),
+        pretrained(AutoencoderKL, options, subfolder="vae", use_safetensors=True).float(),
+        pretrained(_scheduler_class(index, options), options, subfolder="scheduler"),
+        text,
+    )
+
+
+def _read_unet(options: ModelOptions, weights: bool) -> UNet2DConditionModel:
+    if weights:
+        return pretrained(
+            UNet2DConditionModel, options, subfolder="unet", use_safetensors=True
+        ).float()
+    config = read_json(options, "unet/config.json")
+    if config is None:
+        raise WeightsError(f"model: {options.model!r} lacks unet/config.json")
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(config)
+
+
+def _scheduler_class(index: dict[str, Any], options: ModelOptions) -> type[SchedulerMixin]:
+    import diffusers
+
+    name = (index.get("scheduler") or [None, None])[1]
+    scheduler = getattr(diffusers, str(name), None)
+    if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
+        raise WeightsError(
+            f"model: {options.model!r} names no scheduler of diffusers, got {name!r}"
+        )
+    return scheduler
+
+
+def check_channels(parts: PipelineParts, init: str) -> None:
+    """Check that the UNet is of kind `init`: "sd15" or "ip2p". Raises `WeightsError`."""
+    unet = parts.unet.config
+    if unet.in_channels == (2 if init == "ip2p" else 1) * unet.out_channels:
+        return
+    raise WeightsError(
+        f"model: the UNet of {parts.options.model!r} takes {unet.in_channels} channels, "
+        + (
+            "so it is no editing model; `reasonpix train` makes one of it with init: sd15"
+            if init == "ip2p"
+            else "so it is no text-to-image model; to train an editing model on, say init: ip2p"
+        )
+    )
+
+
+def check_pipeline(options: ModelOptions) -> None:
+    """Raise `WeightsError` if `options.model` is not a pipeline. Reads no weights."""
+    open_pipeline(options)
+
+
+def open_pipeline(options: ModelOptions) -> tuple[ModelOptions, dict[str, Any]]:
+    """Resolve names such as `mini/…` to a folder, and read the pipeline's `model_index.json`."""
+    name = options.model
+    if carried := registry.checkpoint(name):
+        options = options.model_copy(update={"model": str(carried)})
+    check_weights(options)
+    index = read_json(options, "model_index.json")
+    if index is None:
+        raise WeightsError(f"model: {_why_no_pipeline(name, options)}")
+    return options, index
+
+
+def _why_no_pipeline(name: str, options: ModelOptions) -> str:
+    folder = Path(options.model)
+    if not folder.is_dir():
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            return (
+                f"{name!r} is no folder here and not in the cache, and HF_HUB_OFFLINE is set; "
+                "download it once without HF_HUB_OFFLINE, or name a local folder"
+            )
+    elif (folder / "model" / "model_index.json").is_file():
+        return f"{name!r} is the folder of a run; its model is {str(folder / 'model')!r}"
+    elif (folder / "state").is_dir() and (folder / "recipe.yaml").is_file():
+        return f"{name!r} is a run that has not finished; its model/ comes at the end of training"
+    return (
+        f"{name!r} is no editing model: it holds no model_index.json; name what `reasonpix train` "
+        "wrote, or an InstructPix2Pix pipeline"
+    )
+
+
+def read_json(options: ModelOptions, name: str) -> dict[str, Any] | None:
+    """Read a JSON mapping of the model; None if the model has no such file."""
+    file = find_file(options, name)
+    if file is None:
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"model: {name} of {options.model!r} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"model: {name} of {options.model!r} holds no mapping")
+    return values
+
+
+def find_file(options: ModelOptions, name: str) -> Path | None:
+    """Find a file of the model, downloading it if needed; None if the model does not have it."""
+    if os.path.isdir(options.model):
+        file = Path(options.model, name)
+        return file if file.is_file() else None
+    from transformers.utils.hub import cached_file
+
+    try:
+        downloaded = cached_file(
+            options.model,
+            name,
+            revision=options.revision,
+            cache_dir=options.cache_dir,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    except OSError as error:
+        raise WeightsError(
+            f"model: cannot get {name} of {options.model!r}: {error}; name a local folder, or see "
+            "that the hub can be reached"
+        ) from error
+    return Path(downloaded) if downloaded else None
