@@ -50,7 +50,7 @@ def measure(model: str, scenes: int = 200) -> dict[str, float]:
                 said = network.condition([torch.from_numpy(h)], [instruction]).states
             for part, found in right.items():
                 sentences = _with_every(case, part)
-                length = int(text.is_text(sentences[:1]).sum())
+                length = int(text.text_mask(sentences[:1]).sum())
                 distance = (text(sentences) - said)[:, :length].square().sum((1, 2))
                 word = getattr(case, part)
                 found.append(list(world.categories())[int(distance.argmin())] == word)
