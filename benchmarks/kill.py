@@ -34,7 +34,7 @@ LIGHT = {
         "planner": "lexicon",
         "editor": "fake-editor",
     },
-    "filters": ["no-op", {"use": "eq1", "rank": 0.1}],
+    "filters": ["no-op", {"use": "eq1", "reject_fraction": 0.1}],
     "resources": {stage: {"num_cpus": 0.1} for stage in STAGES},
 }
 IN_START = 0.2

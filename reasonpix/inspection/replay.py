@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from reasonpix.core.images import decode
-from reasonpix.generation.engine.unit import Components, StageRunner, row_of, uses_of
+from reasonpix.generation.engine.unit import Components, StageRunner, component_specs, row_of
 from reasonpix.generation.outcomes import StageEntry, source_of
 from reasonpix.generation.pipeline import Stage
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
@@ -64,10 +64,10 @@ class _Components(Components):
         self._answers = ledger
         self._opened: list[Component[Any]] = []
 
-    def of(self, stage: Stage) -> tuple[dict[str, Component[Any]], list[threading.Lock]]:
+    def load_for(self, stage: Stage) -> tuple[dict[str, Component[Any]], list[threading.Lock]]:
         """The components of the stage, by slot."""
         by_slot: dict[str, Component[Any]] = {"source": self._source}
-        for use in uses_of(stage):
+        for use in component_specs(stage):
             component = by_slot[use.slot] = remembering(use, self._answers)
             if not isinstance(component, LLMPlanner):
                 component.load()

@@ -162,7 +162,7 @@ def test_a_prompt_that_is_edited_during_a_run_makes_no_results_of_the_old_one(
             mine.write_text(built_in.read_text() + "\n")
 
     recipe = load_recipe(path, [f"pipeline.planner.prompts={{replace: {mine}}}"])
-    with pytest.raises(RunError, match="'replace' was edited since the run began"):
+    with pytest.raises(RunError, match="'replace' was edited while the run was in progress"):
         generate(recipe, tmp_path / "run", report=edit)
     assert asked(tmp_path) == 0
     run = generate(recipe, tmp_path / "run")

@@ -1,8 +1,8 @@
-"""Run a recipe: plan its records, have an executor do the stages on them, and go on until done.
+"""Run a recipe: plan its records, and have an executor run the stages on them until all are done.
 
-The unit of work is a shard through a stage (`work`). Stages are done in groups: within a group all
-are at work at the same time, on different shards; a group ends where a filter decides by the scores
-of the whole run, and where models do not fit together.
+The unit of work is one shard through one stage (`unit`). Stages run in groups: all stages of a
+group run at once, on different shards. A group ends where a filter needs the scores of the whole
+run, and where models do not fit in memory together.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from reasonpix.errors import RecipeError, RunError
-from reasonpix.generation.engine import local_executor
-from reasonpix.generation.engine.unit import UnitResult
+from reasonpix.generation.engine.local_executor import LocalExecutor
+from reasonpix.generation.engine.reopening import (
+    reopen_behind_filters,
+    reopen_downstream,
+    reopen_failed,
+)
+from reasonpix.generation.engine.unit import UnitResult, asks_llm
 from reasonpix.generation.outcomes import outcome_counts, write_stages
 from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.plan import Listing, plan_of, rows_for, rows_wanted
@@ -27,27 +32,25 @@ from reasonpix.llm.budget import check_price
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.ledger_sync import ledger_file
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions, Source
-from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.weights import check_weights
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is, in shards of the plan; and how records ended that were computed now."""
+    """How far a stage is, in shards, and how the records ended that this call computed."""
 
     stage: str
     shards: int
     shards_done: int
     reused: int
-    """Shards that an earlier call had done."""
+    """Shards that an earlier call finished."""
     ok: int
     rejected: int
     failed: int
 
 
-Report = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 ExecutorName = Literal["local", "ray"]
 
 
@@ -55,7 +58,7 @@ def generate(
     recipe: Recipe,
     out: str | Path,
     limit: float | None = None,
-    report: Report = lambda _: None,
+    report: ProgressCallback = lambda _: None,
     max_cost: float | None = None,
     *,
     target_accepted: int | None = None,
@@ -63,80 +66,71 @@ def generate(
     executor: ExecutorName = "local",
     address: str | None = None,
 ) -> RunFolder:
-    """Run a recipe into the folder `out`, or go on where an earlier call stopped.
+    """Run a recipe into the folder `out`, or continue an interrupted run.
 
-    `limit` is how many images of the source to use, `math.inf` all of them. Without it an earlier
-    plan is kept as it is, and a first one takes all. `target_accepted` plans, in rounds, about as
-    many images as it takes for so many accepted samples. `retry_failed` computes the records anew
-    that failed.
-    `max_cost` bounds what this and all earlier calls together pay for LLM answers, in the currency
-    of the recipe's prices; before it could be passed, `CostLimit` is raised.
-    The `executor` is this process, or Ray: a cluster at `address`, or one of this machine alone.
-    Raises `RunError` when `out` holds a run of other images, or of more than `limit`, or files
-    that are of no run.
+    `limit` is the number of images of the source to use, `math.inf` for all. By default a new run
+    uses all, and an existing one keeps its number. `target_accepted` plans images in rounds, until
+    about that many samples are accepted. `retry_failed` recomputes the records that failed.
+    `max_cost` bounds what this and all earlier calls pay for LLM answers, in the currency of the
+    recipe's prices: `CostLimit` is raised before it is exceeded. `executor` is this process, or
+    Ray: the cluster at `address`, or one started on this machine.
+    Raises `RunError` if `out` holds a run of other images or of more than `limit`, or files that
+    do not belong to a run.
     """
     if max_cost is not None and not math.isfinite(max_cost):
-        raise RecipeError([f"--max-cost: {max_cost} is no amount; give a number"])
+        raise RecipeError([f"--max-cost: {max_cost} is not an amount; give a finite number"])
     run = RunFolder(out)
-    if not run.is_planned and (other := sorted(_files(run) - _OWN)):
-        raise RunError(
-            f"{run} holds {other[0]!r} and is no run folder; name a new folder, or an empty one"
-        )
+    _check_folder(run)
     stages = stages_of(recipe)
-    with ExitStack() as opened:
-        source = open_source(recipe)
-        opened.callback(source.close)
+    with ExitStack() as stack:
+        source = stack.enter_context(closing(open_source(recipe)))
         wanted = rows_wanted(plan_of(recipe, run), limit, target_accepted)
-        anew = retry_failed or target_accepted is not None
-        _check_components(run, stages, wanted, anew, max_cost)
-        opened.enter_context(run.storage.held())
+        recheck_all = retry_failed or target_accepted is not None
+        _check_components(run, stages, wanted, recheck_all, max_cost)
+        stack.enter_context(run.storage.held())
         run.storage.tidy()
         listing = Listing(recipe, run, source)
-        _plan_more(run, stages, listing, wanted)
+        _extend_plan(run, stages, listing, wanted)
         run.storage.write("recipe.yaml", recipe.as_yaml().encode())
         write_stages(run, [stage.entry for stage in stages])
         run.note(began=True)
         if retry_failed:
-            _reopen_failed(run, stages)
-        _reopen_followers(run, stages)
-        if executor == "ray":
-            from reasonpix.generation.engine import ray_executor
-
-            execute: Executor = opened.enter_context(
-                ray_executor.opened(recipe, run, address, max_cost)
-            )
-        else:
-            ledger: Ledger | None = None
-            if any(_asks_llm(use) for use in recipe.uses):
-                ledger = Ledger(opened.enter_context(ledger_file(run.storage)), max_cost)
-                opened.callback(ledger.close)
-            execute = opened.enter_context(local_executor.LocalExecutor(run, source, ledger))
+            reopen_failed(run, stages)
+        reopen_downstream(run, stages)
+        execute = stack.enter_context(
+            _open_executor(executor, recipe, run, stages, source, address, max_cost)
+        )
         while True:
             for group in _groups(stages, execute.fit):
-                _do(run, group, execute, report)
+                _run_group(run, group, execute, report)
             if target_accepted is None:
                 return run
-            ended = outcome_counts(run)
-            if ended.accepted >= target_accepted:
+            counts = outcome_counts(run)
+            if counts.accepted >= target_accepted:
                 return run
-            wanted = rows_for(target_accepted, ended.accepted, ended.total)
-            if not _plan_more(run, stages, listing, min(wanted, limit or math.inf)):
+            wanted = rows_for(target_accepted, counts.accepted, counts.total)
+            if not _extend_plan(run, stages, listing, min(wanted, limit or math.inf)):
                 return run
 
 
-_OWN = frozenset({"holder", "stages", "journal.jsonl", "recipe.yaml", "stages.json"})
-"""What a run may have left that ended before it was planned."""
+_OWN_FILES = frozenset({"holder", "stages", "journal.jsonl", "recipe.yaml", "stages.json"})
+"""What a run may have left behind that was stopped before it was planned."""
 
 
-def _files(run: RunFolder) -> set[str]:
-    return {*run.storage.names(""), *run.storage.folders("")}
+def _check_folder(run: RunFolder) -> None:
+    """Raise `RunError` if the folder holds anything but a run."""
+    names = {*run.storage.names(""), *run.storage.folders("")}
+    if not run.is_planned and (other := sorted(names - _OWN_FILES)):
+        raise RunError(
+            f"{run} holds {other[0]!r} and is not a run folder; name a new or an empty folder"
+        )
 
 
 class Executor(Protocol):
-    """What does stages on shards: this process, or a cluster."""
+    """Runs stages on shards: in this process, or on a cluster."""
 
     def fit(self, stages: Sequence[Stage]) -> bool:
-        """Whether these stages can be at work at the same time."""
+        """Whether these stages can run at the same time."""
 
     def run_stages(
         self,
@@ -145,10 +139,34 @@ class Executor(Protocol):
         shards: Sequence[Shard],
         report: Callable[[UnitResult], None],
     ) -> None:
-        """Do each stage on the shards that its `todo` names, and commit them.
+        """Run each stage on the shards named in its `todo`, and commit them.
 
-        A shard goes through the stages in their order. Raises what stops the run.
+        A shard passes the stages in order. Raises whatever stops the run.
         """
+
+
+@contextmanager
+def _open_executor(
+    name: ExecutorName,
+    recipe: Recipe,
+    run: RunFolder,
+    stages: Sequence[Stage],
+    source: Source[Any],
+    address: str | None,
+    max_cost: float | None,
+) -> Iterator[Executor]:
+    if name == "ray":
+        from reasonpix.generation.engine.ray_executor import open_ray_executor
+
+        with open_ray_executor(recipe, run, stages, address, max_cost) as ray_executor:
+            yield ray_executor
+        return
+    with ExitStack() as stack:
+        ledger: Ledger | None = None
+        if any(asks_llm(stage) for stage in stages):
+            path = stack.enter_context(ledger_file(run.storage))
+            ledger = stack.enter_context(closing(Ledger(path, max_cost)))
+        yield stack.enter_context(LocalExecutor(run, source, ledger))
 
 
 def open_source(recipe: Recipe) -> Source[Any]:
@@ -159,27 +177,28 @@ def open_source(recipe: Recipe) -> Source[Any]:
     return source
 
 
-def _asks_llm(use: ComponentSpec) -> bool:
-    return issubclass(registry.find(use.slot, use.name), LLMPlanner)
-
-
 def _check_components(
-    run: RunFolder, stages: Sequence[Stage], wanted: float, anew: bool, max_cost: float | None
+    run: RunFolder,
+    stages: Sequence[Stage],
+    wanted: float,
+    recheck_all: bool,
+    max_cost: float | None,
 ) -> None:
-    """Let every component that has work to do say what it misses, before any of it begins.
+    """Let every component that has work to do check its requirements, before any work starts.
 
-    `anew` says that even those may have some whose shards are all finished.
+    `recheck_all`: also check components whose shards are all finished, because a retry or another
+    round may give them work.
     """
-    names: set[str] = set()
-    if run.is_planned and not anew:
+    planned: set[str] = set()
+    if run.is_planned and not recheck_all:
         plan = run.plan()
         if not plan.may_grow(wanted):
-            names = {shard.name for shard in plan.shards}
+            planned = {shard.name for shard in plan.shards}
     for stage in stages:
-        if names and names <= run.done(stage.entry.folder):
+        if planned and planned <= run.done(stage.entry.folder):
             continue
-        for use in filter(None, (stage.use, *stage.needs)):
-            component = use.build()
+        for spec in filter(None, (stage.use, *stage.needs)):
+            component = spec.build()
             if isinstance(component.options, ModelOptions):
                 check_weights(component.options)
             component.check()
@@ -187,124 +206,54 @@ def _check_components(
                 check_price(component)
 
 
-def _plan_more(run: RunFolder, stages: Sequence[Stage], listing: Listing, wanted: float) -> bool:
-    """Plan up to so many records. What follows a filter of the whole run is decided anew."""
+def _extend_plan(run: RunFolder, stages: Sequence[Stage], listing: Listing, wanted: float) -> bool:
+    """Plan up to `wanted` records; returns whether any were added."""
     if listing.plan.shards and listing.plan.may_grow(wanted):
-        _reopen_after_gates(run, stages, {shard.name for shard in listing.plan.shards})
+        reopen_behind_filters(run, stages, {shard.name for shard in listing.plan.shards})
     return listing.extend(wanted)
-
-
-def _reopen_failed(run: RunFolder, stages: Sequence[Stage]) -> None:
-    """Take the shards for unfinished in which records failed.
-
-    Other recipes may have stages in this folder that follow from the same results: these are
-    completed when their recipe is run again.
-    """
-    shards = run.shards()
-    failed: dict[str, set[str]] = {}
-    for stage in stages:
-        folder = stage.entry.folder
-        done = run.done(folder)
-        failed[folder] = {
-            shard.name
-            for shard in shards
-            if shard.name in done
-            and any(status == "failed" for _, status, _ in run.ends(folder, shard))
-        }
-    names = set().union(*failed.values())
-    if names:
-        _reopen_after_gates(run, stages, {shard.name for shard in shards})
-        _reopen_others(run, stages, names)
-    for folder in reversed(failed):
-        _reopen(run, folder, failed[folder])
-
-
-def _reopen_after_gates(run: RunFolder, stages: Sequence[Stage], names: set[str]) -> None:
-    """Take shards for unfinished in all stages that follow a filter of the whole run.
-
-    What it rejects depends on the records that it measured; rows that are there are kept. Only
-    where instructions are rewritten (Part I) does anything follow a filter.
-    """
-    if any(stage.name == "rewrite" for stage in stages):
-        _reopen_others(run, [stage for stage in stages if not stage.gates], names)
-
-
-def _reopen_others(run: RunFolder, stages: Sequence[Stage], names: set[str]) -> None:
-    """Take shards for unfinished in all stage folders but those of `stages` and the source."""
-    kept = {"source", *(stage.entry.folder for stage in stages)}
-    for folder in reversed(run.storage.folders("stages")):
-        if folder not in kept:
-            _reopen(run, folder, names)
-
-
-def _reopen_followers(run: RunFolder, stages: Sequence[Stage]) -> None:
-    """Take those shards for unfinished that follow from one that is to be computed.
-
-    So it is when a file was deleted, or a commit failed: what is computed now may let other
-    records through than before.
-    """
-    names = {shard.name for shard in run.shards()}
-    todo: dict[str, set[str]] = {}
-    for stage in stages:
-        done = run.done(stage.entry.folder)
-        due = set().union(*(todo[entry.folder] for entry in stage.follows)) & done
-        _reopen(run, stage.entry.folder, due)
-        todo[stage.entry.folder] = names - done | due
-
-
-def _reopen(run: RunFolder, folder: str, names: set[str]) -> None:
-    done = run.done(folder)
-    for shard in run.shards():
-        if shard.name in names & done:
-            run.reopen(folder, shard)
 
 
 def _groups(
     stages: Sequence[Stage], fit: Callable[[Sequence[Stage]], bool]
 ) -> Iterator[list[Stage]]:
-    """The stages in groups of which all are at work at the same time."""
+    """The stages in groups that run at the same time."""
     group: list[Stage] = []
     for stage in stages:
         gates = {gate.folder for gate in stage.gates}
-        decided = any(other.entry.folder in gates for other in group)
-        if group and (decided or not fit([*group, stage])):
+        needs_scores = any(other.entry.folder in gates for other in group)
+        if group and (needs_scores or not fit([*group, stage])):
             yield group
             group = []
         group.append(stage)
     yield group
 
 
-def _do(run: RunFolder, stages: Sequence[Stage], execute: Executor, report: Report) -> None:
-    """Do a group of stages, and tell how far they are."""
+def _run_group(
+    run: RunFolder, stages: Sequence[Stage], execute: Executor, report: ProgressCallback
+) -> None:
+    """Run a group of stages and report their progress."""
     shards = run.shards()
     done = {stage.entry.folder: run.done(stage.entry.folder) for stage in stages}
     todo = [{shard.name for shard in shards} - done[stage.entry.folder] for stage in stages]
     names = {stage.entry.folder: stage.name for stage in stages}
-    reused = {folder: len(found) for folder, found in done.items()}
-    finished = Counter(reused)
-    ends = {folder: Counter[str]() for folder in done}
+    reused = {folder: len(finished) for folder, finished in done.items()}
+    shards_done = Counter(reused)
+    records = {folder: Counter(ok=0, rejected=0, failed=0) for folder in done}
 
-    def tell(folder: str) -> None:
-        counts = ends[folder]
+    def report_stage(folder: str) -> None:
         report(
             Progress(
-                names[folder],
-                len(shards),
-                finished[folder],
-                reused[folder],
-                ok=counts["ok"],
-                rejected=counts["rejected"],
-                failed=counts["failed"],
+                names[folder], len(shards), shards_done[folder], reused[folder], **records[folder]
             )
         )
 
-    def note(unit: UnitResult) -> None:
+    def on_unit(unit: UnitResult) -> None:
         run.note(**vars(unit))
-        finished[unit.stage] += 1
-        ends[unit.stage].update(ok=unit.ok, rejected=unit.rejected, failed=unit.failed)
-        tell(unit.stage)
+        shards_done[unit.stage] += 1
+        records[unit.stage].update(ok=unit.ok, rejected=unit.rejected, failed=unit.failed)
+        report_stage(unit.stage)
 
     for folder in done:
-        tell(folder)
+        report_stage(folder)
     if any(todo):
-        execute.run_stages(stages, todo, shards, note)
+        execute.run_stages(stages, todo, shards, on_unit)

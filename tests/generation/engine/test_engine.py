@@ -202,7 +202,9 @@ def test_a_folder_of_other_files_is_no_run_folder(
     recipe = load_recipe(write_recipe())
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "recipe.txt").write_text("soup")
-    with pytest.raises(RunError, match=r"photos holds 'recipe.txt' and is no run folder; name a"):
+    with pytest.raises(
+        RunError, match=r"photos holds 'recipe.txt' and is not a run folder; name a"
+    ):
         generate(recipe, tmp_path / "photos")
     (tmp_path / "photos" / "recipe.txt").unlink()
     generate(recipe, tmp_path / "photos")

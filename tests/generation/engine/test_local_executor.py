@@ -286,7 +286,7 @@ def test_a_signal_finishes_what_is_at_work_and_says_how_to_go_on(
     _, told = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert told.splitlines() == [
-        "stopping: what is at work is finished first",
+        "stopping after the shards at work are finished",
         "stopped; run the same command again to continue",
     ]
     begun = [line for line in watch() if line["who"] == "editor" and line["what"] == "begin"]
@@ -387,10 +387,10 @@ def test_a_retry_that_is_killed_loses_nothing(
     broken.write_text(f"{reds[1]} {reds[5]}")
     generate(recipe, out)
     # As a process leaves it that was killed after it had reopened the shards.
-    from reasonpix.generation.engine.engine import _reopen_failed
+    from reasonpix.generation.engine.reopening import reopen_failed
     from reasonpix.generation.pipeline import stages_of
 
-    _reopen_failed(RunFolder(out), stages_of(recipe))
+    reopen_failed(RunFolder(out), stages_of(recipe))
     assert len(list(out.rglob("*.partial.parquet"))) == 2
     broken.unlink()
     generate(recipe, out)

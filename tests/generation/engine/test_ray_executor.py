@@ -289,7 +289,7 @@ def test_a_shard_that_hangs_or_kills_again_and_again_fails_with_a_reason(
     assert ends == {
         "calm": {("ok", "")},
         "hangs": {("failed", "took longer than 2 s, twice")},
-        "dies": {("failed", "its worker died, again and again")},
+        "dies": {("failed", "its worker died repeatedly")},
         "good": {("ok", "")},
     }
     assert not list(out.rglob("*.timeouts"))
@@ -316,7 +316,7 @@ def test_what_the_cluster_never_has_is_told_at_once(
     recipe = place.recipe(["calm"], edit=asked)
     status, told = place.run(recipe, tmp_path / "out", "--executor", "ray", "--address", cluster)
     assert status == 1
-    assert "stage edit asks for" in told and "2 processors" in told
+    assert "stage edit asks for" in told and "2 CPUs" in told
     assert not (tmp_path / "out" / "stages" / "edit").exists()
 
 
