@@ -13,12 +13,12 @@ from reasonpix.cli import console, options
 from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
-    from reasonpix.deployment.export.export import Exported
+    from reasonpix.deployment.export.exporter import ExportResult
     from reasonpix.editing.runtimes.manifest import Precision
     from reasonpix.editing.runtimes.names import Format
 
 
-@click.command()
+@click.command("export")
 @click.argument("model")
 @click.option(
     "--to",
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="test", show_default=True, help="Split of BENCHMARK to read.")
 @options.revision_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-def export(
+def export_command(
     model: str,
     format: Format,
     samples: str,
@@ -84,14 +84,13 @@ def export(
     An export that does not is refused, and nothing is written.
     """
     with require_extra("edit"):
-        from reasonpix.deployment.export.export import ExportRequest
-        from reasonpix.deployment.export.export import export as write
+        from reasonpix.deployment.export.exporter import ExportRequest, export_model
     from reasonpix.evaluation.benchmark import BenchmarkOptions
     from reasonpix.evaluation.metrics import MetricsOptions
     from reasonpix.plugin.components import ModelOptions
 
     measures = {"clip": clip, "dino": dino}
-    wish = ExportRequest(
+    request = ExportRequest(
         model=ModelOptions(model=model, revision=revision, device=device),
         format=format,
         benchmark=BenchmarkOptions(path=samples, split=split, limit=count),
@@ -102,24 +101,26 @@ def export(
     )
     try:
         with console.graceful_shutdown():
-            done = write(wish, out, force=force, report=lambda what: click.echo(what, err=True))
+            result = export_model(
+                request, out, force=force, log=lambda step: click.echo(step, err=True)
+            )
     except KeyboardInterrupt as stopped:
         click.echo("stopped; nothing was written", err=True)
         sys.exit(128 + (stopped.args or (2,))[0])
-    _show(done)
+    _show(result)
 
 
-def _show(done: Exported) -> None:
-    parity, manifest = done.parity, done.manifest
+def _show(result: ExportResult) -> None:
+    parity, manifest = result.parity, result.manifest
     click.echo(f"{parity.edits} edits of {parity.steps} steps, beside PyTorch's in float32:")
     for what, found, wanted, _ in parity.rows():
         click.echo(f"  {what:<48} {found:>10}  {wanted}")
-    size = f"{done.size / 1e6:.1f} MB"
-    click.echo(f"{manifest.format} {manifest.precision}, {size}, in {done.folder}; edit with it:")
-    folder = shlex.quote(str(done.folder.parent))
+    size = f"{result.size / 1e6:.1f} MB"
+    click.echo(f"{manifest.format} {manifest.precision}, {size}, in {result.folder}; edit with it:")
+    folder = shlex.quote(str(result.folder.parent))
     click.echo(
         f"reasonpix edit IMAGE --instruction TEXT --model {folder} --runtime {manifest.format}"
     )
 
 
-COMMANDS = (export,)
+COMMANDS = (export_command,)

@@ -20,7 +20,7 @@ TOKEN = "REASONPIX_TOKEN"
 """The environment variable with what clients have to know."""
 
 
-@click.command()
+@click.command("serve")
 @click.option(
     "--model",
     required=True,
@@ -95,7 +95,7 @@ TOKEN = "REASONPIX_TOKEN"
     help="Largest --resolution that may be asked for. By default the model's own.",
 )
 @click.option("--no-page", is_flag=True, help="Serve the API alone, without the page at /.")
-def serve(
+def serve_command(
     model: str,
     revision: str | None,
     host: str,
@@ -123,8 +123,8 @@ def serve(
 
     token = _token()
     with require_extra("serve"):
-        from reasonpix.deployment.server.app import Limits, Service
-        from reasonpix.deployment.server.process import serve as run
+        from reasonpix.deployment.server.process import run_server
+        from reasonpix.deployment.server.service import Limits, Service
 
     def load() -> ReasonPix2Pix:
         with require_extra("edit"):
@@ -146,7 +146,9 @@ def serve(
             url = url_of(host, listening)
             click.echo(f"loading {model}; {url}/readyz says when it is ready", err=True)
             service = Service(load, name, limits=limits, wait=wait / 1000, token=token)
-            run(service, listening, page=not no_page, ready=lambda: click.echo(f"serving on {url}"))
+            run_server(
+                service, listening, page=not no_page, ready=lambda: click.echo(f"serving on {url}")
+            )
     except KeyboardInterrupt:
         os._exit(0)  # before it served: the interpreter's own end would wait for the model
 
@@ -161,4 +163,4 @@ def _token() -> str | None:
     return token
 
 
-COMMANDS = (serve,)
+COMMANDS = (serve_command,)

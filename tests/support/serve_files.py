@@ -20,13 +20,14 @@ import uvicorn
 from PIL import Image, ImageOps
 
 from reasonpix.core.sockets import listen, url_of
-from reasonpix.deployment.server.app import Limits, Service, create_app
-from reasonpix.deployment.server.process import config
+from reasonpix.deployment.server.app import create_app
+from reasonpix.deployment.server.process import uvicorn_config
+from reasonpix.deployment.server.service import Limits, Service
 from reasonpix.editing.config import SamplingSettings
 from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix, working_size
 from reasonpix.plugin.types import Problem
 
-SERVE = "from reasonpix.cli.serve import serve; serve()"
+SERVE = "from reasonpix.cli.serve import serve_command; serve_command()"
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:
@@ -48,6 +49,7 @@ def started(
     token: str | None = None,
     command: str = SERVE,
     path: tuple[Path, ...] = (),
+    page: bool = False,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`reasonpix serve` on a free port, maybe not ready yet: the process and its address."""
     environment = {
@@ -59,7 +61,8 @@ def started(
     environment.pop("REASONPIX_TOKEN", None)
     if token is not None:
         environment["REASONPIX_TOKEN"] = token
-    words = ["--model", model, "--port", 0, "--device", "cpu", "--no-page", *more]
+    words = ["--model", model, "--port", 0, "--device", "cpu", *more]
+    words += [] if page else ["--no-page"]
     process = subprocess.Popen(
         [sys.executable, "-c", command, *map(str, words)],
         env=environment,
@@ -123,6 +126,7 @@ class FakeModel:
     def __init__(self, held: bool = False, rows: int = 4) -> None:
         self.rows = rows
         self.device = "cpu"
+        self.runtime = "fake"
         self.settings = SamplingSettings(resolution=32, num_inference_steps=10)
         self.batches: list[list[str]] = []
         self.steps = 0
@@ -163,13 +167,13 @@ class FakeModel:
 
 @contextmanager
 def faked(
-    model: FakeModel, limits: Limits | None = None, **options: Any
+    model: FakeModel, limits: Limits | None = None, *, page: bool = False, **options: Any
 ) -> Iterator[tuple[Service, httpx2.Client]]:
     """A server of a `FakeModel` in a thread of this process, and a client of it."""
     load = lambda: cast(ReasonPix2Pix, model)  # noqa: E731
     service = Service(load, "fake", limits=limits or Limits(), **options)
     service.batcher.model.result(10)
-    server = uvicorn.Server(config(create_app(service)))
+    server = uvicorn.Server(uvicorn_config(create_app(service, page=page)))
     with listen("127.0.0.1", 0, 2048) as listening:
         url = url_of("127.0.0.1", listening)
         thread = threading.Thread(target=server.run, args=([listening],))
@@ -182,7 +186,7 @@ def faked(
             server.should_exit = True
             thread.join()
             service.batcher.close()
-            service.pixels.shutdown()
+            service.image_threads.shutdown()
 
 
 def until(true: Callable[[], bool], seconds: float = 10) -> None:

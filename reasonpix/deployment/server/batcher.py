@@ -1,15 +1,17 @@
-"""Edits of many askers by one model: a bounded queue, and batches of those that go together.
+"""A bounded queue of edits, made in batches by one model.
 
 ```python
-with Batcher(lambda: ReasonPix2Pix.from_pretrained(name), limit=64, wait=0.01) as batcher:
-    model = batcher.model.result()
-    with batcher.admit() as slot:
-        edited = slot.submit(EditTask(image, "make it rain"), model.settings).result()
+batcher = Batcher(lambda: ReasonPix2Pix.from_pretrained(name), limit=64, wait=0.01)
+model = batcher.model.result()
+with batcher.admit() as reservation:
+    edited = reservation.submit(EditTask(image, "make it rain"), model.settings).result()
+batcher.close()
 ```
 
-One thread owns the model: it loads it, and edits one batch after the other. The oldest edit goes
-first, with those that wait for the same settings and size; as the model pads its batches, an edit
-does not depend on its company. Who has no room is told at once when to come again.
+One thread owns the model: it loads the model and makes one batch after the other. The oldest edit
+goes first, together with those in the queue that have the same settings and size. The model pads
+its batches, so an edit does not depend on what shares its batch. When the queue is full, callers
+are rejected immediately with a Retry-After estimate.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from time import monotonic
@@ -35,38 +37,47 @@ if TYPE_CHECKING:
     from reasonpix.editing.config import SamplingSettings
     from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix
 
-AWAY = 5
-"""Seconds after which to look again whether a server has started, or another taken its place."""
+RETRY_AFTER_S = 5
+"""When to try again while the server starts, stops or is out of memory: nothing better is known."""
 
 _log = logging.getLogger(__name__)
 
 
 class ServerBusy(ReasonpixError):
-    """An edit that cannot be made now; in `retry_after` seconds it may be."""
+    """The edit cannot be made now; try again in `retry_after` seconds."""
 
-    def __init__(self, reason: str, retry_after: int) -> None:
+    label = "busy"
+    """Short name of the reason, for the metrics."""
+
+    def __init__(self, reason: str, retry_after: int = RETRY_AFTER_S) -> None:
         super().__init__(f"{reason}; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
-class Full(ServerBusy):
-    """As many edits are under way as there may be."""
+class QueueFull(ServerBusy):
+    """The queue is full."""
+
+    label = "full"
 
 
-class Unready(ServerBusy):
-    """The model is being loaded."""
+class ModelLoading(ServerBusy):
+    """The model is still loading."""
+
+    label = "loading"
 
 
-class Stopping(ServerBusy):
-    """No more edits are taken."""
+class ServerStopping(ServerBusy):
+    """The server is shutting down."""
+
+    label = "stopping"
 
 
 class OutOfMemory(ServerBusy):
-    """Memory ran out."""
+    """The device ran out of memory."""
 
 
 class EditRejected(ReasonpixError):
-    """The model cannot edit this image by this instruction."""
+    """The model cannot edit this image with this instruction."""
 
 
 class EditError(ReasonpixError):
@@ -74,19 +85,19 @@ class EditError(ReasonpixError):
 
 
 class Observer:
-    """Is told what a `Batcher` does, from any thread. This one ignores it."""
+    """Callbacks for what a `Batcher` does, called from any thread. This one ignores them."""
 
-    def refused(self, reason: str) -> None:
-        """An edit was not taken: "full", "unready" or "stopping"."""
+    def rejected(self, label: str) -> None:
+        """An edit was not admitted; `label` is "full", "loading" or "stopping"."""
 
-    def began(self, waited: Sequence[float]) -> None:
-        """A batch began; its edits `waited` so many seconds each."""
+    def batch_started(self, waits: Sequence[float]) -> None:
+        """A batch started; `waits` are the seconds each of its edits spent in the queue."""
 
-    def ended(self, size: int, seconds: float) -> None:
-        """A batch of `size` edits ended, or was stopped, after so many seconds."""
+    def batch_finished(self, size: int, seconds: float) -> None:
+        """A batch of `size` edits finished, or was abandoned, after `seconds`."""
 
     def cancelled(self, running: bool) -> None:
-        """An edit was given up by who asked for it, while it was `running` or before."""
+        """A client gave up an edit, while it was `running` or still in the queue."""
 
 
 @dataclass(eq=False)
@@ -94,55 +105,50 @@ class _Job:
     task: EditTask
     settings: SamplingSettings
     future: Future[Image] = field(default_factory=Future)
-    since: float = field(default_factory=monotonic)
+    submitted_at: float = field(default_factory=monotonic)
     running: bool = False
 
     @property
-    def company(self) -> tuple[SamplingSettings, tuple[int, int]]:
-        """What those have in common that the model can edit together."""
+    def batch_key(self) -> tuple[SamplingSettings, tuple[int, int]]:
+        """Jobs with equal keys can share a batch."""
         return self.settings, self.task.image.size
 
 
-class _NobodyLeft(Exception):
-    """All who waited for a batch have gone."""
+class _BatchAbandoned(Exception):
+    """Every client waiting for the batch has gone."""
 
 
 class Reservation:
-    """Room for one edit, from before its image is read until its result is sent."""
+    """A place for one edit, held from before its image is read until its result is sent."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
         self._job: _Job | None = None
 
     def submit(self, task: EditTask, settings: SamplingSettings) -> Future[Image]:
-        """Let the edit wait for its turn. Its future may be cancelled at any time before its end.
+        """Queue the edit. Its future may be cancelled at any time before it is done.
 
-        It raises `EditRejected`, `EditError` or `OutOfMemory`. The image should be no larger than
-        the model's working size: it is kept until then.
+        The future raises `EditRejected`, `EditError` or `OutOfMemory`. The image stays in memory
+        until then, so it should be no larger than the model's working size.
         """
         self._job = _Job(task, settings)
-        self._batcher._put(self._job)
+        self._batcher._enqueue(self._job)
         return self._job.future
 
-    def __enter__(self) -> Reservation:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the room back; an edit that has not ended is cancelled."""
-        self._batcher._leave(self._job)
-        self._job = None
+    def cancel(self) -> None:
+        """Cancel the edit, if it was submitted and is not done."""
+        if self._job:
+            self._job.future.cancel()
 
 
 class Batcher:
-    """Holds at most `limit` edits, and makes them in batches. See the module.
+    """Admits at most `limit` edits and makes them in batches; see the module's docstring.
 
-    An edit waits `wait` seconds for company while the model has nothing else to do. Entering does
-    nothing; leaving is `close()`.
+    While the model is idle, an edit waits up to `wait` seconds for others to share its batch.
     """
 
     model: Future[ReasonPix2Pix]
-    """What `load` gave or raised."""
+    """The result of `load`, or the error it raised."""
 
     def __init__(
         self,
@@ -158,66 +164,79 @@ class Batcher:
         self._wait = wait
         self._observer = observer or Observer()
         self._changed = Condition()
-        self._slots = 0
-        self._waiting: list[_Job] = []
+        self._admitted = 0
+        self._queue: list[_Job] = []
         self._running: Sequence[_Job] = ()
-        self._rows = 1
-        self._seconds = 1.0  # of a batch; a guess until one has been made
+        self._batch_size = 1
+        self._batch_seconds = 1.0  # a guess until a batch has been measured
         self._measured = False
         self._stopping = self._closed = False
         self._thread = Thread(target=self._work, name="edits", daemon=True)
         self._thread.start()
 
     @property
-    def held(self) -> int:
-        """Slots that are taken."""
-        return self._slots
+    def admitted(self) -> int:
+        """Edits that hold a reservation."""
+        return self._admitted
 
     @property
     def waiting(self) -> int:
-        """Edits that wait for their turn."""
-        return len(self._waiting)
+        """Edits in the queue."""
+        return len(self._queue)
 
     @property
     def running(self) -> int:
-        """Edits that are being made."""
+        """Edits in the current batch."""
         return len(self._running)
 
     def check_ready(self) -> None:
-        """Raise `Unready` or `Stopping` where no edit could be taken, however few there are."""
+        """Raise `ModelLoading` or `ServerStopping` unless edits can be admitted."""
         if self._stopping:
-            raise Stopping("the server is stopping", AWAY)
+            raise ServerStopping("the server is stopping")
         if not self.model.done() or self.model.exception():
-            raise Unready("the model is being loaded", AWAY)
+            raise ModelLoading("the model is being loaded")
 
-    def admit(self) -> Reservation:
-        """Room for one edit. Raises `Full`, `Unready` or `Stopping`."""
+    @contextmanager
+    def admit(self) -> Iterator[Reservation]:
+        """Reserve a place for one edit; an unfinished edit is cancelled on leaving.
+
+        Raises `QueueFull`, `ModelLoading` or `ServerStopping`.
+        """
         try:
             with self._changed:
                 self.check_ready()
-                if self._slots >= self._limit:
-                    raise Full(f"{self._slots} edits are under way or wait", self._retry_after())
-                self._slots += 1
-        except ServerBusy as refused:
-            self._observer.refused(type(refused).__name__.lower())
+                if self._admitted >= self._limit:
+                    raise QueueFull(
+                        f"{self._admitted} edits are under way or wait", self._retry_after()
+                    )
+                self._admitted += 1
+        except ServerBusy as error:
+            self._observer.rejected(error.label)
             raise
-        return Reservation(self)
+        reservation = Reservation(self)
+        try:
+            yield reservation
+        finally:
+            reservation.cancel()
+            with self._changed:
+                self._admitted -= 1
+                self._changed.notify_all()
 
     def stop(self) -> None:
-        """Take no more edits; those that have a slot are made."""
+        """Admit no more edits; finish those already admitted."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
 
     def close(self, grace: float = 0) -> bool:
-        """Stop, wait `grace` seconds for what is held, and cancel the rest.
+        """Stop, give admitted edits `grace` seconds to finish, and cancel the rest.
 
-        Gives whether the thread has ended; one that loads, or is amid a step, may take longer.
+        Returns whether the thread has ended: it may still be loading the model or inside a step.
         """
         self.stop()
         if self.model.done():
             self._thread.join(grace)
-        for job in (*self._waiting, *self._running):
+        for job in (*self._queue, *self._running):
             job.future.cancel()
         with self._changed:
             self._closed = True
@@ -226,131 +245,116 @@ class Batcher:
             self._thread.join(1)
         return not self._thread.is_alive()
 
-    def __enter__(self) -> Batcher:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close at once."""
-        self.close()
-
     def _retry_after(self) -> int:
-        """Seconds that all who are held now will take."""
-        return max(1, math.ceil(math.ceil(self._slots / self._rows) * self._seconds))
+        """Seconds until all admitted edits should be done."""
+        batches = math.ceil(self._admitted / self._batch_size)
+        return max(1, math.ceil(batches * self._batch_seconds))
 
-    def _put(self, job: _Job) -> None:
+    def _enqueue(self, job: _Job) -> None:
         with self._changed:
-            self._waiting.append(job)
+            self._queue.append(job)
             self._changed.notify_all()
-        job.future.add_done_callback(lambda _: self._drop(job))
+        job.future.add_done_callback(lambda _: self._dequeue_if_cancelled(job))
 
-    def _drop(self, job: _Job) -> None:
-        """See to it that a job that is cancelled waits no longer."""
+    def _dequeue_if_cancelled(self, job: _Job) -> None:
         if not job.future.cancelled():
             return
         with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
+            if job in self._queue:
+                self._queue.remove(job)
                 self._changed.notify_all()
         self._observer.cancelled(job.running)
-
-    def _leave(self, job: _Job | None) -> None:
-        if job:
-            job.future.cancel()
-        with self._changed:
-            self._slots -= 1
-            self._changed.notify_all()
 
     def _work(self) -> None:
         try:
             model = self._load()
-            self._rows = model.rows
+            self._batch_size = model.rows
         except BaseException as error:
             self.model.set_exception(error)
             return
         self.model.set_result(model)
-        while jobs := self._next():
-            self._observer.began([monotonic() - job.since for job in jobs])
+        while jobs := self._next_batch():
+            self._observer.batch_started([monotonic() - job.submitted_at for job in jobs])
             started = monotonic()
             self._edit(model, jobs)
-            self._note(jobs, monotonic() - started)
-            jobs = ()  # their images need not lie here until others come
+            self._record_batch(jobs, monotonic() - started)
+            jobs = ()  # or their images would stay in memory until the next batch
 
-    def _next(self) -> Sequence[_Job]:
-        """The jobs of the next batch, as soon as there is one; none when all is done."""
+    def _next_batch(self) -> Sequence[_Job]:
+        """Wait for the next batch; empty when the batcher has stopped and all edits are done."""
         with self._changed:
             while True:
                 now = monotonic()
                 groups: dict[object, list[_Job]] = defaultdict(list)
-                for job in self._waiting:
-                    groups[job.company].append(job)
-                for jobs in groups.values():  # that of the oldest comes first
-                    if len(jobs) >= self._rows or now >= jobs[0].since + self._wait:
-                        self._running = jobs[: self._rows]
+                for job in self._queue:
+                    groups[job.batch_key].append(job)
+                for jobs in groups.values():  # the group of the oldest job comes first
+                    if len(jobs) >= self._batch_size or now >= jobs[0].submitted_at + self._wait:
+                        self._running = jobs[: self._batch_size]
                         for job in self._running:
                             job.running = True
-                            self._waiting.remove(job)
+                            self._queue.remove(job)
                         return self._running
-                if self._closed or (self._stopping and not self._slots):
+                if self._closed or (self._stopping and not self._admitted):
                     return ()
-                oldest = self._waiting[0].since if self._waiting else None
+                oldest = self._queue[0].submitted_at if self._queue else None
                 self._changed.wait(None if oldest is None else oldest + self._wait - now)
 
-    def _note(self, jobs: Sequence[_Job], seconds: float) -> None:
-        stopped = all(job.future.cancelled() for job in jobs)
+    def _record_batch(self, jobs: Sequence[_Job], seconds: float) -> None:
+        abandoned = all(job.future.cancelled() for job in jobs)
         with self._changed:
             self._running = ()
-            if not stopped:
+            if not abandoned:
                 weight = 0.2 if self._measured else 1
-                self._seconds += weight * (seconds - self._seconds)
+                self._batch_seconds += weight * (seconds - self._batch_seconds)
                 self._measured = True
-        self._observer.ended(len(jobs), seconds)
+        self._observer.batch_finished(len(jobs), seconds)
 
     def _edit(self, model: ReasonPix2Pix, jobs: Sequence[_Job]) -> None:
-        """Give each job its end, but for those that were cancelled."""
-        failure = _attempt(model, jobs)
-        # Only here the error is gone, and with it frames that may hold much of a device's memory.
-        if failure is None:
+        """Settle every job that is not cancelled."""
+        error = _edit_together(model, jobs)
+        # The exception, whose frames may hold device memory, is gone only after that call returned.
+        if error is None:
             return
         free_memory()
         if len(jobs) == 1:
-            _end(jobs[0], failure)
+            _settle(jobs[0], error)
             return
-        for job in jobs:  # what one of them breaks shall break it alone
+        for job in jobs:  # one bad edit must not fail the others
             if not job.future.done():
                 self._edit(model, [job])
 
 
-def _attempt(model: ReasonPix2Pix, jobs: Sequence[_Job]) -> ReasonpixError | None:
-    """Edit them together; what is given back is why they could not be."""
+def _edit_together(model: ReasonPix2Pix, jobs: Sequence[_Job]) -> ReasonpixError | None:
+    """Edit the jobs as one batch. Returns why that failed, if it did."""
 
     def advance(share: float) -> None:
         if all(job.future.done() for job in jobs):
-            raise _NobodyLeft
+            raise _BatchAbandoned
 
     try:
         tasks = [job.task for job in jobs]
         for number, edited in model.edit(tasks, jobs[0].settings, advance):
-            _end(
-                jobs[number], EditRejected(edited.reason) if isinstance(edited, Problem) else edited
-            )
-    except _NobodyLeft:
+            outcome = EditRejected(edited.reason) if isinstance(edited, Problem) else edited
+            _settle(jobs[number], outcome)
+    except _BatchAbandoned:
         pass
-    except BaseException as error:  # whatever it is, others want edits too
-        exhausted = any(
-            isinstance(it, Exception) and is_out_of_memory(it) for it in (error, error.__cause__)
+    except BaseException as error:  # whatever it is, the server goes on
+        out_of_memory = any(
+            isinstance(cause, Exception) and is_out_of_memory(cause)
+            for cause in (error, error.__cause__)
         )
         if len(jobs) == 1:
-            _log.error("an edit failed: %s", error, exc_info=None if exhausted else error)
-        if exhausted:
-            return OutOfMemory("memory ran out", AWAY)
+            _log.error("an edit failed: %s", error, exc_info=None if out_of_memory else error)
+        if out_of_memory:
+            return OutOfMemory("memory ran out")
         return EditError("the model failed at this edit; the server's log says why")
     return None
 
 
-def _end(job: _Job, end: Image | ReasonpixError) -> None:
-    with suppress(InvalidStateError):  # nobody waits for it any more
-        if isinstance(end, ReasonpixError):
-            job.future.set_exception(end)
+def _settle(job: _Job, outcome: Image | ReasonpixError) -> None:
+    with suppress(InvalidStateError):  # it was cancelled
+        if isinstance(outcome, ReasonpixError):
+            job.future.set_exception(outcome)
         else:
-            job.future.set_result(end)
+            job.future.set_result(outcome)

@@ -1,4 +1,4 @@
-"""The server's manners in HTTP, around its app: headers, counts, early answers, slow readers."""
+"""HTTP behaviour common to all responses: headers, counts, early answers, slow readers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _HEADERS = {
     b"x-content-type-options": b"nosniff",
 }
 _LINGER_S = 5
-"""Seconds for which the rest of a request is read that was answered before its end."""
+"""After answering a request early, read the rest of it for at most this long."""
 _LINGER_BYTES = 2**26
-_PIECE = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
 
 Count = Callable[[str, int], None]
-"""Told of each request's path and status."""
+"""Called with the path and status of each request."""
 
 
 class ResponseMiddleware:
-    """Passes requests to `app`, and sees to what all answers have in common.
+    """Adds security headers to the responses of `app` and counts them.
 
-    A request may be answered before it was read. The rest of it is then read and thrown away, for a
-    while: many clients send all before they look at the answer, and would see nothing but a broken
-    connection.
+    A request may be answered before its body was read. The rest of it is then read and discarded
+    for a while: many clients send everything before they read the response, and would otherwise see
+    only a broken connection.
     """
 
     def __init__(self, app: ASGIApp, count: Count) -> None:
@@ -37,72 +37,70 @@ class ResponseMiddleware:
         self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI says."""
+        """Handle one ASGI request."""
         assert scope["type"] == "http"
         headers = dict(scope["headers"])
         unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
-        held_back = b"expect" in headers  # such a client sends its body when it is asked for
+        awaits_continue = b"expect" in headers  # the client sends its body only on request
         status = 499
 
-        async def received() -> Message:
-            nonlocal unread, held_back
-            held_back = False
+        async def receive_body() -> Message:
+            nonlocal unread, awaits_continue
+            awaits_continue = False
             message = await receive()
             if message["type"] != "http.request" or not message.get("more_body"):
                 unread = False
             return message
 
-        async def sent(message: Message) -> None:
+        async def send_response(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": _complete(message["headers"], unread)}
-            elif unread and not held_back and status != 408 and not message.get("more_body"):
+                message = {**message, "headers": _add_headers(message["headers"], unread)}
+            elif unread and not awaits_continue and status != 408 and not message.get("more_body"):
                 await send({**message, "more_body": True})
-                await _discard(received)
+                await _discard(receive_body)
                 message = {"type": "http.response.body"}
             await send(message)
 
         try:
-            await self._app(scope, received, sent)
+            await self._app(scope, receive_body, send_response)
         finally:
             self._count(scope["path"], status)
 
 
 async def _discard(receive: Receive) -> None:
-    left = _LINGER_BYTES
+    remaining = _LINGER_BYTES
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_S):
-            while left > 0:
+            while remaining > 0:
                 message = await receive()
-                left -= len(message.get("body", b""))
+                remaining -= len(message.get("body", b""))
                 if not message.get("more_body"):
                     return
 
 
-def _complete(headers: list[tuple[bytes, bytes]], closing: bool) -> list[tuple[bytes, bytes]]:
-    """The headers with ours, where they are not the page's, which has a policy of its own."""
-    given = {name.lower() for name, _ in headers}
-    if b"content-security-policy" not in given:
-        headers = [*headers, *((name, it) for name, it in _HEADERS.items() if name not in given)]
-    return [*headers, (b"connection", b"close")] if closing else headers
+def _add_headers(headers: list[tuple[bytes, bytes]], close: bool) -> list[tuple[bytes, bytes]]:
+    """Add the default headers that the response does not set itself."""
+    names = {name.lower() for name, _ in headers}
+    headers = [*headers, *(item for item in _HEADERS.items() if item[0] not in names)]
+    return [*headers, (b"connection", b"close")] if close else headers
 
 
 class PacedResponse(Response):
-    """A body that is sent as it is taken, within `seconds`: what is not taken is not buffered."""
+    """Sends its body in chunks as the client reads them, for at most `seconds`; buffers nothing."""
 
     def __init__(self, content: bytes, media_type: str, seconds: float) -> None:
         super().__init__(content, media_type=media_type)
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI says. The connection ends with the time."""
+        """Send the response; after `seconds` the connection is closed."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         body = memoryview(self.body)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._seconds):
-                for start in range(0, len(body), _PIECE):
-                    piece = bytes(body[start : start + _PIECE])
-                    message = {"type": "http.response.body", "body": piece, "more_body": True}
-                    await send(message)
+                for start in range(0, len(body), _CHUNK_BYTES):
+                    chunk = bytes(body[start : start + _CHUNK_BYTES])
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body"})

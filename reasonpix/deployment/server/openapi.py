@@ -1,4 +1,4 @@
-"""What /openapi.json says: each route, each answer it can give, the bounds of what is sent."""
+"""The OpenAPI description: every route, every response it can give, the limits of requests."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel, Field
 
 from reasonpix.core.images import FORMATS
-from reasonpix.deployment.server.request import EditForm
+from reasonpix.deployment.server.request import EditFields
 
-ABOUT = "Edit images by instructions, with one model."
+DESCRIPTION = "Edit images by instructions, with one model."
 
 _MEDIA_TYPES = {"JPEG": "image/jpeg", "PPM": "image/x-portable-pixmap"}
 
 
-class Png(Response):
+class PngResponse(Response):
     """A PNG."""
 
     media_type = "image/png"
 
 
-class Text(Response):
-    """Figures as Prometheus reads them."""
+class MetricsResponse(Response):
+    """Metrics in the Prometheus text format."""
 
     media_type = "text/plain"
 
@@ -40,7 +40,7 @@ class Status(BaseModel):
     status: str
 
 
-class ModelFacts(BaseModel):
+class ModelInfo(BaseModel):
     """What is served."""
 
     name: str
@@ -59,7 +59,7 @@ def _error(description: str, **headers: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": _ERROR, "headers": headers}
 
 
-def _later(description: str) -> dict[str, Any]:
+def _busy(description: str) -> dict[str, Any]:
     schema = {"type": "integer", "minimum": 1}
     return _error(
         description, **{"Retry-After": {"description": "Seconds to wait", "schema": schema}}
@@ -76,7 +76,7 @@ _FAILED = {500: _error("The server failed; its log says why")}
 
 
 def _request_body() -> dict[str, Any]:
-    schema = EditForm.model_json_schema()
+    schema = EditFields.model_json_schema()
     kinds = ", ".join(_MEDIA_TYPES.get(it, f"image/{it.lower()}") for it in FORMATS)
     image = {
         "type": "string",
@@ -102,7 +102,7 @@ EDITS: dict[str, Any] = {
     "operation_id": "edit",
     "summary": "Edit an image",
     "description": "The same image, fields and model give the same pixels.",
-    "response_class": Png,
+    "response_class": PngResponse,
     "responses": {
         200: {
             "description": "The edited image, of the size of the input (upright)",
@@ -114,9 +114,9 @@ EDITS: dict[str, Any] = {
         413: _error("The image has too many bytes or pixels"),
         415: _error("The request is no multipart/form-data"),
         422: _error("A field is wrong, or the image cannot be read or edited"),
-        429: _later("As many edits as there may be are under way"),
+        429: _busy("As many edits as there may be are under way"),
         **_FAILED,
-        503: _later("The model is being loaded, the server is stopping, or memory ran out"),
+        503: _busy("The model is being loaded, the server is stopping, or memory ran out"),
         504: _error("The edit took too long"),
     },
     "openapi_extra": _request_body(),
@@ -124,17 +124,17 @@ EDITS: dict[str, Any] = {
 MODEL: dict[str, Any] = {
     "operation_id": "model",
     "summary": "What is served",
-    "response_model": ModelFacts,
+    "response_model": ModelInfo,
     "responses": {
         **_UNAUTHORIZED,
         **_FAILED,
-        503: _later("The model is being loaded, or the server is stopping"),
+        503: _busy("The model is being loaded, or the server is stopping"),
     },
 }
 METRICS: dict[str, Any] = {
     "operation_id": "metrics",
     "summary": "Figures for Prometheus",
-    "response_class": Text,
+    "response_class": MetricsResponse,
     "responses": {**_UNAUTHORIZED, **_FAILED},
 }
 HEALTHZ: dict[str, Any] = {
@@ -147,22 +147,22 @@ READYZ: dict[str, Any] = {
     "operation_id": "readyz",
     "summary": "Whether edits are taken",
     "response_model": Status,
-    "responses": {**_FAILED, 503: _later("The model is being loaded, or the server is stopping")},
+    "responses": {**_FAILED, 503: _busy("The model is being loaded, or the server is stopping")},
 }
 
 
-def document(app: FastAPI, secured: bool, maxima: dict[str, int]) -> dict[str, Any]:
-    """The OpenAPI document; `maxima` are of the form's fields, as far as they are known."""
-    made = deepcopy(app.openapi())
-    made["components"]["schemas"]["Error"] = Error.model_json_schema()
-    if secured:
+def build_document(app: FastAPI, has_token: bool, maxima: dict[str, int]) -> dict[str, Any]:
+    """The OpenAPI document; `maxima` are the largest values of form fields, where known."""
+    document = deepcopy(app.openapi())
+    document["components"]["schemas"]["Error"] = Error.model_json_schema()
+    if has_token:
         scheme = {"type": "http", "scheme": "bearer"}
-        made["components"]["securitySchemes"] = {"token": scheme}
-        for operations in made["paths"].values():
+        document["components"]["securitySchemes"] = {"token": scheme}
+        for operations in document["paths"].values():
             for operation in operations.values():
                 if "401" in operation["responses"]:
                     operation["security"] = [{"token": []}]
-    body = made["paths"]["/v1/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    body = document["paths"]["/v1/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]
     for name, maximum in maxima.items():
         body["schema"]["properties"][name]["maximum"] = maximum
-    return made
+    return document

@@ -1,36 +1,35 @@
-"""The server's life: it listens, loads the model, serves, and stops in order.
+"""The life of the server process: listen, load the model, serve, shut down gracefully.
 
-The socket answers from the start, and says by /readyz when edits are taken. The first SIGTERM or
-SIGINT lets it take no more and finish what it has, the second one ends it at once.
+The socket answers from the start; `/readyz` says when edits are accepted. The first SIGTERM or
+SIGINT stops new edits and finishes those already admitted; the second one ends the process at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import socket
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from reasonpix.deployment.server.app import Service, create_app, front
-from reasonpix.errors import require_extra
+from reasonpix.deployment.server.app import create_app, with_middleware
+from reasonpix.deployment.server.service import Service
 
-_SENT_S = 5
-"""Seconds that are added to the time of an edit for all that has to be sent."""
+_SEND_S = 5
+"""Seconds allowed for sending the last responses, on top of the time limit of an edit."""
 
 
 class _Server(uvicorn.Server):
-    """Signals are passed on to `told`, instead of ending it with edits under way."""
+    """Calls `on_signal` for the first signal instead of dropping the edits under way."""
 
-    told: Callable[[], object]
+    on_signal: Callable[[], object]
     signals = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -38,35 +37,35 @@ class _Server(uvicorn.Server):
         if self.signals > 1:
             os.write(2, b"stopped at once\n")
             os._exit(128 + sig)
-        self.told()
+        self.on_signal()
 
 
-def serve(
+def run_server(
     service: Service,
-    listening: socket.socket,
+    listener: socket.socket,
     *,
     page: bool,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until a signal ends it; `ready` is called when edits are taken.
+    """Serve on `listener` until a signal arrives; `ready` is called once edits are accepted.
 
-    With `page` there is one for the browser at /. Raises what kept the model from being loaded.
+    `page` adds the page for the browser at `/`. Raises what loading the model raised.
     """
-    # Their size is checked here, and a warning would only be noise.
+    # The size of images is checked when they are read; Pillow's warning would only be noise.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-    asyncio.run(_serve(service, listening, page, ready))
-    service.pixels.shutdown(wait=False, cancel_futures=True)
+    asyncio.run(_serve(service, listener, page, ready))
+    service.image_threads.shutdown(wait=False, cancel_futures=True)
     if not service.batcher.close():
-        # It loads, or is amid a step: the interpreter's own end would wait, or crash.
+        # The thread is loading the model or inside a step: a normal exit would wait, or crash.
         sys.stdout.flush()
         os._exit(0)
 
 
-def config(app: FastAPI) -> uvicorn.Config:
-    """How the app of `create_app` is served."""
+def uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves the app of `create_app`."""
     return uvicorn.Config(
-        front(app),
-        http="h11",  # it bounds what headers may take
+        with_middleware(app),
+        http="h11",  # it limits the size of headers
         ws="none",
         lifespan="off",
         log_level="warning",
@@ -77,54 +76,31 @@ def config(app: FastAPI) -> uvicorn.Config:
 
 
 async def _serve(
-    service: Service, listening: socket.socket, page: bool, ready: Callable[[], None]
+    service: Service, listener: socket.socket, page: bool, ready: Callable[[], None]
 ) -> None:
-    app = create_app(service)
-    server = _Server(config(app))
+    server = _Server(uvicorn_config(create_app(service, page=page)))
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    server.told = functools.partial(loop.call_soon_threadsafe, stop.set)
-    running = asyncio.create_task(server.serve(sockets=[listening]))
+    server.on_signal = lambda: loop.call_soon_threadsafe(stop.set)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
     stopped = asyncio.create_task(stop.wait())
     loaded = asyncio.wrap_future(service.batcher.model)
-    end_page: Callable[[], None] = lambda: None  # noqa: E731
-    async with AsyncExitStack() as stack:
-        try:
-            await asyncio.wait((running, stopped, loaded), return_when=asyncio.FIRST_COMPLETED)
-            if loaded.done() and not stop.is_set():
-                loaded.result()
-                if page:
-                    end_page = await asyncio.to_thread(_mount, app, service)
-                    await stack.enter_async_context(app.router.lifespan_context(app))
-                ready()
-                await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
-            await _finish(service)
-        finally:
-            end_page()
-            server.should_exit = True
-            await running
-            stopped.cancel()
+    try:
+        await asyncio.wait((running, stopped, loaded), return_when=asyncio.FIRST_COMPLETED)
+        if loaded.done() and not stop.is_set():
+            loaded.result()
+            ready()
+            await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
+        await _finish_edits(service)
+    finally:
+        server.should_exit = True
+        await running
+        stopped.cancel()
 
 
-async def _finish(service: Service) -> None:
-    """Take no more edits, and wait for those that are held: their own time limit bounds it."""
+async def _finish_edits(service: Service) -> None:
+    """Admit no more edits and wait for the admitted ones, which their time limit bounds."""
     service.batcher.stop()
     with suppress(TimeoutError):
-        async with asyncio.timeout(service.limits.timeout + _SENT_S):
-            while service.batcher.held:
+        async with asyncio.timeout(service.limits.timeout + _SEND_S):
+            while service.batcher.admitted:
                 await asyncio.sleep(0.05)
-
-
-def _mount(app: FastAPI, service: Service) -> Callable[[], None]:
-    with require_extra("serve"):
-        from reasonpix.deployment.server import ui
-
-    return ui.mount(
-        app,
-        service.edit,
-        service.model.settings,
-        service.name,
-        token=service.token,
-        max_bytes=service.limits.max_bytes,
-        max_steps=service.max_steps,
-        read=service.read,
-    )

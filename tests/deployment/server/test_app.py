@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reasonpix.core.images import decode
-from reasonpix.deployment.server.app import Limits
+from reasonpix.deployment.server.service import Limits
 from reasonpix.editing.pipeline import working_size
 from tests.conftest import Shell
 from tests.support.serve_files import (
@@ -257,7 +257,7 @@ def test_a_full_server_says_when_to_come_again_before_it_reads(
     model = FakeModel(held=True)
     with faked(model, Limits(queue=3)) as (service, client), ThreadPoolExecutor(3) as pool:
         held = [pool.submit(ask, client, picture(), WORDS) for _ in range(3)]
-        until(lambda: service.batcher.held == 3)
+        until(lambda: service.batcher.admitted == 3)
         address = urlsplit(str(client.base_url))
         with socket.create_connection((address.hostname, address.port)) as line:
             # The body never comes: the answer does not wait for it.
@@ -273,7 +273,7 @@ def test_a_full_server_says_when_to_come_again_before_it_reads(
         assert figures(client)['reasonpix_rejected_total{reason="full"}'] == 2
         model.free.set()
         assert all(it.result().status_code == 200 for it in held)
-        until(lambda: service.batcher.held == 0)
+        until(lambda: service.batcher.admitted == 0)
         assert ask(client, picture(), WORDS).status_code == 200
 
 
@@ -290,7 +290,7 @@ def test_who_leaves_takes_the_edit_along() -> None:
                 ask(leaver, picture(), words)
             name = f'reasonpix_cancelled_total{{when="{when}"}}'
             until(lambda name=name: figures(client)[name] == 1)  # type: ignore[misc]
-            until(lambda left=int(when == "waiting"): service.batcher.held == left)  # type: ignore[misc]
+            until(lambda left=int(when == "waiting"): service.batcher.admitted == left)  # type: ignore[misc]
             if when == "waiting":
                 model.free.set()
                 assert stays.result().status_code == 200
@@ -320,7 +320,7 @@ def test_a_body_that_comes_too_slowly_gives_its_room_back() -> None:
                 b"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
                 b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
             )
-            until(lambda: service.batcher.held == 1)
+            until(lambda: service.batcher.admitted == 1)
             line.settimeout(3)
             assert line.recv(10_000).startswith(b"HTTP/1.1 408")
         assert ask(client, picture(), WORDS).status_code == 200
@@ -334,8 +334,8 @@ def test_who_leaves_while_sending_gives_the_room_back() -> None:
                 b"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
                 b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b"
             )
-            until(lambda: service.batcher.held == 1)
-        until(lambda: service.batcher.held == 0)
+            until(lambda: service.batcher.admitted == 1)
+        until(lambda: service.batcher.admitted == 0)
 
 
 def test_the_server_survives_what_breaks(caplog: pytest.LogCaptureFixture) -> None:
@@ -373,7 +373,7 @@ def test_a_signal_lets_accepted_edits_end(tiny: Path) -> None:
         ThreadPoolExecutor(6) as pool,
     ):
         answers = [pool.submit(ask, client, picture(), str(n), steps=100) for n in range(6)]
-        until(lambda: figures(client)["reasonpix_held"] == 6)
+        until(lambda: figures(client)["reasonpix_admitted"] == 6)
         process.send_signal(signal.SIGTERM)
         until(lambda: client.get("/readyz").status_code == 503)
         refused = ask(client, picture(), WORDS)

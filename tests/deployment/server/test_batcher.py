@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import cast
 
 import pytest
@@ -14,11 +14,11 @@ from reasonpix.deployment.server.batcher import (
     Batcher,
     EditError,
     EditRejected,
-    Full,
+    ModelLoading,
     Observer,
     OutOfMemory,
-    Stopping,
-    Unready,
+    QueueFull,
+    ServerStopping,
 )
 from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix
 from tests.support.serve_files import FakeModel, picture, until
@@ -30,7 +30,8 @@ def batching(
 ) -> Iterator[tuple[Batcher, ExitStack]]:
     """A batcher, and where its slots are kept."""
     load = lambda: cast(ReasonPix2Pix, model)  # noqa: E731
-    with Batcher(load, limit=limit, wait=wait, observer=observer) as batcher, ExitStack() as slots:
+    batcher = Batcher(load, limit=limit, wait=wait, observer=observer)
+    with closing(batcher), ExitStack() as slots:
         batcher.model.result(10)
         yield batcher, slots
         model.free.set()
@@ -98,18 +99,23 @@ def test_who_finds_no_room_is_told_when_to_come() -> None:
     model = FakeModel(held=True, rows=2)
     with batching(model, limit=4) as (batcher, slots):
         futures = [ask(batcher, slots, "x") for _ in range(4)]
-        with pytest.raises(Full, match=r"4 edits are under way or wait; try again in 2 s") as told:
-            batcher.admit()
+        with (
+            pytest.raises(
+                QueueFull, match=r"4 edits are under way or wait; try again in 2 s"
+            ) as told,
+            batcher.admit(),
+        ):
+            pass
         assert told.value.retry_after == 2  # two batches, of a second for all that is known
         model.free.set()
         for future in futures:
             future.result(10)
-        with pytest.raises(Full):
-            batcher.admit()  # what is made is held until it is sent
+        with pytest.raises(QueueFull), batcher.admit():
+            pass  # what is made is held until it is sent
         slots.close()
-        assert batcher.held == 0
+        assert batcher.admitted == 0
         with batcher.admit():
-            assert batcher.held == 1
+            assert batcher.admitted == 1
 
 
 def test_retry_after_follows_what_edits_take() -> None:
@@ -122,8 +128,8 @@ def test_retry_after_follows_what_edits_take() -> None:
         model.free.clear()
         for _ in range(2):
             ask(batcher, slots, "x")
-        with pytest.raises(Full) as told:
-            batcher.admit()
+        with pytest.raises(QueueFull) as told, batcher.admit():
+            pass
     assert told.value.retry_after >= 4  # three of 1.3 s
 
 
@@ -135,7 +141,7 @@ class Counts(Observer):
     def cancelled(self, running: bool) -> None:
         self.given_up.append(running)
 
-    def ended(self, size: int, seconds: float) -> None:
+    def batch_finished(self, size: int, seconds: float) -> None:
         self.sizes.append(size)
 
 
@@ -168,7 +174,7 @@ def test_leaving_a_slot_cancels_its_edit() -> None:
         until(lambda: batcher.running == 1)
         slots.close()
         until(lambda: batcher.running == 0)
-        assert batcher.held == 0
+        assert batcher.admitted == 0
 
 
 def test_what_breaks_breaks_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -197,8 +203,11 @@ def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
         futures = [ask(batcher, slots, str(n)) for n in range(6)]
         late = slots.enter_context(batcher.admit())
         batcher.stop()
-        with pytest.raises(Stopping, match="the server is stopping; try again in"):
-            batcher.admit()
+        with (
+            pytest.raises(ServerStopping, match="the server is stopping; try again in"),
+            batcher.admit(),
+        ):
+            pass
         futures.append(late.submit(EditTask(picture(), "late"), batcher.model.result().settings))
         model.free.set()
         assert all(future.result(10) for future in futures)
@@ -221,11 +230,11 @@ def test_before_the_model_is_loaded() -> None:
         loading.wait(10)
         raise MemoryError("no room for the weights")
 
-    with Batcher(load, limit=1, wait=0) as batcher:
-        with pytest.raises(Unready, match="the model is being loaded"):
-            batcher.admit()
+    with closing(Batcher(load, limit=1, wait=0)) as batcher:
+        with pytest.raises(ModelLoading, match="the model is being loaded"), batcher.admit():
+            pass
         loading.set()
         with pytest.raises(MemoryError, match="no room"):
             batcher.model.result(10)
-        with pytest.raises(Unready):
-            batcher.admit()
+        with pytest.raises(ModelLoading), batcher.admit():
+            pass

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from reasonpix import Client
 from reasonpix.core.images import decode
-from reasonpix.deployment.server.app import Limits
+from reasonpix.deployment.server.service import Limits
 from reasonpix.errors import ReasonpixError
 from tests.support.serve_files import FakeModel, encoded, faked, figures, picture, until
 

@@ -2,7 +2,7 @@
 
 The whole run, of 2,000, with the counts of each status:
 
-    REASONPIX_FUZZ=2000 python -m pytest -s tests/test_serve_fuzz.py
+    REASONPIX_FUZZ=2000 python -m pytest -s tests/deployment/server/test_fuzz.py
 """
 
 from __future__ import annotations

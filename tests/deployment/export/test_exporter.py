@@ -17,7 +17,7 @@ from PIL import Image
 
 from reasonpix.cli.main import cli
 from reasonpix.deployment.export.converters import profile, quiet
-from reasonpix.deployment.export.export import ExportRequest, export
+from reasonpix.deployment.export.exporter import ExportRequest, export_model
 from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint
 from reasonpix.editing.pipeline import ReasonPix2Pix, working_size
 from reasonpix.editing.pipeline_parts import vae_scale_factor
@@ -83,7 +83,7 @@ class Room:
         self.clip = write_clip(folder / "clip")
         self.dino = write_dino(folder / "dino")
 
-    def wish(
+    def request(
         self, model: Path | str, format: Format, precision: Precision = "fp32", **more: bool
     ) -> ExportRequest:
         metrics = {"clip": str(self.clip), "dino": str(self.dino)}
@@ -203,7 +203,7 @@ def test_a_folder_that_can_be_deployed(room: Room, said: Result, tmp_path: Path)
     (linked / "vae" / "config.json").unlink()
     (linked / "vae" / "config.json").symlink_to(room.model / "vae" / "config.json")
     out = tmp_path / "out"
-    done = export(room.wish(linked, "onnx"), out)
+    done = export_model(room.request(linked, "onnx"), out)
     # The same model gives the same files, wherever it lies; here without those of the VAE.
     before = read_export(room.model, "onnx")
     assert before is not None
@@ -221,16 +221,16 @@ def test_a_folder_that_can_be_deployed(room: Room, said: Result, tmp_path: Path)
     ours, torchs = (np.asarray(it([picture()], "make it rain")[0], int) for it in edits)
     assert np.abs(ours - torchs).max() <= 1
     with pytest.raises(WeightsError, match=r"no PyTorch weights of the UNet; name the model"):
-        export(room.wish(out, "openvino"))
+        export_model(room.request(out, "openvino"))
 
     (out / "openvino").mkdir()
     (out / "openvino" / "stale.xml").write_text("of an earlier export")
     with pytest.raises(ReasonpixError, match="exists; --force replaces it"):
-        export(room.wish(linked, "openvino", "int8"), out)
+        export_model(room.request(linked, "openvino", "int8"), out)
     with pytest.raises(ReasonpixError, match="is no export, so it is not replaced"):
-        export(room.wish(linked, "openvino", "int8"), out, force=True)
+        export_model(room.request(linked, "openvino", "int8"), out, force=True)
     shutil.copy(out / "onnx" / "export.json", out / "openvino")
-    done = export(room.wish(linked, "openvino", "int8"), out, force=True)
+    done = export_model(room.request(linked, "openvino", "int8"), out, force=True)
     assert done.folder == out / "openvino"
     assert {path.name for path in done.folder.iterdir()} == {"unet.xml", "unet.bin", "export.json"}
     assert "nncf" in done.manifest.packages
@@ -240,7 +240,7 @@ def test_a_folder_that_can_be_deployed(room: Room, said: Result, tmp_path: Path)
 
     other = write_model(tmp_path / "other", seed=1)
     with pytest.raises(ReasonpixError, match=r"onnx was exported from other weights than these"):
-        export(room.wish(other, "openvino"), out, force=True)
+        export_model(room.request(other, "openvino"), out, force=True)
     assert read_export(out, "openvino") == Export(done.folder, done.manifest)
 
 
@@ -252,7 +252,7 @@ def test_an_export_that_is_wrong_is_refused(room: Room, tmp_path: Path) -> None:
     model = write_model(tmp_path / "large", first_layer_times=1e7)
     before = listing(tmp_path)
     with pytest.raises(ReasonpixError) as refused:
-        export(room.wish(model, "onnx", "fp16"))
+        export_model(room.request(model, "onnx", "fp16"))
     told = str(refused.value)
     assert told.startswith("onnx fp16: these edits are not PyTorch's, so nothing was written")
     assert "UNet, relative difference, step 1 of 2: nan, ≤ 1e-02 wanted" in told
@@ -262,11 +262,13 @@ def test_an_export_that_is_wrong_is_refused(room: Room, tmp_path: Path) -> None:
 
 def test_what_is_there_survives_a_refusal(room: Room, said: Result) -> None:
     """The samples are found to be none after the place was seen to be free."""
-    wish = room.wish(room.model, "onnx")
+    request = room.request(room.model, "onnx")
     nowhere = BenchmarkOptions(path=str(room.model / "nowhere"))
     before = listing(room.model)
     with pytest.raises(ReasonpixError, match="nowhere"):
-        export(ExportRequest(wish.model, "onnx", nowhere, metrics=wish.metrics), force=True)
+        export_model(
+            ExportRequest(request.model, "onnx", nowhere, metrics=request.metrics), force=True
+        )
     assert listing(room.model) == before
 
 
@@ -286,7 +288,7 @@ def test_places_that_are_not_free(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     with pytest.raises(ReasonpixError, match=message):
-        export(room.wish(model, "onnx"), out and tmp_path / out)
+        export_model(room.request(model, "onnx"), out and tmp_path / out)
     assert listing(tmp_path) == {"taken/file": b"mine"}
 
 
@@ -301,7 +303,7 @@ def test_precisions_that_cannot_come_out(
     room: Room, format: Format, precision: Precision, message: str
 ) -> None:
     with pytest.raises(ReasonpixError, match=message):
-        export(room.wish(room.model, format, precision))
+        export_model(room.request(room.model, format, precision))
 
 
 @pytest.mark.parametrize(
@@ -313,9 +315,9 @@ def test_precisions_that_cannot_come_out(
     ],
 )
 def test_devices_that_cannot_be_used(room: Room, format: Format, device: str, message: str) -> None:
-    wish = room.wish(room.model, format)
+    request = room.request(room.model, format)
     with pytest.raises(ReasonpixError, match=message):
-        export(replace(wish, model=wish.model.model_copy(update={"device": device})))
+        export_model(replace(request, model=request.model.model_copy(update={"device": device})))
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "tensorrt"])
@@ -326,7 +328,7 @@ def test_a_missing_package_is_named_before_any_work(
     monkeypatch.setitem(sys.modules, package, None)
     told: list[str] = []
     with pytest.raises(ReasonpixError, match=rf"{package}: pip install 'reasonpix\[{format}\]'"):
-        export(room.wish(room.model, format), report=told.append)
+        export_model(room.request(room.model, format), log=told.append)
     assert told == []
 
 

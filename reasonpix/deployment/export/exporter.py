@@ -51,11 +51,8 @@ from reasonpix.evaluation.metrics import Metrics, MetricsOptions
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
 
-Report = Callable[[str], None]
-"""Told what is being done."""
-
-_KEPT = ("model_index.json", "reasonpix.json", "README.md", "unet/config.json")
-_PARTS = ("vae", "scheduler", "connector", "text_encoder", "tokenizer")
+_MODEL_FILES = ("model_index.json", "reasonpix.json", "README.md", "unet/config.json")
+_MODEL_FOLDERS = ("vae", "scheduler", "connector", "text_encoder", "tokenizer")
 """What a model is used with, beside its UNet: files, and folders."""
 _UNUSED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.fp16.*", "*non_ema*")
 """What repositories hold of the same weights in other forms."""
@@ -77,7 +74,7 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """An export that was proven, and what it was proven by."""
 
     folder: Path
@@ -90,13 +87,13 @@ class Exported:
         return sum((self.folder / name).stat().st_size for name in self.manifest.files)
 
 
-def export(
-    wish: ExportRequest,
+def export_model(
+    request: ExportRequest,
     out: Path | None = None,
     *,
     force: bool = False,
-    report: Report = lambda what: None,
-) -> Exported:
+    log: Callable[[str], None] = lambda step: None,
+) -> ExportResult:
     """Export a model into its own folder, or with all that it is used with into `out`.
 
     `out` is a new folder, or one that holds exports of the same weights, to which it is added.
@@ -104,28 +101,28 @@ def export(
     checked first. Raises `ReasonpixError`, and then nothing was changed; that is also so for an
     export that does not do what PyTorch does.
     """
-    device = _check(wish)
-    place = _place(wish, out, force)
-    check_pipeline(wish.model)
-    _check_is_torch(wish.model)
-    metrics = Metrics(wish.metrics)
+    device = _check_request(request)
+    target = _choose_target(request, out, force)
+    check_pipeline(request.model)
+    _check_is_torch(request.model)
+    metrics = Metrics(request.metrics)
     metrics.check()
-    cases = read_benchmark(wish.benchmark, Path()).cases
-    report("reading the model")
-    checkpoint = load_checkpoint(wish.model)
+    cases = read_benchmark(request.benchmark, Path()).cases
+    log("reading the model")
+    checkpoint = load_checkpoint(request.model)
     weights = weights_digest(checkpoint.model.unet)
-    _check_weights(place, weights)
-    encoder = checkpoint.build_encoder(device=str(device), cache_dir=wish.model.cache_dir)
+    _check_weights(target, weights)
+    encoder = checkpoint.build_encoder(device=str(device), cache_dir=request.model.cache_dir)
     # A new model's folder may be there, and empty.
-    with atomic_dir(place.target, "export", replace=force or place.is_new_model) as draft:
-        folder = draft / place.inside
+    with atomic_dir(target.folder, "export", replace=force or target.is_new_model) as draft:
+        folder = draft / target.subfolder
         folder.mkdir(exist_ok=True)
-        if place.is_new_model:
-            _copy_model(wish.model, draft)
-        report(f"writing {wish.format}")
-        manifest = _write(wish, checkpoint, weights, folder)
-        report(f"comparing with PyTorch: {len(cases)} cases")
-        networks = _opened(Export(folder, manifest), device)
+        if target.is_new_model:
+            _copy_model(request.model, draft)
+        log(f"writing {request.format}")
+        manifest = _write_files(request, checkpoint, weights, folder)
+        log(f"comparing with PyTorch: {len(cases)} cases")
+        networks = _load_networks(Export(folder, manifest), device)
         with closing(metrics), closing(encoder):
             metrics.load()
             encoder.load()
@@ -134,27 +131,27 @@ def export(
                 encoder,
                 networks,
                 cases,
-                _sizes(checkpoint, wish.format),
+                _probe_sizes(checkpoint, request.format),
                 metrics,
-                LIMITS[wish.precision],
-                steps=wish.steps,
+                LIMITS[request.precision],
+                steps=request.steps,
                 device=device,
             )
         if parity.problems:
-            raise ReasonpixError(_refusal(wish, parity))
-        tried = {"benchmark": wish.benchmark.path, "cases": len(cases), "device": str(device)}
+            raise ReasonpixError(_rejection(request, parity))
+        tried = {"benchmark": request.benchmark.path, "cases": len(cases), "device": str(device)}
         manifest = manifest.model_copy(update={"parity": tried | parity.facts()})
         text = manifest.model_dump_json(indent=2)
         (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
-    return Exported(place.target / place.inside, manifest, parity)
+    return ExportResult(target.folder / target.subfolder, manifest, parity)
 
 
 # -- before any work ------------------------------------------------------------------------------
 
 
-def _check(wish: ExportRequest) -> torch.device:
+def _check_request(request: ExportRequest) -> torch.device:
     """The device to compare on. Raises `ReasonpixError` for what cannot come out well."""
-    format, precision = wish.format, wish.precision
+    format, precision = request.format, request.precision
     if (format, precision) == ("tensorrt", "int8"):
         raise ReasonpixError(
             "--precision int8: TensorRT wants a calibration for it, which is not made here; choose "
@@ -176,7 +173,7 @@ def _check(wish: ExportRequest) -> torch.device:
             "TensorRT builds its engines on an NVIDIA GPU and computes on it, and PyTorch finds "
             "none here: export on a machine with one, or choose --to onnx or --to openvino"
         )
-    device = choose_export_device(format, wish.model)
+    device = choose_export_device(format, request.model)
     if (format, precision, device.type) == ("onnx", "bf16", "cpu"):
         raise ReasonpixError(
             "--precision bf16: onnxruntime has no bfloat16 on a CPU, so that nothing can be shown "
@@ -190,21 +187,21 @@ def _check(wish: ExportRequest) -> torch.device:
 class _ExportTarget:
     """Where an export goes."""
 
-    target: Path
-    """The folder that appears."""
-    inside: str
-    """Where in it the export is."""
+    folder: Path
+    """The folder that is created."""
+    subfolder: str
+    """Path of the export inside `folder`; "." if the folder is the export."""
     model: Path
-    """The folder of which the exports stand beside each other."""
+    """The model's folder, which holds one export for each format."""
 
     @property
     def is_new_model(self) -> bool:
-        return bool(self.inside != ".")
+        return self.subfolder != "."
 
 
-def _place(wish: ExportRequest, out: Path | None, force: bool) -> _ExportTarget:
+def _choose_target(request: ExportRequest, out: Path | None, force: bool) -> _ExportTarget:
     """Raises `ReasonpixError` for a place that is taken, or that belongs to somebody else."""
-    named = wish.model.model
+    named = request.model.model
     carried = registry.checkpoint(named)
     own = Path(carried or named)
     is_ours = carried is None and own.is_dir()
@@ -216,13 +213,13 @@ def _place(wish: ExportRequest, out: Path | None, force: bool) -> _ExportTarget:
         if out.exists() and not out.is_dir():
             raise ReasonpixError(f"--out: {out} is a file; name a folder")
         if not out.exists() or not any(out.iterdir()):
-            return _ExportTarget(model, wish.format, model)
+            return _ExportTarget(model, request.format, model)
         if not any(exists(out, format) for format in FORMATS):
             raise ReasonpixError(f"--out: {out} holds something else; name a new folder")
-    target = model / wish.format
+    target = model / request.format
     if os.path.lexists(target) and not force:
         raise ReasonpixError(f"{target} exists; --force replaces it")
-    if os.path.lexists(target) and not exists(model, wish.format):
+    if os.path.lexists(target) and not exists(model, request.format):
         raise ReasonpixError(f"{target} is no export, so it is not replaced; remove it yourself")
     return _ExportTarget(target, ".", model)
 
@@ -236,11 +233,11 @@ def _check_is_torch(options: ModelOptions) -> None:
         )
 
 
-def _check_weights(place: _ExportTarget, weights: str) -> None:
+def _check_weights(target: _ExportTarget, weights: str) -> None:
     """Exports that stand beside each other are of the same weights."""
     for format in FORMATS:
-        file = place.model / format / MANIFEST
-        if place.is_new_model or file.parent == place.target or not file.is_file():
+        file = target.model / format / MANIFEST
+        if target.is_new_model or file.parent == target.folder or not file.is_file():
             continue
         try:
             same = Manifest.model_validate_json(file.read_bytes()).weights == weights
@@ -267,15 +264,15 @@ def _copy_model(options: ModelOptions, draft: Path) -> None:
                 options.model,
                 revision=options.revision,
                 cache_dir=options.cache_dir,
-                allow_patterns=[*_KEPT, *(f"{part}/*" for part in _PARTS)],
+                allow_patterns=[*_MODEL_FILES, *(f"{part}/*" for part in _MODEL_FOLDERS)],
                 ignore_patterns=list(_UNUSED),
             )
         )
-    for name in _KEPT:
+    for name in _MODEL_FILES:
         if (source / name).is_file():
             (draft / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, draft / name)
-    for part in _PARTS:
+    for part in _MODEL_FOLDERS:
         if (source / part).is_dir():
             shutil.copytree(
                 source / part,
@@ -285,35 +282,37 @@ def _copy_model(options: ModelOptions, draft: Path) -> None:
             )
 
 
-def _write(wish: ExportRequest, checkpoint: LoadedModel, weights: str, folder: Path) -> Manifest:
+def _write_files(
+    request: ExportRequest, checkpoint: LoadedModel, weights: str, folder: Path
+) -> Manifest:
     """The files of the export, and its manifest without the report."""
     parts: tuple[Part, ...] = ("unet", "vae_encoder", "vae_decoder")
-    wanted = parts if wish.vae else parts[:1]
+    wanted = parts if request.vae else parts[:1]
     try:
-        graphs = convert(checkpoint, wish.format, wish.precision, wanted, folder)
+        graphs = convert(checkpoint, request.format, request.precision, wanted, folder)
     except Exception as error:  # exporters raise nearly anything for models that they do not know
         if isinstance(error, OSError) or is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[:1]
         raise ReasonpixError(
-            f"{wish.format}: this model cannot be converted ({type(error).__name__}: "
+            f"{request.format}: this model cannot be converted ({type(error).__name__}: "
             f"{' '.join(reason)}); run it with --runtime torch or compile"
         ) from error
     free_memory()
     used = ["reasonpix", "torch", "diffusers", "onnx", "onnxscript"]
-    used += ["nncf"] if (wish.format, wish.precision) == ("openvino", "int8") else []
-    runtime = PACKAGES[wish.format]  # which may have come as another package, onnxruntime-gpu
+    used += ["nncf"] if (request.format, request.precision) == ("openvino", "int8") else []
+    runtime = PACKAGES[request.format]  # which may have come as another package, onnxruntime-gpu
     packages = {name: version(name) for name in used}
     packages[runtime] = str(import_module(runtime).__version__)
     return Manifest(
-        format=wish.format,
-        precision=wish.precision,
-        source=wish.model.model,
+        format=request.format,
+        precision=request.precision,
+        source=request.model.model,
         weights=weights,
         packages=packages,
         files={file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
         graphs=graphs,
-        profile=profile(checkpoint) if wish.format == "tensorrt" else None,
+        profile=profile(checkpoint) if request.format == "tensorrt" else None,
         parity={},
     )
 
@@ -321,13 +320,13 @@ def _write(wish: ExportRequest, checkpoint: LoadedModel, weights: str, folder: P
 # -- proof ----------------------------------------------------------------------------------------
 
 
-def _opened(export: Export, device: torch.device) -> dict[Part, Any]:
+def _load_networks(export: Export, device: torch.device) -> dict[Part, Any]:
     runtime = import_module(f"reasonpix.editing.runtimes.{export.manifest.format}")
     networks: dict[Part, Any] = runtime.load(export, device)
     return networks
 
 
-def _sizes(checkpoint: LoadedModel, format: Format) -> list[Sizes]:
+def _probe_sizes(checkpoint: LoadedModel, format: Format) -> list[Sizes]:
     """Sizes that the network was not traced with and the model is not made for.
 
     Those of TensorRT lie within its profile.
@@ -339,14 +338,15 @@ def _sizes(checkpoint: LoadedModel, format: Format) -> list[Sizes]:
     return [Sizes(1, smaller, usual, tokens + 7), Sizes(5, larger, smaller, 2 * tokens)]
 
 
-def _refusal(wish: ExportRequest, parity: Parity) -> str:
+def _rejection(request: ExportRequest, parity: Parity) -> str:
     lines = "\n".join(f"  {problem}" for problem in parity.problems)
     mend = (
         "choose another format; and please report it"
-        if wish.precision == "fp32"
+        if request.precision == "fp32"
         else "choose a higher precision, such as fp32"
     )
     return (
-        f"{wish.format} {wish.precision}: these edits are not PyTorch's, so nothing was written\n"
+        f"{request.format} {request.precision}: these edits are not PyTorch's, so nothing was "
+        "written\n"
         f"{lines}\n{mend}"
     )
