@@ -194,10 +194,10 @@ class TestContract(testing.PlannerContract):
     def test_all_questions_are_answered(self) -> None:
         subject = self.subject
         answers = [
-            *subject.replace(self.requests),
-            *subject.rewrite(self.rewrites),
-            *subject.select(self.selects),
-            *subject.resolve(self.resolves),
+            *subject.replace(self.replace_requests),
+            *subject.rewrite(self.rewrite_requests),
+            *subject.select(self.select_requests),
+            *subject.resolve(self.resolve_requests),
         ]
         assert not any(isinstance(answer, Problem) for answer in answers)
 

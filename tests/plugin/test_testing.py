@@ -318,49 +318,49 @@ def named(component: Any, contract: Any) -> Any:
 @pytest.mark.parametrize(
     ("component", "contract", "test"),
     [
-        (Crowd, testing.CaptionerContract, "test_captions_follow_images"),
-        (Counting, testing.CaptionerContract, "test_captions_follow_images"),
-        (Sorted, testing.CaptionerContract, "test_captions_follow_images"),
-        (Short, testing.CaptionerContract, "test_captions_follow_images"),
-        (Texts, testing.CaptionerContract, "test_captions_follow_images"),
+        (Crowd, testing.CaptionerContract, "test_captions_match_images"),
+        (Counting, testing.CaptionerContract, "test_captions_match_images"),
+        (Sorted, testing.CaptionerContract, "test_captions_match_images"),
+        (Short, testing.CaptionerContract, "test_captions_match_images"),
+        (Texts, testing.CaptionerContract, "test_captions_match_images"),
         (NeverEmpty, testing.CaptionerContract, "test_empty_batch"),
-        (Repeating, testing.EntityExtractorContract, "test_entities_follow_captions"),
-        (Backwards, testing.GrounderContract, "test_groundings_follow_categories"),
-        (Resized, testing.GrounderContract, "test_groundings_follow_categories"),
-        (Inventing, testing.PlannerContract, "test_plans_follow_requests"),
-        (Same, testing.PlannerContract, "test_plans_follow_requests"),
-        (Silent, testing.PlannerContract, "test_plans_follow_requests"),
-        (Idle, testing.PlannerContract, "test_it_can_do_something"),
-        (Echo, testing.PlannerContract, "test_rewritings_follow_requests"),
-        (Mute, testing.PlannerContract, "test_rewritings_follow_requests"),
-        (CountingFromOne, testing.PlannerContract, "test_selections_follow_requests"),
-        (CountingFromOne, testing.PlannerContract, "test_resolutions_follow_requests"),
-        (Fickle, testing.PlannerContract, "test_selections_follow_requests"),
-        (Lucky, testing.EditorContract, "test_edits_follow_requests"),
-        (Square, testing.EditorContract, "test_edits_follow_requests"),
-        (Transparent, testing.EditorContract, "test_edits_follow_requests"),
-        (Scribbling, testing.EditorContract, "test_input_is_left_alone"),
-        (Double, testing.EncoderContract, "test_states_follow_pairs"),
-        (Flat, testing.EncoderContract, "test_states_follow_pairs"),
-        (Ragged, testing.EncoderContract, "test_states_follow_pairs"),
+        (Repeating, testing.EntityExtractorContract, "test_entities_match_captions"),
+        (Backwards, testing.GrounderContract, "test_groundings_match_categories"),
+        (Resized, testing.GrounderContract, "test_groundings_match_categories"),
+        (Inventing, testing.PlannerContract, "test_plans_match_requests"),
+        (Same, testing.PlannerContract, "test_plans_match_requests"),
+        (Silent, testing.PlannerContract, "test_plans_match_requests"),
+        (Idle, testing.PlannerContract, "test_it_implements_a_task"),
+        (Echo, testing.PlannerContract, "test_rewritings_match_requests"),
+        (Mute, testing.PlannerContract, "test_rewritings_match_requests"),
+        (CountingFromOne, testing.PlannerContract, "test_selections_match_requests"),
+        (CountingFromOne, testing.PlannerContract, "test_resolutions_match_requests"),
+        (Fickle, testing.PlannerContract, "test_selections_match_requests"),
+        (Lucky, testing.EditorContract, "test_edits_match_requests"),
+        (Square, testing.EditorContract, "test_edits_match_requests"),
+        (Transparent, testing.EditorContract, "test_edits_match_requests"),
+        (Scribbling, testing.EditorContract, "test_input_is_not_modified"),
+        (Double, testing.EncoderContract, "test_states_match_pairs"),
+        (Flat, testing.EncoderContract, "test_states_match_pairs"),
+        (Ragged, testing.EncoderContract, "test_states_match_pairs"),
         (UnstableSource, testing.SourceContract, "test_items_are_stable_and_readable"),
         (LyingSource, testing.SourceContract, "test_items_are_stable_and_readable"),
-        (SecretPairs, testing.SourceContract, "test_pairs_are_whole"),
-        (HalfPairs, testing.SourceContract, "test_pairs_are_whole"),
-        (LyingPairs, testing.SourceContract, "test_pairs_are_whole"),
-        (SeesMore, testing.ScorerContract, "test_it_sees_what_there_is"),
-        (NaNScorer, testing.ScorerContract, "test_scores_follow_edits"),
-        (ForgetfulScorer, testing.ScorerContract, "test_verdicts_follow_scores"),
-        (NoticingBatches, testing.MethodContract, "test_edits_follow_requests"),
-        (Shrinking, testing.MethodContract, "test_edits_follow_requests"),
-        (Overdrawing, testing.MethodContract, "test_input_is_left_alone"),
-        (Blind, testing.MethodContract, "test_it_sees_captions"),
-        (SeesTruth, testing.MethodContract, "test_it_sees_captions"),
+        (SecretPairs, testing.SourceContract, "test_pairs_are_complete"),
+        (HalfPairs, testing.SourceContract, "test_pairs_are_complete"),
+        (LyingPairs, testing.SourceContract, "test_pairs_are_complete"),
+        (SeesMore, testing.ScorerContract, "test_required_fields_exist"),
+        (NaNScorer, testing.ScorerContract, "test_scores_match_edits"),
+        (ForgetfulScorer, testing.ScorerContract, "test_verdicts_match_scores"),
+        (NoticingBatches, testing.MethodContract, "test_edits_match_requests"),
+        (Shrinking, testing.MethodContract, "test_edits_match_requests"),
+        (Overdrawing, testing.MethodContract, "test_input_is_not_modified"),
+        (Blind, testing.MethodContract, "test_missing_captions_give_problems"),
+        (SeesTruth, testing.MethodContract, "test_missing_captions_give_problems"),
         (AlwaysOne, testing.MethodContract, "test_empty_batch"),
-        (UndescribedOptions, testing.CaptionerContract, "test_options_describe_themselves"),
-        (WrongNeutral, testing.CaptionerContract, "test_neutral_options_exist"),
-        (ClosesOnce, testing.CaptionerContract, "test_it_closes_twice"),
-        (ClosesOnce, testing.CaptionerContract, "test_it_closes_without_load"),
+        (UndescribedOptions, testing.CaptionerContract, "test_options_have_descriptions"),
+        (WrongNeutral, testing.CaptionerContract, "test_excluded_options_exist"),
+        (ClosesOnce, testing.CaptionerContract, "test_closing_twice"),
+        (ClosesOnce, testing.CaptionerContract, "test_closing_without_load"),
     ],
 )
 def test_a_broken_promise_is_caught(component: Any, contract: Any, test: str) -> None:
@@ -371,7 +371,7 @@ def test_a_broken_promise_is_caught(component: Any, contract: Any, test: str) ->
 
 def test_an_identity_that_cannot_be_written_is_caught() -> None:
     with pytest.raises(TypeError, match="JSON"):
-        named(OddIdentity, testing.CaptionerContract)().test_identity_is_json()
+        named(OddIdentity, testing.CaptionerContract)().test_fingerprint_facts_are_json()
     with pytest.raises(TypeError, match="JSON"):
         named(OddPrompts, testing.PlannerContract)().test_prompt_identities_are_json()
 
@@ -394,7 +394,7 @@ class Refusing(FakeEncoder):
 
 
 def test_problems_are_answers_too() -> None:
-    named(Refusing, testing.EncoderContract)().test_states_follow_pairs()
+    named(Refusing, testing.EncoderContract)().test_states_match_pairs()
 
 
 class Replacing(Planner[Options]):

@@ -188,7 +188,7 @@ def test_mentioned_is_word_by_word() -> None:
 class TestLexiconContract(PlannerContract):
     component = Lexicon
     options: ClassVar = {"hints": "held_out"}
-    rewrites: ClassVar = [
+    rewrite_requests: ClassVar = [
         RewriteRequest(
             caption=f"{one} and a cake",
             edited_caption=f"a {other} and a cake",

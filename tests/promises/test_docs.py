@@ -33,9 +33,9 @@ def test_the_plugin_of_the_tutorial_keeps_its_contract(monkeypatch: pytest.Monke
     tests: dict[str, type] = {}
     exec(compile(contract, "docs/plugins.md", "exec"), tests)
     case = tests["TestLoud"]()
-    case.test_captions_follow_images()
+    case.test_captions_match_images()
     case.test_empty_batch()
-    case.test_options_describe_themselves()
+    case.test_options_have_descriptions()
     with pytest.raises(ValueError, match="wrod"):
         offered[0].Options(wrod="bee")
 
@@ -55,7 +55,7 @@ def test_the_llm_planner_of_the_tutorial_keeps_its_contract() -> None:
     assert isinstance(plan, EditPlan) and plan.target == "pear"
     assert planner.Options().price is None
     assert Contract().subject.max_answer_tokens == planner.Options().max_tokens
-    Contract().test_plans_follow_requests()
+    Contract().test_plans_match_requests()
 
 
 def test_the_method_of_the_tutorial_keeps_its_contract() -> None:
