@@ -1,10 +1,11 @@
 """The plugin API: what plugins import, from here and the submodules `weights`, `testing`, `fakes`.
 
-See `docs/plugins.md` for how to write a plugin.
+`docs/plugins.md` shows how to write a plugin, and what `API_VERSION` promises.
 """
 
 from reasonpix.core.memory import is_out_of_memory
 from reasonpix.errors import InvalidBox, PluginError, ReasonpixError, SourceError, WeightsError
+from reasonpix.plugin.api_version import API_VERSION
 from reasonpix.plugin.components import (
     Captioner,
     Component,
@@ -43,6 +44,7 @@ from reasonpix.plugin.types import (
 )
 
 __all__ = [
+    "API_VERSION",
     "Box",
     "Caption",
     "Captioner",

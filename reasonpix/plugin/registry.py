@@ -15,6 +15,7 @@ import pluggy
 
 from reasonpix.errors import PluginError
 from reasonpix.plugin import hookspecs
+from reasonpix.plugin.api_version import check_api_version
 from reasonpix.plugin.components import SLOTS, Component, ModelOptions, Options
 from reasonpix.plugin.weights import digest
 
@@ -71,6 +72,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def _hooks(name: str) -> Any:
     """The hook callers of the one plugin `name`, imported and checked against the specs."""
     where = entry(name)
+    check_api_version(where)
     package = where.dist.name if where.dist else "?"
     try:
         module = where.load()

@@ -19,7 +19,7 @@ from reasonpix.evaluation import recipe as evaluation_recipe
 from reasonpix.generation import recipe
 from reasonpix.generation.recipe import PIPELINE
 from reasonpix.generation.recipe_catalog import Command, command_of, shipped
-from reasonpix.plugin import hookspecs, registry
+from reasonpix.plugin import API_VERSION, hookspecs, registry
 from reasonpix.plugin.components import SLOTS
 from reasonpix.training import recipe as training_recipe
 
@@ -154,6 +154,7 @@ def test_every_plugin_is_a_package_of_its_own() -> None:
     for project in (ROOT / "plugins").glob("*/pyproject.toml"):
         text = project.read_text(encoding="utf-8")
         assert re.search(r'\[project\.entry-points\."?reasonpix[.\]]', text), project
+        assert f'[project.entry-points."reasonpix.api"]\n"{API_VERSION}" = ' in text, project
         assert '"reasonpix"' in text, project
         package = tomllib.loads(text)["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
         assert [(project.parent / name / "py.typed").is_file() for name in package] == [True]
