@@ -192,7 +192,7 @@ class Edict(_Baseline[EdictOptions]):
 
     name = "edict"
     Options = EdictOptions
-    sees = frozenset({"caption"})
+    requires = frozenset({"caption"})
 
     def _loaded(self) -> _Editor:
         from reasonpix_baselines.edict import EdictEditor
@@ -208,7 +208,7 @@ class NullText(_Baseline[NullTextOptions]):
 
     name = "null-text"
     Options = NullTextOptions
-    sees = frozenset({"caption"})
+    requires = frozenset({"caption"})
 
     def _loaded(self) -> _Editor:
         from reasonpix_baselines.null_text import NullTextEditor
