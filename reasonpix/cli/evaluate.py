@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,36 +15,36 @@ from reasonpix.errors import require_extra
 
 if TYPE_CHECKING:
     from reasonpix.editing.runtimes.names import Runtime
-    from reasonpix.evaluation.runner import Report
+    from reasonpix.evaluation.runner import PhaseProgress
 
 
-@click.command()
+@click.command("evaluate")
 @click.argument("recipe")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
-    help="The folder of the evaluation. The report will be in it.",
+    help="Folder for the edits, the scores and the report.",
 )
 @set_option
 @options.runtime_option(None)
-@click.option("--retry-failed", is_flag=True, help="Try the edits again that failed.")
+@click.option("--retry-failed", is_flag=True, help="Retry the edits that failed.")
 @click.option(
-    "--baseline",
+    "--reference",
     metavar="METHOD",
-    help="The method that the others are compared with; by default the last one.",
+    help="The method to compare the others with. Default: the recipe's last one.",
 )
-def evaluate(
+def evaluate_command(
     recipe: str,
     out: Path,
     overrides: tuple[str, ...],
     runtime: Runtime | None,
     retry_failed: bool,
-    baseline: str | None,
+    reference: str | None,
 ) -> None:
-    """Evaluate methods on a benchmark as RECIPE (a file, or the name of a shipped one) says.
+    """Evaluate the methods of RECIPE (a file, or the name of a shipped recipe) on its benchmark.
 
-    Run the same command again to go on where it stopped.
+    After an interruption, run the same command again to continue.
     """
     from reasonpix.errors import ReasonpixError
     from reasonpix.evaluation.recipe import load_evaluation_recipe
@@ -55,30 +54,26 @@ def evaluate(
     checked = load_evaluation_recipe(locate(recipe), overrides)
     if runtime:
         checked = checked.computed_by(runtime)
-    if baseline not in (None, COPY, *checked.methods):
+    if reference not in (None, COPY, *checked.methods):
         raise ReasonpixError(
-            f"--baseline: the recipe has no method {baseline!r}; "
-            f"there are {', '.join(checked.methods)}"
+            f"--reference: the recipe has no method {reference!r}; "
+            f"choose one of {', '.join(checked.methods)}"
         )
     with require_extra("evaluate"):
-        import matplotlib  # noqa: F401  # the report needs it, hours later
+        import matplotlib  # noqa: F401  # fail now rather than when the report is written
 
-        from reasonpix.evaluation.report import write_report
-        from reasonpix.evaluation.runner import evaluate as run
-    try:
-        with console.graceful_shutdown(), _bars() as report:
-            folder = run(checked, out, report, retry_failed=retry_failed)
-            written = write_report(folder, baseline)
-    except KeyboardInterrupt as stopped:
-        click.echo(console.STOPPED, err=True)
-        sys.exit(128 + (stopped.args or (2,))[0])
-    written.print()
+        from reasonpix.evaluation.report import print_tables, write_report
+        from reasonpix.evaluation.runner import evaluate
+    with console.exit_when_stopped(), _bars() as progress:
+        folder = evaluate(checked, out, progress, retry_failed=retry_failed)
+        comparison = write_report(folder, reference)
+    print_tables(comparison)
     click.echo((out / "report.html").resolve())
 
 
 @contextmanager
-def _bars() -> Iterator[Report]:
-    """A progress bar for each method and for measuring; without a terminal, a line each tenth."""
+def _bars() -> Iterator[PhaseProgress]:
+    """A progress bar for each phase; without a terminal, a line for each tenth of it."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -96,7 +91,7 @@ def _bars() -> Iterator[Report]:
         *columns, TimeRemainingColumn(), console=terminal, disable=not terminal.is_terminal
     ) as bars:
 
-        def report(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int) -> None:
             if not terminal.is_terminal:
                 tenth = 10 * done // max(1, total)
                 if tenths.get(what) != tenth:
@@ -107,39 +102,41 @@ def _bars() -> Iterator[Report]:
                 tasks[what] = bars.add_task(what, total=total, completed=done)
             bars.update(tasks[what], completed=done, total=total)
 
-        yield report
+        yield show
 
 
-@click.command()
+@click.command("benchmark")
 @click.argument("run")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option(
-    "--count", type=click.IntRange(min=1), metavar="N", help="Rows; by default all there are."
+    "--count", type=click.IntRange(min=1), metavar="N", help="Number of rows. Default: all samples."
 )
 @click.option(
     "--disjoint-from",
-    "others",
+    "training",
     multiple=True,
     metavar="DATASET",
-    help="A dataset that is trained on: no image and no instruction of it may be in the benchmark. "
-    "May be given several times.",
+    help="A training dataset: the benchmark gets none of its images and instructions. "
+    "Repeat the option for several datasets.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of the choice of rows and of the templates of direct instructions.",
+    help="Determines the rows and the templates of the direct instructions.",
 )
-def benchmark(run: str, out: Path, count: int | None, others: tuple[str, ...], seed: int) -> None:
-    """Make a benchmark of the accepted samples of RUN, a run over images to test on."""
-    from reasonpix.evaluation.build_benchmark import build_benchmark
+def benchmark_command(
+    run: str, out: Path, count: int | None, training: tuple[str, ...], seed: int
+) -> None:
+    """Build a benchmark from the accepted samples of RUN, a run over test images."""
+    from reasonpix.evaluation.benchmark_writer import build_benchmark
     from reasonpix.generation.run_folder import RunFolder
 
-    built = build_benchmark(RunFolder(run), out, count=count, disjoint_from=others, seed=seed)
-    for reason, rows in built.left_out.items():
+    summary = build_benchmark(RunFolder(run), out, count=count, disjoint_from=training, seed=seed)
+    for reason, rows in summary.left_out.items():
         click.echo(f"{rows} left out: {reason}")
-    click.echo(f"{built.rows} rows in {out}")
+    click.echo(f"{summary.rows} rows in {out}")
 
 
-COMMANDS = (evaluate, benchmark)
+COMMANDS = (evaluate_command, benchmark_command)

@@ -1,14 +1,15 @@
-"""What the scores of an evaluation say: means, differences to a baseline, means by group."""
+"""Compare an evaluation's scores: means, paired differences to a reference method, groups."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from reasonpix.errors import RunError
 from reasonpix.evaluation.bootstrap import Interval, intervals, paired
-from reasonpix.evaluation.metrics import MEASURES, MetricSpec
+from reasonpix.evaluation.metrics import METRICS, MetricSpec
 from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -17,7 +18,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class ScoreKey:
-    """Which scores a mean is of; all cases where there is no group."""
+    """Which scores a mean is taken over; without a group, those of all cases."""
 
     kind: str
     method: str
@@ -28,156 +29,149 @@ class ScoreKey:
 
 @dataclass(frozen=True)
 class Results:
-    """Of one method by one kind of instruction."""
+    """The results of one method with one kind of instruction."""
 
-    asked: int
+    requested: int
+    """Cases that have this kind of instruction."""
     scores: Scores
     failures: Mapping[str, str]
     """By case, why it has no scores."""
 
     @property
     def pending(self) -> int:
-        """Cases that were not tried yet, or not measured."""
-        return self.asked - len(self.scores) - len(self.failures)
+        """Cases that were not edited or not measured yet."""
+        return self.requested - len(self.scores) - len(self.failures)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods, compared on one benchmark."""
+    """Methods compared on one benchmark."""
 
     folder: EvaluationFolder
-    baseline: str
-    measures: Sequence[MetricSpec]
-    """Those that anything was measured by."""
+    reference: str
+    """The method that all others are compared with."""
+    metrics: Sequence[MetricSpec]
+    """The metrics that have scores."""
     results: Mapping[tuple[str, str], Results]
     """By kind and method."""
-    means: Mapping[ScoreKey, Interval] = field(default_factory=dict)
-    differences: Mapping[ScoreKey, Interval] = field(default_factory=dict)
-    """Of a method's score less the baseline's, on the cases that both have."""
+    means: Mapping[ScoreKey, Interval]
+    differences: Mapping[ScoreKey, Interval]
+    """A method's score minus the reference's, over the cases that both have."""
 
     @property
     def methods(self) -> list[str]:
-        """Without the ground truth and the copy."""
+        """The recipe's methods: without ground truth and copy."""
         return [name for name in self.folder.methods if name not in (TRUTH, COPY)]
 
     @property
-    def references(self) -> list[str]:
-        """Of the copy and the ground truth, those that were measured."""
+    def controls(self) -> list[str]:
+        """Of the copy and the ground truth, those that have scores."""
         measured = {method for (_, method), results in self.results.items() if results.scores}
         return [name for name in (COPY, TRUTH) if name in measured]
 
     @property
-    def chief(self) -> MetricSpec | None:
-        """The metric that cases are ranked by: DINO, or the first there is."""
-        by_key = {measure.key: measure for measure in self.measures}
-        return by_key.get("dino", next(iter(self.measures), None))
+    def primary_metric(self) -> MetricSpec | None:
+        """The metric that cases are ranked by: DINO, or else the first one."""
+        by_key = {metric.key: metric for metric in self.metrics}
+        return by_key.get("dino", next(iter(self.metrics), None))
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """What cases are grouped by, and the groups, the largest first."""
-        counts: dict[str, dict[str, int]] = {}
-        for entry in self.folder.entries.values():
-            for group, value in entry.groups.items():
-                values = counts.setdefault(group, {})
-                values[value] = values.get(value, 0) + 1
+        """By group name, such as "category", its values, the most frequent first."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for record in self.folder.records.values():
+            for group, value in record.groups.items():
+                counts[group][value] += 1
         return {
             group: sorted(values, key=lambda value: (-values[value], value))
             for group, values in counts.items()
         }
 
-    def verdict(self, at: ScoreKey) -> Literal["better", "worse", ""]:
-        """Whether a method is better than the baseline by more than chance."""
-        difference = self.differences[at]
+    def verdict(self, key: ScoreKey) -> Literal["better", "worse", ""]:
+        """Whether a method differs from the reference by more than chance."""
+        difference = self.differences[key]
         if not difference.excludes_zero:
             return ""
-        measure = next(measure for measure in self.measures if measure.key == at.metric)
-        return "better" if (difference.mean > 0) == (measure.better == "higher") else "worse"
+        metric = next(metric for metric in self.metrics if metric.key == key.metric)
+        return "better" if (difference.mean > 0) == (metric.better == "higher") else "worse"
 
     def best(self, kind: str, metric: MetricSpec, group: str = "", value: str = "") -> set[str]:
-        """The methods with the best mean; several where they do not differ as it is printed."""
+        """The methods with the best mean; several if they are equal as printed."""
         means = {
-            method: round(found.mean, metric.digits)
+            method: round(interval.mean, metric.digits)
             for method in self.methods
-            if (found := self.means.get(ScoreKey(kind, method, metric.key, group, value)))
+            if (interval := self.means.get(ScoreKey(kind, method, metric.key, group, value)))
         }
         if len(means) < 2:
             return set()
-        first = (min if metric.better == "lower" else max)(means.values())
-        return {method for method, mean in means.items() if mean == first}
+        best = (min if metric.better == "lower" else max)(means.values())
+        return {method for method, mean in means.items() if mean == best}
 
 
-def compare(folder: EvaluationFolder, baseline: str | None = None) -> Comparison:
-    """Compare what was measured. `baseline` is a method; by default the recipe's last one.
+def compare(folder: EvaluationFolder, reference: str | None = None) -> Comparison:
+    """Compare the methods of an evaluation with `reference`, by default the recipe's last method.
 
-    Raises `RunError` when there is no such method.
+    Raises `RunError` if there is no such method.
     """
     names = [name for name in folder.methods if name != TRUTH]
-    baseline = names[-1] if baseline is None else baseline
-    if baseline not in names:
-        raise RunError(f"{folder.root} has no method {baseline!r}; there are {', '.join(names)}")
-    entries = folder.entries
+    reference = names[-1] if reference is None else reference
+    if reference not in names:
+        raise RunError(
+            f"{folder.root} has no method {reference!r}; choose one of {', '.join(names)}"
+        )
+    records = folder.records
     results = {
         (kind, method): Results(
-            asked=sum(kind in entry.instructions for entry in entries.values()),
+            requested=sum(kind in record.instructions for record in records.values()),
             scores=folder.scores(method, kind),
             failures=folder.failures(method, kind),
         )
         for kind in folder.kinds
         for method in folder.methods
     }
-    present = {
-        metric
-        for found in results.values()
-        for scores in found.scores.values()
-        for metric in scores
+    measured = {
+        key for result in results.values() for scores in result.scores.values() for key in scores
     }
-    measures = [measure for measure in MEASURES if measure.key in present]
-    keys = [measure.key for measure in measures]
-    columns = _columns(results, keys, entries)
-    return Comparison(
-        folder,
-        baseline,
-        measures,
-        results,
-        means=_intervals(columns),
-        differences=_intervals(_differences(results, keys, baseline)),
-    )
+    metrics = [metric for metric in METRICS if metric.key in measured]
+    keys = [metric.key for metric in metrics]
+    means = _intervals(_columns(results, keys, records))
+    differences = _intervals(_differences(results, keys, reference))
+    return Comparison(folder, reference, metrics, results, means, differences)
 
 
 def _intervals(columns: Mapping[ScoreKey, Sequence[float]]) -> dict[ScoreKey, Interval]:
-    """One for each column that is not empty. All at once, as the draws are shared."""
-    found = zip(columns, intervals(list(columns.values())), strict=True)
-    return {place: one for place, one in found if one is not None}
+    """One for each column that is not empty; computed together, because they share resamples."""
+    computed = zip(columns, intervals(list(columns.values())), strict=True)
+    return {key: interval for key, interval in computed if interval is not None}
 
 
 def _columns(
     results: Mapping[tuple[str, str], Results],
     metrics: Sequence[str],
-    entries: Mapping[str, CaseRecord],
+    records: Mapping[str, CaseRecord],
 ) -> dict[ScoreKey, list[float]]:
-    """The scores of all cases, and of those of each group."""
-    columns: dict[ScoreKey, list[float]] = {}
-    for (kind, method), found in results.items():
+    """The scores of all cases, and those of each group."""
+    columns: dict[ScoreKey, list[float]] = defaultdict(list)
+    for (kind, method), result in results.items():
         for metric in metrics:
-            for case, score in _by_case(found, metric):
-                for group, value in (("", ""), *entries[case].groups.items()):
-                    place = ScoreKey(kind, method, metric, group, value)
-                    columns.setdefault(place, []).append(score)
+            for case, score in _scores_of(result, metric):
+                for group, value in (("", ""), *records[case].groups.items()):
+                    columns[ScoreKey(kind, method, metric, group, value)].append(score)
     return columns
 
 
 def _differences(
-    results: Mapping[tuple[str, str], Results], metrics: Sequence[str], baseline: str
+    results: Mapping[tuple[str, str], Results], metrics: Sequence[str], reference: str
 ) -> dict[ScoreKey, list[float]]:
     return {
         ScoreKey(kind, method, metric): paired(
-            dict(_by_case(found, metric)), dict(_by_case(results[kind, baseline], metric))
+            dict(_scores_of(result, metric)), dict(_scores_of(results[kind, reference], metric))
         )
-        for (kind, method), found in results.items()
-        if method not in (TRUTH, baseline)
+        for (kind, method), result in results.items()
+        if method not in (TRUTH, reference)
         for metric in metrics
     }
 
 
-def _by_case(results: Results, metric: str) -> Iterator[tuple[str, float]]:
+def _scores_of(results: Results, metric: str) -> Iterator[tuple[str, float]]:
     return ((case, row[metric]) for case, row in results.scores.items() if metric in row)

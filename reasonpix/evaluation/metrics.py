@@ -53,7 +53,7 @@ class MetricSpec:
     meaning: str
 
 
-MEASURES: tuple[MetricSpec, ...] = (
+METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("l1", "L1", "lower", 4, "mean absolute difference from the ground truth"),
     MetricSpec("l2", "L2", "lower", 4, "mean squared difference from the ground truth"),
     MetricSpec("clip_i", "CLIP-I", "higher", 4, "CLIP similarity to the ground truth"),
@@ -156,7 +156,7 @@ class Metrics:
         edited: Sequence[Callable[[], Image.Image]],
         report: Report = quiet,
     ) -> list[dict[str, float] | Problem]:
-        """The values of each case's edit, by the keys of `MEASURES`.
+        """The values of each case's edit, by the keys of `METRICS`.
 
         What a case lacks the words or images for is left out. An image that cannot be read, or a
         value that is no number, gives a problem in the place of the case. `edited` read RGB images

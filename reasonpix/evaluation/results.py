@@ -1,16 +1,16 @@
-"""The folder of an evaluation: what was to be done, every edit, every score.
+"""The folder of an evaluation: its cases, every edit, every score.
 
 ```
 recipe.yaml                   resolved: methods, options, packages
 evaluation.json               kinds of instructions, methods and their folders
-cases.jsonl                   one line for each case: its words and groups
+cases.jsonl                   one line for each case: its texts and groups
 input/<id>.png truth/<id>.png the benchmark's images
-edits/<folder>/<kind>/<id>.png   an edit; or <id>.json, why there is none
-scores/<folder>/<kind>.jsonl     one line for each case: id and what was measured
+edits/<folder>/<kind>/<id>.png   an edit; or <id>.json, the reason why it failed
+scores/<folder>/<kind>.jsonl     what was measured with, then one line for each case
 report.html report.csv report.json
 ```
 
-Each file appears complete or not at all.
+Every file is written atomically.
 """
 
 from __future__ import annotations
@@ -30,30 +30,32 @@ from reasonpix.errors import RunError
 from reasonpix.plugin.types import Problem
 
 TRUTH = "ground truth"
-"""The row of the ground truth itself: 0, 0, 1, 1, and the oracle of CLIP-T."""
+"""The row of the ground truth itself: L1 0, L2 0, CLIP-I 1, DINO 1, and the oracle of CLIP-T."""
 COPY = "copy of the input"
-"""The row that edits nothing."""
+"""The row of a method that changes nothing."""
 
 
 class CaseRecord(BaseModel):
-    """What is known of a case beside its images."""
+    """A case of the benchmark without its images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     row: str
     instructions: dict[str, str]
+    """By kind."""
     caption: str
     edited_caption: str
     groups: dict[str, str]
     target: str | None = None
     box: tuple[float, ...] | None = None
+    """XYXY in pixels of the input image."""
     mask: str | None = None
-    """SHA-256 of what the mask marks, in hex."""
+    """SHA-256 of the mask's pixels, in hex."""
 
 
 class EvaluationFolder:
-    """Reads and writes the folder. Raises `RunError` for one that is not an evaluation."""
+    """Reads and writes the folder. Raises `RunError` if it does not hold an evaluation."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -61,16 +63,17 @@ class EvaluationFolder:
     @cached_property
     def _index(self) -> Mapping[str, Any]:
         try:
-            found: Mapping[str, Any] = json.loads((self.root / "evaluation.json").read_bytes())
+            index: Mapping[str, Any] = json.loads((self.root / "evaluation.json").read_bytes())
         except FileNotFoundError as error:
             raise RunError(
-                f"{self.root} is no evaluation; make one: reasonpix evaluate RECIPE --out DIR"
+                f"{self.root} is not an evaluation; create one with "
+                "`reasonpix evaluate RECIPE --out DIR`"
             ) from error
-        return found
+        return index
 
     @property
     def benchmark(self) -> str:
-        """Where the benchmark was read from, as the recipe says it."""
+        """The benchmark's path or hub id, as in the recipe."""
         return str(self._index["benchmark"])
 
     @property
@@ -80,33 +83,32 @@ class EvaluationFolder:
 
     @property
     def methods(self) -> list[str]:
-        """The methods by the recipe's names, in its order, after `TRUTH` and `COPY`."""
+        """`TRUTH`, `COPY`, and the methods by the recipe's names, in its order."""
         return list(self._index["folders"])
 
     @cached_property
-    def entries(self) -> dict[str, CaseRecord]:
-        """The cases by id, in their order."""
+    def records(self) -> dict[str, CaseRecord]:
+        """The cases by id, in the benchmark's order."""
         lines = (self.root / "cases.jsonl").read_text(encoding="utf-8").splitlines()
-        entries = map(CaseRecord.model_validate_json, lines)
-        return {entry.id: entry for entry in entries}
+        return {record.id: record for record in map(CaseRecord.model_validate_json, lines)}
 
     def input(self, case: str) -> Path:
         """The input image, PNG."""
         return self.root / "input" / f"{case}.png"
 
     def truth(self, case: str) -> Path | None:
-        """The ground-truth edit, PNG, where there is one."""
+        """The ground-truth edit, PNG, if the benchmark has one."""
         path = self.root / "truth" / f"{case}.png"
         return path if path.is_file() else None
 
     def edit(self, method: str, kind: str, case: str) -> Path | Problem | None:
-        """A method's edit, PNG; why there is none; or None when it was not tried yet."""
+        """A method's edit, PNG; the reason why it failed; or None if it was not tried yet."""
         if method == COPY:
             return self.input(case)
         if method == TRUTH:
             return self.truth(case)
-        path = self._edit(method, kind, case)
-        if path.is_file() and _is_whole(path):
+        path = self._edit_path(method, kind, case)
+        if path.is_file() and _is_complete(path):
             return path
         try:
             return Problem.model_validate_json(path.with_suffix(".json").read_bytes())
@@ -114,92 +116,85 @@ class EvaluationFolder:
             return None
 
     def scores(self, method: str, kind: str) -> dict[str, dict[str, float]]:
-        """What was measured, by case; failed edits are not in it. Empty before it is measured."""
-        _, rows = self._measured(method, kind)
+        """The scores by case, then by metric. Cases that failed or were not measured are absent."""
+        _, rows = self.score_rows(method, kind)
         return {
             case: row
             for case, row in rows.items()
-            if "problem" not in row and case in self.entries  # there may have been more
+            if "problem" not in row and case in self.records  # an earlier run may have had more
         }
 
     def failures(self, method: str, kind: str) -> dict[str, str]:
-        """Why cases are not in `scores`: they could not be edited, or the edit not be measured."""
-        _, rows = self._measured(method, kind)
+        """By case, why it could not be edited, or why its edit could not be measured."""
+        _, rows = self.score_rows(method, kind)
         reasons: dict[str, str] = {}
-        for entry in self.entries.values():
-            found = self.edit(method, kind, entry.id) if kind in entry.instructions else None
-            if isinstance(found, Problem):
-                reasons[entry.id] = found.reason
-            elif "problem" in rows.get(entry.id, {}):
-                reasons[entry.id] = f"cannot be measured: {rows[entry.id]['problem']}"
+        for record in self.records.values():
+            edit = self.edit(method, kind, record.id) if kind in record.instructions else None
+            if isinstance(edit, Problem):
+                reasons[record.id] = edit.reason
+            elif "problem" in rows.get(record.id, {}):
+                reasons[record.id] = f"cannot be measured: {rows[record.id]['problem']}"
         return reasons
 
     @property
-    def identity(self) -> Mapping[str, Any]:
-        """What was measured with: models, their digests, versions."""
-        return next(
-            (found for m in self.methods for k in self.kinds if (found := self._measured(m, k)[0])),
-            {},
+    def measured_with(self) -> Mapping[str, Any]:
+        """The models of the metrics, their digests and versions; empty before any score."""
+        headers = (
+            self.score_rows(method, kind)[0] for method in self.methods for kind in self.kinds
         )
+        return next(filter(None, headers), {})
 
-    def measured(self, method: str, kind: str) -> tuple[Mapping[str, Any], set[str]]:
-        """What was measured with, and the cases: of the scores that there are."""
-        identity, rows = self._measured(method, kind)
-        return identity, set(rows)
+    def score_rows(
+        self, method: str, kind: str
+    ) -> tuple[Mapping[str, Any], dict[str, dict[str, Any]]]:
+        """`measured_with`, and by case its scores or `problem`; both are empty without scores."""
+        try:
+            text = self._scores_path(method, kind).read_text(encoding="utf-8")
+            measured_with, *rows = map(json.loads, text.splitlines())
+            return measured_with, {row.pop("id"): row for row in rows}
+        except (FileNotFoundError, ValueError, KeyError, AttributeError):  # or damaged
+            return {}, {}
 
-    def keep(self, method: str, kind: str, case: str, edited: Image.Image | Problem) -> None:
-        """Write an edit, or why there is none. Raises `RunError` when it cannot."""
-        path = self._edit(method, kind, case)
-        if isinstance(edited, Problem):
-            write_atomically(path.with_suffix(".json"), edited.model_dump_json().encode())
+    def write_edit(self, method: str, kind: str, case: str, edit: Image.Image | Problem) -> None:
+        """Write an edit, or the reason why it failed. Raises `RunError` if it cannot be written."""
+        path = self._edit_path(method, kind, case)
+        if isinstance(edit, Problem):
+            write_atomically(path.with_suffix(".json"), edit.model_dump_json().encode())
         else:
-            write_atomically(path, encode_png(edited))
+            write_atomically(path, encode_png(edit))
 
-    def keep_scores(
+    def write_scores(
         self,
         method: str,
         kind: str,
-        identity: Mapping[str, Any],
+        measured_with: Mapping[str, Any],
         cases: Sequence[str],
-        found: Sequence[Mapping[str, float] | Problem],
+        scores: Sequence[Mapping[str, float] | Problem],
     ) -> None:
-        """Write what was measured, in the place of what was there."""
+        """Write the scores of `cases`; they replace earlier ones."""
         rows = (
             {"id": case} | ({"problem": row.reason} if isinstance(row, Problem) else dict(row))
-            for case, row in zip(cases, found, strict=True)
+            for case, row in zip(cases, scores, strict=True)
         )
-        write_atomically(self._scores(method, kind), lines([identity, *rows]))
+        write_atomically(self._scores_path(method, kind), json_lines([measured_with, *rows]))
 
-    def _measured(
-        self, method: str, kind: str
-    ) -> tuple[Mapping[str, Any], dict[str, dict[str, Any]]]:
-        try:
-            text = self._scores(method, kind).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return {}, {}
-        try:
-            identity, *rows = map(json.loads, text.splitlines())
-            return identity, {row.pop("id"): row for row in rows}
-        except (ValueError, KeyError, AttributeError):  # damaged: as if it were not there
-            return {}, {}
-
-    def _edit(self, method: str, kind: str, case: str) -> Path:
+    def _edit_path(self, method: str, kind: str, case: str) -> Path:
         return self.root / "edits" / str(self._index["folders"][method]) / kind / f"{case}.png"
 
-    def _scores(self, method: str, kind: str) -> Path:
+    def _scores_path(self, method: str, kind: str) -> Path:
         return self.root / "scores" / str(self._index["folders"][method]) / f"{kind}.jsonl"
 
 
-def _is_whole(png: Path) -> bool:
-    """Whether a PNG's end is there; one that was cut by others is as good as none."""
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def _is_complete(png: Path) -> bool:
+    """Whether a PNG has its last chunk; one that was truncated counts as missing."""
     with png.open("rb") as file:
-        file.seek(max(0, png.stat().st_size - len(_END)))
-        return file.read() == _END
+        file.seek(max(0, png.stat().st_size - len(_PNG_END)))
+        return file.read() == _PNG_END
 
 
-_END = b"\0\0\0\0IEND\xaeB`\x82"
-
-
-def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """JSON lines, in ASCII: a text may hold what counts as the end of a line."""
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """JSON Lines in ASCII, because texts may hold Unicode line separators."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()

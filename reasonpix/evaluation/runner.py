@@ -1,7 +1,7 @@
 """Run an evaluation: every method edits every case by each kind of instruction, and is measured.
 
-Edits are kept one by one, scores by method and kind: a run that was stopped goes on where it was,
-and a method that is added later costs only its own edits.
+Edits are stored one by one, scores by method and kind. So a run that was stopped continues where it
+stopped, and a method that is added later costs only its own edits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -28,65 +28,69 @@ from reasonpix.evaluation.benchmark import read_benchmark
 from reasonpix.evaluation.cases import DIRECT, Benchmark, Case
 from reasonpix.evaluation.metrics import Metrics
 from reasonpix.evaluation.recipe import EvaluationRecipe
-from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, lines
+from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, json_lines
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Grounder, Method, MethodRequest, ModelOptions
 from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.types import Problem
 from reasonpix.plugin.weights import check_weights
 
-Report = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
+PhaseProgress = Callable[[str, int, int], None]
+"""Called with the name of a phase, how many items are done, and how many there are."""
 
 VERSION = "1"
-"""Raise it when methods are asked in another way: edits made before go stale."""
+"""Increase it when methods get other requests: edits made before become stale."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """An edit to be made."""
+class _EditJob(NamedTuple):
+    """An edit to make."""
 
     case: Case
     kind: str
 
 
 def evaluate(
-    recipe: EvaluationRecipe, out: Path, report: Report, *, retry_failed: bool = False
+    recipe: EvaluationRecipe, out: Path, progress: PhaseProgress, *, retry_failed: bool = False
 ) -> EvaluationFolder:
-    """Make the edits and scores that `out` lacks. Paths in `recipe` are relative to where you are.
+    """Make the edits and scores that `out` lacks. Relative paths start at the working directory.
 
-    Everything that can be checked without a model is checked first. A case that a method cannot
-    edit is kept with its reason; `retry_failed` tries those again. Raises `ReasonpixError`.
+    Everything that needs no model is checked first. A case that a method cannot edit is stored with
+    the reason; `retry_failed` tries those again. Raises `ReasonpixError`.
     """
-    methods = {name: _method(use) for name, use in recipe.methods.items()}
+    methods = {name: _build_method(spec) for name, spec in recipe.methods.items()}
     grounder = recipe.grounder.build() if recipe.grounder else None
     assert grounder is None or isinstance(grounder, Grounder)
     metrics = Metrics(recipe.metrics, grounder)
-    named: dict[str, Component[Any]] = {f"methods.{name}": it for name, it in methods.items()}
-    _check(named | ({"grounder": grounder} if grounder else {}))
+    components: dict[str, Component[Any]] = {
+        f"methods.{name}": method for name, method in methods.items()
+    }
+    _check_components(components | ({"grounder": grounder} if grounder else {}))
     metrics.check()
     benchmark = read_benchmark(recipe.benchmark, Path())
     _check_captions(benchmark, methods)
-    with _alone(out):
-        folder = _prepare(recipe, benchmark, out, report)
-        if not folder.identity:
-            _try(metrics)
+    with _locked(out):
+        run = _Run(benchmark, _prepare(recipe, benchmark, out, progress), progress, retry_failed)
+        if not run.folder.measured_with:
+            _check_loading(metrics)
         for name, method in methods.items():
-            _edit(folder, benchmark, name, method, recipe.seed, report, retry_failed)
-        _measure(folder, benchmark, metrics, report, retry_failed)
-    return folder
+            run.edit(name, method, recipe.seed)
+        run.measure(metrics)
+    return run.folder
 
 
-def _method(use: ComponentSpec) -> Method[Any]:
-    component = use.build()
+# -- Before the first edit ------------------------------------------------------------------------
+
+
+def _build_method(spec: ComponentSpec) -> Method[Any]:
+    component = spec.build()
     assert isinstance(component, Method)
     return component
 
 
-def _check(named: Mapping[str, Component[Any]]) -> None:
-    """Raise `RecipeError` for all that is cheap to see, such as folders that are not there."""
+def _check_components(components: Mapping[str, Component[Any]]) -> None:
+    """Raise `RecipeError` for every problem that is cheap to detect, such as missing folders."""
     problems = []
-    for where, component in named.items():
+    for path, component in components.items():
         options = component.options
         try:
             for field in options.weights if isinstance(options, ModelOptions) else ():
@@ -94,13 +98,25 @@ def _check(named: Mapping[str, Component[Any]]) -> None:
                     check_weights(options.model_copy(update={"model": weights}))
             component.check()
         except ReasonpixError as error:
-            problems.append(f"{where}: {error}")
+            problems.append(f"{path}: {error}")
     if problems:
         raise RecipeError(problems)
 
 
-def _try(metrics: Metrics) -> None:
-    """Load what will measure, once before hours of editing. Raises `WeightsError`."""
+def _check_captions(benchmark: Benchmark, methods: dict[str, Method[Any]]) -> None:
+    """Raise `RecipeError` for a method that needs captions, if a case has none."""
+    problems = [
+        f"methods.{name}: {method.name!r} needs the {field} of every case, but {case.row} has none"
+        for name, method in methods.items()
+        for field in sorted(method.requires)
+        if (case := next((it for it in benchmark.cases if not getattr(it, field)), None))
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _check_loading(metrics: Metrics) -> None:
+    """Load the metrics' models once, before hours of editing. Raises `WeightsError`."""
     try:
         with closing(metrics):
             metrics.load()
@@ -110,26 +126,14 @@ def _try(metrics: Metrics) -> None:
         if is_out_of_memory(error):
             raise
         raise WeightsError(
-            f"metrics or grounder: a model cannot be loaded, it may be of another kind: "
+            f"metrics or grounder: a model cannot be loaded; it may be of another kind: "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def _check_captions(benchmark: Benchmark, methods: dict[str, Method[Any]]) -> None:
-    """Raise `RecipeError` for a method that starts from captions, where there are none."""
-    problems = [
-        f"methods.{name}: {method.name!r} needs the {field} of every case, and {case.row} has none"
-        for name, method in methods.items()
-        for field in sorted(method.requires)
-        if (case := next((it for it in benchmark.cases if not getattr(it, field)), None))
-    ]
-    if problems:
-        raise RecipeError(problems)
-
-
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """No other process works in the folder meanwhile."""
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes out of the folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY)
@@ -146,36 +150,41 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _prepare(
-    recipe: EvaluationRecipe, benchmark: Benchmark, out: Path, report: Report
+    recipe: EvaluationRecipe, benchmark: Benchmark, out: Path, progress: PhaseProgress
 ) -> EvaluationFolder:
-    """Write down what is evaluated. Raises `RunError` for the folder of something else."""
+    """Write recipe, cases and images. Raises `RunError` if the folder holds something else."""
     folder = EvaluationFolder(out)
     if any(out.iterdir()) and not (out / "evaluation.json").is_file():
         raise RunError(f"{out} holds something else; name a new folder")
-    entries = {case.id: _entry(case) for case in benchmark.cases}
-    known = folder.entries if (out / "cases.jsonl").is_file() else {}
-    common = known.keys() & entries
-    if (known and not common) or any(_says(known[it]) != _says(entries[it]) for it in common):
+    records = {case.id: _record_of(case) for case in benchmark.cases}
+    stored = folder.records if (out / "cases.jsonl").is_file() else {}
+    common = stored.keys() & records
+    if (stored and not common) or any(
+        # A benchmark may have moved: only `row` tells where it is.
+        stored[case].model_copy(update={"row": ""}) != records[case].model_copy(update={"row": ""})
+        for case in common
+    ):
         raise RunError(f"{out} holds the evaluation of another benchmark; name a new folder")
     index = {
         "benchmark": benchmark.name,
         "kinds": benchmark.kinds,
         "folders": {TRUTH: TRUTH, COPY: COPY}
-        | {name: _folder(use, recipe.seed) for name, use in recipe.methods.items()},
+        | {name: _edits_folder(spec, recipe.seed) for name, spec in recipe.methods.items()},
     }
     write_atomically(out / "evaluation.json", json.dumps(index, indent=1).encode())
     write_atomically(out / "recipe.yaml", recipe.as_yaml().encode())
     for done, case in enumerate(benchmark.cases):
-        report("read", done, len(benchmark.cases))
-        _keep(folder.input(case.id), case.read_input(), case)
+        progress("read", done, len(benchmark.cases))
+        _store_image(folder.input(case.id), case.read_input(), case)
         if case.read_truth:
-            _keep(folder.root / "truth" / f"{case.id}.png", case.read_truth(), case)
-    report("read", len(benchmark.cases), len(benchmark.cases))
-    write_atomically(out / "cases.jsonl", lines(entry.model_dump() for entry in entries.values()))
+            _store_image(folder.root / "truth" / f"{case.id}.png", case.read_truth(), case)
+    progress("read", len(benchmark.cases), len(benchmark.cases))
+    rows = (record.model_dump() for record in records.values())
+    write_atomically(out / "cases.jsonl", json_lines(rows))
     return EvaluationFolder(out)
 
 
-def _entry(case: Case) -> CaseRecord:
+def _record_of(case: Case) -> CaseRecord:
     return CaseRecord(
         id=case.id,
         row=case.row,
@@ -189,160 +198,158 @@ def _entry(case: Case) -> CaseRecord:
     )
 
 
-def _says(entry: CaseRecord) -> dict[str, Any]:
-    """What it says, wherever the benchmark lies now."""
-    return entry.model_dump(exclude={"row"})
-
-
-def _keep(path: Path, image: Image.Image, case: Case) -> None:
-    """Edits of another image under the same name would be taken for those of this one."""
+def _store_image(path: Path, image: Image.Image, case: Case) -> None:
+    """Write an image. Raises `RunError` if another one is stored: its edits would be reused."""
     try:
-        kept = decode(path.read_bytes())
-    except (FileNotFoundError, UndecodableImage):  # or one that was damaged
+        stored = decode(path.read_bytes())
+    except (FileNotFoundError, UndecodableImage):  # or damaged
         write_atomically(path, encode_png(image))
         return
-    if (kept.size, kept.tobytes()) != (image.size, image.tobytes()):
+    if (stored.size, stored.tobytes()) != (image.size, image.tobytes()):
         raise RunError(
-            f"{case.row}: its image is not the one that {path} was made from; name a new folder"
+            f"{case.row}: its image differs from the one in {path}, which was edited; "
+            "name a new folder"
         )
 
 
-def _folder(use: ComponentSpec, seed: int) -> str:
-    """Of a method's edits, whatever it is called: another model, option or seed has another."""
-    identity = registry.fingerprint_facts(use.slot, use.name, use.options)
-    return f"{use.name}-{fingerprint([VERSION, identity, seed])}"
+def _edits_folder(spec: ComponentSpec, seed: int) -> str:
+    """Of a method's edits. It depends on the model, options and seed, not on the recipe's name."""
+    facts = registry.fingerprint_facts(spec.slot, spec.name, spec.options)
+    return f"{spec.name}-{fingerprint([VERSION, facts, seed])}"
 
 
-def _edit(
-    folder: EvaluationFolder,
-    benchmark: Benchmark,
-    name: str,
-    method: Method[Any],
-    seed: int,
-    report: Report,
-    retry_failed: bool,
-) -> None:
-    """Make a method's edits that are missing. Those of one case are asked for together."""
-    every = [_Job(case, kind) for case in benchmark.cases for kind in case.instructions]
-    failed = {kind: folder.failures(name, kind) for kind in benchmark.kinds if retry_failed}
-    jobs = [
-        job
-        for job in every
-        if folder.edit(name, job.kind, job.case.id) is None
-        or job.case.id in failed.get(job.kind, ())
-    ]
-    if not jobs:
-        return
-    done = len(every) - len(jobs)
-    report(name, done, len(every))
-    # Twice, so that the kinds of a case lie side by side and a batch can still be filled.
-    options = method.options
-    at_once = 2 * options.batch_size if isinstance(options, ModelOptions) else 16
-    with closing(method):
-        method.load()
-        for first in range(0, len(jobs), at_once):
-            some = jobs[first : first + at_once]
-            requests = [_request(folder, job, seed) for job in some]
-            sizes = [request.image.size for request in requests]
-            edits = _applied(method, requests)
-            for job, size, edited in zip(some, sizes, edits, strict=True):
-                if not isinstance(edited, Problem) and (edited.mode, edited.size) != ("RGB", size):
-                    raise PluginError(
-                        f"method {method.name!r}: {job.case.row}: the edit is {edited.mode} of "
-                        f"{edited.width}x{edited.height} pixels; RGB of {size[0]}x{size[1]}, the "
-                        "input's size, is wanted"
-                    )
-                folder.keep(name, job.kind, job.case.id, edited)
-            done += len(some)
-            report(name, done, len(every))
+# -- Edits and scores -----------------------------------------------------------------------------
 
 
-def _applied(method: Method[Any], requests: Sequence[MethodRequest]) -> list[Image.Image | Problem]:
-    """The edits; where a batch breaks each is tried alone, so that a bad one costs one."""
+@dataclass(frozen=True)
+class _Run:
+    """A prepared folder, and what is computed into it."""
+
+    benchmark: Benchmark
+    folder: EvaluationFolder
+    progress: PhaseProgress
+    retry_failed: bool
+
+    def edit(self, name: str, method: Method[Any], seed: int) -> None:
+        """Make a method's missing edits. Those of one case are adjacent in a batch."""
+        folder = self.folder
+        jobs = [_EditJob(case, kind) for case in self.benchmark.cases for kind in case.instructions]
+        failed = {kind: folder.failures(name, kind) for kind in folder.kinds if self.retry_failed}
+        todo = [
+            job
+            for job in jobs
+            if folder.edit(name, job.kind, job.case.id) is None
+            or job.case.id in failed.get(job.kind, ())
+        ]
+        if not todo:
+            return
+        done = len(jobs) - len(todo)
+        self.progress(name, done, len(jobs))
+        # Twice the batch size, so that the two kinds of a case fit and a batch is still full.
+        options = method.options
+        step = 2 * options.batch_size if isinstance(options, ModelOptions) else 16
+        with closing(method):
+            method.load()
+            for first in range(0, len(todo), step):
+                batch = todo[first : first + step]
+                requests = [self._request(job, seed) for job in batch]
+                sizes = [request.image.size for request in requests]
+                edits = _apply(method, requests)
+                for job, size, edit in zip(batch, sizes, edits, strict=True):
+                    _check_edit(method, job.case, edit, size)
+                    folder.write_edit(name, job.kind, job.case.id, edit)
+                done += len(batch)
+                self.progress(name, done, len(jobs))
+
+    def _request(self, job: _EditJob, seed: int) -> MethodRequest:
+        case = job.case
+        return MethodRequest(
+            image=_open_rgb(self.folder.input(case.id)),
+            instruction=case.instructions[job.kind],
+            # All methods and kinds of instruction get the same noise, so that differences are
+            # theirs.
+            seed=seed_of(seed, "evaluate", case.id),
+            caption=case.caption,
+            edited_caption=case.edited_caption if job.kind == DIRECT else "",
+        )
+
+    def measure(self, metrics: Metrics) -> None:
+        """Score edits that have no scores, or scores of other metrics or other edits."""
+        facts = metrics.fingerprint_facts()
+        stale = [
+            (method, kind, cases)
+            for method in self.folder.methods
+            for kind in self.folder.kinds
+            if (cases := self._edited_cases(method, kind))
+            and self._is_stale(method, kind, cases, facts)
+        ]
+        if not stale:
+            return
+        total = sum(len(cases) for *_, cases in stale)
+        before = 0
+        self.progress("measure", 0, total)
+        with closing(metrics):
+            metrics.load()
+            for method, kind, cases in stale:
+
+                def report(done: int, _: int, before: int = before) -> None:
+                    self.progress("measure", before + done, total)
+
+                readers = [self._reader(method, kind, case) for case in cases]
+                scores = metrics.measure(cases, readers, report)
+                before += len(cases)
+                ids = [case.id for case in cases]
+                self.folder.write_scores(method, kind, facts, ids, scores)
+
+    def _edited_cases(self, method: str, kind: str) -> Sequence[Case]:
+        return [
+            case
+            for case in self.benchmark.cases
+            if kind in case.instructions
+            and isinstance(self.folder.edit(method, kind, case.id), Path)
+        ]
+
+    def _is_stale(
+        self, method: str, kind: str, cases: Sequence[Case], facts: Mapping[str, Any]
+    ) -> bool:
+        measured_with, rows = self.folder.score_rows(method, kind)
+        if measured_with != facts or set(rows) != {case.id for case in cases}:
+            return True
+        return self.retry_failed and bool(self.folder.failures(method, kind))
+
+    def _reader(self, method: str, kind: str, case: Case) -> Callable[[], Image.Image]:
+        path = self.folder.edit(method, kind, case.id)
+        assert isinstance(path, Path)
+        return lambda: _open_rgb(path)
+
+
+def _apply(method: Method[Any], requests: Sequence[MethodRequest]) -> list[Image.Image | Problem]:
+    """The edits. If a batch raises, each request is tried alone, so that only bad ones fail."""
     try:
         edits = method.apply([replace(it, image=it.image.copy()) for it in requests])
     except Exception as error:
-        # Our own errors are of the method as a whole, and so is memory that runs out.
+        # These concern the method as a whole.
         if isinstance(error, ReasonpixError) or is_out_of_memory(error):
             raise
         if len(requests) > 1:
-            return [edit for request in requests for edit in _applied(method, [request])]
+            return [edit for request in requests for edit in _apply(method, [request])]
         return [Problem(status="failed", reason=f"{type(error).__name__}: {error}")]
     if len(edits) != len(requests):
         raise PluginError(
-            f"method {method.name!r} gave {len(edits)} results for {len(requests)} requests"
+            f"method {method.name!r} returned {len(edits)} results for {len(requests)} requests"
         )
     return edits
 
 
-def _request(folder: EvaluationFolder, job: _Job, seed: int) -> MethodRequest:
-    case = job.case
-    return MethodRequest(
-        image=_opened(folder.input(case.id)),
-        instruction=case.instructions[job.kind],
-        # The same noise for all methods and kinds of instruction: differences are theirs.
-        seed=seed_of(seed, "evaluate", case.id),
-        caption=case.caption,
-        edited_caption=case.edited_caption if job.kind == DIRECT else "",
-    )
-
-
-def _opened(path: Path) -> Image.Image:
-    return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
-
-
-def _measure(
-    folder: EvaluationFolder,
-    benchmark: Benchmark,
-    metrics: Metrics,
-    report: Report,
-    retry_failed: bool,
+def _check_edit(
+    method: Method[Any], case: Case, edit: Image.Image | Problem, size: tuple[int, int]
 ) -> None:
-    """Score what is not scored yet, or was by other metrics or on other edits."""
-    identity = metrics.fingerprint_facts()
-
-    def is_stale(method: str, kind: str, cases: Sequence[Case]) -> bool:
-        again = retry_failed and bool(folder.failures(method, kind))
-        return again or folder.measured(method, kind) != (identity, {it.id for it in cases})
-
-    stale = [
-        (method, kind, cases)
-        for method in folder.methods
-        for kind in folder.kinds
-        if (cases := _measurable(folder, benchmark, method, kind)) and is_stale(method, kind, cases)
-    ]
-    if not stale:
-        return
-    total = sum(len(cases) for *_, cases in stale)
-    before = 0
-    report("measure", 0, total)
-    with closing(metrics):
-        metrics.load()
-        for method, kind, cases in stale:
-
-            def measured(done: int, _: int, before: int = before) -> None:
-                report("measure", before + done, total)
-
-            readers = [_reader(folder, method, kind, case) for case in cases]
-            found = metrics.measure(cases, readers, measured)
-            before += len(cases)
-            folder.keep_scores(method, kind, identity, [case.id for case in cases], found)
+    if not isinstance(edit, Problem) and (edit.mode, edit.size) != ("RGB", size):
+        raise PluginError(
+            f"method {method.name!r}: {case.row}: the edit is {edit.mode}, {edit.width}x"
+            f"{edit.height} pixels; it must be RGB and of the input's size, {size[0]}x{size[1]}"
+        )
 
 
-def _measurable(
-    folder: EvaluationFolder, benchmark: Benchmark, method: str, kind: str
-) -> Sequence[Case]:
-    """The cases of which there is an edit."""
-    return [
-        case
-        for case in benchmark.cases
-        if kind in case.instructions and isinstance(folder.edit(method, kind, case.id), Path)
-    ]
-
-
-def _reader(
-    folder: EvaluationFolder, method: str, kind: str, case: Case
-) -> Callable[[], Image.Image]:
-    path = folder.edit(method, kind, case.id)
-    assert isinstance(path, Path)
-    return lambda: _opened(path)
+def _open_rgb(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")

@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
-from reasonpix.evaluation.bootstrap import FEWEST, Interval, interval, intervals, paired
+from reasonpix.evaluation.bootstrap import MIN_CASES, Interval, intervals, paired
 
 # Rounded, as what is a millionth of the other scores is lost in the sum.
 SCORES = st.lists(
-    st.floats(-10, 10).map(lambda score: round(score, 4)), min_size=FEWEST, max_size=40
+    st.floats(-10, 10).map(lambda score: round(score, 4)), min_size=MIN_CASES, max_size=40
 )
+
+
+def interval(scores: ArrayLike) -> Interval | None:
+    return intervals([scores])[0]
 
 
 def ends(scores: object) -> np.ndarray:
@@ -54,10 +59,10 @@ def test_pairs_are_the_cases_that_both_have() -> None:
 def test_few_scores_have_a_mean_but_no_interval() -> None:
     assert interval([]) is None
     assert interval([0.25]) == Interval(1, 0.25, None, None)
-    few = interval([1.0] * (FEWEST - 1))
+    few = interval([1.0] * (MIN_CASES - 1))
     assert few is not None and few.low is None and few.half_width is None
     assert not few.excludes_zero
-    enough = interval([1.0] * FEWEST)
+    enough = interval([1.0] * MIN_CASES)
     assert enough is not None and (enough.low, enough.high) == (1.0, 1.0) and enough.excludes_zero
 
 

@@ -20,7 +20,7 @@ from reasonpix.core.images import decode
 from reasonpix.errors import PluginError, SourceError, WeightsError
 from reasonpix.evaluation.cases import Case
 from reasonpix.evaluation.embedders import Preparation
-from reasonpix.evaluation.metrics import MEASURES, Metrics, MetricsOptions
+from reasonpix.evaluation.metrics import METRICS, Metrics, MetricsOptions
 from reasonpix.evaluation.pixel_metrics import distances, psnr, ssim
 from reasonpix.plugin.components import Options
 from reasonpix.plugin.fakes import FakeGrounder
@@ -334,8 +334,8 @@ def test_every_value_has_a_measure(models: Path, folder: Path) -> None:
         box=box(1, 1, 4, 4),
     )
     (values,) = loaded(models, FakeGrounder(Options())).measure([whole], [image()])
-    assert set(values) == {it.key for it in MEASURES}
-    assert [it.title for it in MEASURES[:5]] == ["L1", "L2", "CLIP-I", "DINO", "CLIP-T"]
+    assert set(values) == {it.key for it in METRICS}
+    assert [it.title for it in METRICS[:5]] == ["L1", "L2", "CLIP-I", "DINO", "CLIP-T"]
 
 
 def test_a_mask_wins_over_the_box(metrics: Metrics) -> None:

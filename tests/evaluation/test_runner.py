@@ -68,10 +68,10 @@ def test_every_method_edits_every_case_by_each_kind(recipe: Recipe, tmp_path: Pa
     folder = evaluated(recipe(), tmp_path / "out")
     assert folder.methods == [TRUTH, COPY, "Red", "Black"]
     assert folder.kinds == ["direct", "reasoning"]
-    assert list(folder.entries) == [f"record-{number}" for number in range(4)]
+    assert list(folder.records) == [f"record-{number}" for number in range(4)]
     for method in folder.methods:
         for kind in folder.kinds:
-            assert list(folder.scores(method, kind)) == list(folder.entries), (method, kind)
+            assert list(folder.scores(method, kind)) == list(folder.records), (method, kind)
     edit = folder.edit("Red", "direct", "record-1")
     assert isinstance(edit, Path)
     with Image.open(edit) as image:
@@ -97,7 +97,7 @@ def test_an_edit_depends_on_the_instruction_and_not_on_the_method_next_to_it(
     both = evaluated(recipe(), tmp_path / "both")
     alone = evaluated(recipe(methods={"Red": "fake-method"}), tmp_path / "alone")
     for kind in both.kinds:
-        for case in both.entries:
+        for case in both.records:
             one, other = (it.edit("Red", kind, case) for it in (both, alone))
             assert isinstance(one, Path) and isinstance(other, Path)
             assert one.read_bytes() == other.read_bytes()
@@ -205,7 +205,7 @@ def test_an_edit_of_another_size_is_not_kept(
     monkeypatch.setenv("ASKED", str(tmp_path / "asked"))
     result = call("evaluate", recipe(methods={"One": "recording"}), "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "the edit is RGB of 9x9 pixels; RGB of 64x64, the input's size, is wanted" in (
+    assert "the edit is RGB, 9x9 pixels; it must be RGB and of the input's size, 64x64" in (
         result.stderr
     )
     assert not list((tmp_path / "out").glob("edits/*/*/*"))
@@ -260,7 +260,7 @@ def test_the_folder_of_another_benchmark_is_refused(recipe: Recipe, tmp_path: Pa
     redrawn = row(1, input_image=row(7)["input_image"])
     other = benchmark(tmp_path / "redrawn", [row(0), redrawn, row(2), row(3)])
     result = call("evaluate", recipe(benchmark={"path": str(other)}), "--out", out)
-    assert result.exit_code == 1 and "its image is not the one" in result.stderr
+    assert result.exit_code == 1 and "its image differs from the one in" in result.stderr
 
 
 def test_more_cases_of_the_same_benchmark_are_added(recipe: Recipe, tmp_path: Path) -> None:
@@ -284,9 +284,9 @@ def test_two_processes_do_not_work_in_one_folder(recipe: Recipe, tmp_path: Path)
     assert result.exit_code == 1 and "another process is evaluating" in result.stderr
 
 
-def test_a_baseline_that_there_is_not_is_told_first(recipe: Recipe, tmp_path: Path) -> None:
-    result = call("evaluate", recipe(), "--out", tmp_path / "out", "--baseline", "Blue")
-    assert result.exit_code == 1 and "no method 'Blue'; there are Red, Black" in result.stderr
+def test_an_unknown_reference_method_is_reported_first(recipe: Recipe, tmp_path: Path) -> None:
+    result = call("evaluate", recipe(), "--out", tmp_path / "out", "--reference", "Blue")
+    assert result.exit_code == 1 and "no method 'Blue'; choose one of Red, Black" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

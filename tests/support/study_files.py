@@ -15,7 +15,7 @@ from typing import Any
 from reasonpix_study.create import create_study
 from reasonpix_study.store import Study
 
-from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, lines
+from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, json_lines
 from reasonpix.plugin.types import Problem
 from tests.support.pair_files import picture, png
 
@@ -33,7 +33,7 @@ def evaluation(
 ) -> EvaluationFolder:
     """Every edit is noise of its own; the truth is larger than the input."""
     folders = {it: it.lower() for it in (TRUTH, COPY, *methods)}
-    entries = [
+    records = [
         CaseRecord(
             id=f"case{n}",
             row=f"row {n}",
@@ -51,7 +51,7 @@ def evaluation(
         (root / name).mkdir(parents=True)
     index: dict[str, Any] = {"benchmark": "stars", "kinds": list(KINDS), "folders": folders}
     (root / "evaluation.json").write_text(json.dumps(index))
-    (root / "cases.jsonl").write_bytes(lines(entries))
+    (root / "cases.jsonl").write_bytes(json_lines(records))
     made = EvaluationFolder(root)
     for n in range(cases):
         (root / "input" / f"case{n}.png").write_bytes(png(picture(n, size)))
@@ -62,7 +62,7 @@ def evaluation(
                 fails = kind == "reasoning" and n in (failed or {}).get(method, ())
                 edited = picture(1000 * (m + 1) + 2 * n + k, size)
                 problem = Problem(status="failed", reason="no box")
-                made.keep(method, kind, f"case{n}", problem if fails else edited)
+                made.write_edit(method, kind, f"case{n}", problem if fails else edited)
     return made
 
 

@@ -97,7 +97,7 @@ def _drawn(evaluation: EvaluationFolder, design: Design) -> list[str]:
     """Cases that every method has edited by every kind of instruction, in a random order."""
     complete = [
         case
-        for case, entry in evaluation.entries.items()
+        for case, entry in evaluation.records.items()
         if set(design.kinds) <= entry.instructions.keys()
         and all(
             isinstance(evaluation.edit(method, kind, case), Path)
@@ -108,7 +108,7 @@ def _drawn(evaluation: EvaluationFolder, design: Design) -> list[str]:
     if not 1 <= design.cases <= len(complete):
         raise ReasonpixError(
             f"{design.cases} samples cannot be drawn: every method has edited "
-            f"{len(complete)} of {len(evaluation.entries)} cases of {evaluation.root}"
+            f"{len(complete)} of {len(evaluation.records)} cases of {evaluation.root}"
         )
     return random.Random(f"{design.seed}/cases").sample(complete, design.cases)
 
@@ -121,7 +121,7 @@ def _samples(
         before = decode(evaluation.input(case).read_bytes())
         stored = _store(images, before)
         for kind in design.kinds:
-            instruction = evaluation.entries[case].instructions[kind]
+            instruction = evaluation.records[case].instructions[kind]
             candidates = {}
             for method in design.methods:
                 path = evaluation.edit(method, kind, case)

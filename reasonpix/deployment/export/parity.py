@@ -27,7 +27,7 @@ from reasonpix.editing.runtimes.manifest import Part, Precision
 from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.errors import ReasonpixError
 from reasonpix.evaluation.cases import Case
-from reasonpix.evaluation.metrics import MEASURES, Metrics
+from reasonpix.evaluation.metrics import METRICS, Metrics
 from reasonpix.evaluation.pixel_metrics import psnr
 from reasonpix.plugin.components import MLLMEncoder
 from reasonpix.plugin.types import Problem
@@ -223,7 +223,7 @@ class Parity:
         decibel = float(np.min(self.psnr))
         what = f"PSNR, the worst of {len(self.psnr)} edits"
         yield what, f"{decibel:.1f} dB", f"≥ {limits.psnr:.0f} dB", decibel >= limits.psnr
-        for measure in MEASURES:
+        for measure in METRICS:
             if measure.key not in FIVE or measure.key not in self.export:
                 continue
             mean, limit = self.export[measure.key], float(getattr(limits, measure.key))

@@ -1,4 +1,4 @@
-"""Bars of a metric by method, with their intervals, as SVG to stand in a page."""
+"""Bar charts of a metric by method, with intervals, as SVG to embed in a page."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#4f83b5", "#dd6b36", "#6a9c58", "#9a76b0")
-"""Of the kinds of instructions, in their order; they stand out on white and on black."""
+"""By kind of instruction, in order; legible on white and on black."""
 
 _TEXT = "#010203"
-"""Becomes the colour of the page's text."""
+"""Replaced by the page's text colour."""
 _WIDTH, _ROW, _MARGIN = 3.7, 0.17, 0.55
-"""Of a picture, of each bar, and of what stands above and below; in inches."""
-_NAME = 24
-"""Letters of a method's name that are shown."""
+"""Width of a chart, height of a bar, and margins above and below together; in inches."""
+_MAX_NAME = 24
+"""Longest label, in characters."""
 
 
-def bars(
-    measure: MetricSpec, means: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str]
+def bar_chart(
+    metric: MetricSpec, means: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str]
 ) -> str:
     """One group of bars for each method, in the order of `means` (by method, then by kind).
 
-    The same means give the same bytes. Text is text, and all of it in the page's own colour.
+    The same means give the same bytes. Text stays text, in the page's own colour.
     """
     import matplotlib as mpl
 
     settings: Any = {
-        "svg.hashsalt": measure.key,
+        "svg.hashsalt": metric.key,
         "svg.fonttype": "none",
         "font.size": 8,
         "text.parse_math": False,
@@ -47,19 +47,19 @@ def bars(
         "ytick.color": _TEXT,
     }
     with mpl.rc_context(), warnings.catch_warnings():
-        # Letters that matplotlib's own font lacks: the browser has others.
+        # Glyphs that matplotlib's own font lacks: the browser has other fonts.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         mpl.rcdefaults()
         mpl.rcParams.update(settings)
-        drawn = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure = _figure(measure, means, kinds)
-        figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
-    return _inline(drawn.getvalue(), f"{measure.title} by method")
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure = _figure(metric, means, kinds)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    return _inline(buffer.getvalue(), f"{metric.title} by method")
 
 
 def _figure(
-    measure: MetricSpec, means: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str]
+    metric: MetricSpec, means: Mapping[str, Mapping[str, Interval]], kinds: Sequence[str]
 ) -> Figure:
     from matplotlib.figure import Figure
 
@@ -69,8 +69,8 @@ def _figure(
     for index, kind in enumerate(kinds):
         colour = COLOURS[index % len(COLOURS)]
         for row, by_kind in enumerate(means.values()):
-            if found := by_kind.get(kind):
-                _bar(axes, row * step + index, found, measure, colour)
+            if interval := by_kind.get(kind):
+                _bar(axes, row * step + index, interval, metric, colour)
         axes.barh(0, 0, color=colour, label=_shortened(kind))  # for the legend
     axes.axvline(0, color=_TEXT, linewidth=0.6)
     middle = (len(kinds) - 1) / 2
@@ -85,15 +85,15 @@ def _figure(
     return figure
 
 
-def _bar(axes: Axes, place: float, found: Interval, measure: MetricSpec, colour: str) -> None:
-    axes.barh(place, found.mean, height=0.9, color=colour)
-    end = max(found.mean, 0.0)
-    if found.low is not None and found.high is not None:
-        axes.plot([found.low, found.high], [place, place], color=_TEXT, linewidth=1)
-        end = max(found.high, 0.0)
+def _bar(axes: Axes, y: float, interval: Interval, metric: MetricSpec, colour: str) -> None:
+    axes.barh(y, interval.mean, height=0.9, color=colour)
+    end = max(interval.mean, 0.0)
+    if interval.low is not None and interval.high is not None:
+        axes.plot([interval.low, interval.high], [y, y], color=_TEXT, linewidth=1)
+        end = max(interval.high, 0.0)
     axes.annotate(
-        f"{found.mean:.{measure.digits}f}",
-        (end, place),
+        f"{interval.mean:.{metric.digits}f}",
+        (end, y),
         xytext=(3, 0),
         textcoords="offset points",
         va="center_baseline",
@@ -103,11 +103,11 @@ def _bar(axes: Axes, place: float, found: Interval, measure: MetricSpec, colour:
 
 def _shortened(name: str) -> str:
     name = " ".join(name.split())
-    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
 def _inline(svg: str, label: str) -> str:
-    """An SVG file as an element among others: its styles and names must not touch theirs."""
+    """Make an SVG file an element of a page: its styles and ids must not affect other elements."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from reasonpix.core.images import encode_png
 from reasonpix.errors import RunError
-from reasonpix.evaluation.bootstrap import interval
+from reasonpix.evaluation.bootstrap import intervals
 from reasonpix.evaluation.comparison import ScoreKey, compare
-from reasonpix.evaluation.report import write_report
-from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder, lines
+from reasonpix.evaluation.report import print_tables, write_report
+from reasonpix.evaluation.results import COPY, TRUTH, EvaluationFolder, json_lines
 from reasonpix.plugin.types import Problem
 from tests.inspection.test_gallery import HOSTILE, Page
 
@@ -67,7 +67,7 @@ def make(
         }
         for index, case in enumerate(ids)
     ]
-    (root / "cases.jsonl").write_bytes(lines(rows))
+    (root / "cases.jsonl").write_bytes(json_lines(rows))
     folder = EvaluationFolder(root)
     for index, case in enumerate(ids):
         picture = Image.new("RGB", (12, 8), (index, 0, 0))
@@ -82,12 +82,12 @@ def make(
                 if method in methods:
                     edited = Image.new("RGB", (12, 8), (index, 9, KINDS.index(kind)))
                     failed = Problem(status="failed", reason="it diverged <here>")
-                    folder.keep(method, kind, case, failed if found is None else edited)
+                    folder.write_edit(method, kind, case, failed if found is None else edited)
                 if found is not None:
                     rows.append({"id": case, **found})
             path = root / "scores" / folders[method] / f"{kind}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(lines([{"dino": "tiny@1"}, *rows]))
+            path.write_bytes(json_lines([{"dino": "tiny@1"}, *rows]))
     return folder
 
 
@@ -104,7 +104,7 @@ def test_means_intervals_and_groups_are_those_of_the_scores(tmp_path: Path) -> N
     ours = rows["direct", "ours", "dino", "", ""]
     assert ours["cases"] == "8"
     assert float(ours["mean"]) == pytest.approx(0.6 + 0.035)
-    expected = interval([0.6 + case / 100 for case in range(8)])
+    expected = intervals([[0.6 + case / 100 for case in range(8)]])[0]
     assert expected is not None
     assert float(ours["low"]) == pytest.approx(expected.low)
     assert float(ours["high"]) == pytest.approx(expected.high)
@@ -133,7 +133,7 @@ def test_differences_are_of_the_cases_that_both_methods_have(tmp_path: Path) -> 
     folder = make(tmp_path / "out")
     write_report(folder)
     report = json.loads((folder.root / "report.json").read_text())
-    assert report["baseline"] == "ours"
+    assert report["reference"] == "ours"
     differences = {(it["kind"], it["method"], it["metric"]): it for it in report["differences"]}
     assert {method for _, method, _ in differences} == {"theirs", COPY}
     one = differences["direct", "theirs", "dino"]
@@ -145,8 +145,8 @@ def test_differences_are_of_the_cases_that_both_methods_have(tmp_path: Path) -> 
 
     comparison = compare(folder, "theirs")
     assert comparison.verdict(ScoreKey("direct", "ours", "l1")) == "better"
-    assert comparison.best("direct", comparison.measures[0]) == {"ours"}
-    with pytest.raises(RunError, match=r"no method 'thiers'; there are .*theirs, ours"):
+    assert comparison.best("direct", comparison.metrics[0]) == {"ours"}
+    with pytest.raises(RunError, match=r"no method 'thiers'; choose one of .*theirs, ours"):
         write_report(folder, "thiers")
 
 
@@ -157,7 +157,7 @@ def test_a_difference_by_chance_is_none(tmp_path: Path) -> None:
     folder = make(tmp_path / "out", alike)
     comparison = compare(folder)
     assert comparison.verdict(ScoreKey("direct", "theirs", "l1")) == ""
-    assert comparison.best("direct", comparison.measures[0]) == {"theirs", "ours"}
+    assert comparison.best("direct", comparison.metrics[0]) == {"theirs", "ours"}
 
 
 def test_the_page_shows_table_cases_and_failures(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_page_shows_table_cases_and_failures(tmp_path: Path) -> None:
     write_report(folder)
     page = Page(folder.root / "report.html")
     text = " ".join("".join(page.text).split())
-    for words in ("0.6350", "baseline", "1 failed", "1×: it diverged <here>"):
+    for words in ("0.6350", "reference", "1 failed", "1×: it diverged <here>"):
         assert words in text
     assert "worse −0.1000" in text and "methods: {ours: copy}" in text and '"tiny@1"' in text
     assert "category (2)" in text
@@ -205,13 +205,13 @@ def test_hostile_names_and_instructions_stay_words(tmp_path: Path) -> None:
         return scored("ours" if method == odd else method, kind, case)
 
     folder = make(tmp_path / "out", odd_scores, ("theirs", odd), instruction=HOSTILE)
-    report = write_report(folder)
+    comparison = write_report(folder)
     page = Page(folder.root / "report.html")
     assert not page.all("script") and HOSTILE in page.text and odd in page.text
     assert any(odd[:12] in words and words.endswith("…") for words in page.text)  # in the plots
     assert rows_of(folder)["direct", odd, "dino", "", ""]["cases"] == "8"
     console = Console(width=200, record=True, file=io.StringIO())
-    report.print(console)
+    print_tables(comparison, console)
     assert "<b>$x_1$ [red]" in console.export_text()
 
 
@@ -220,8 +220,8 @@ def test_metrics_that_were_not_measured_are_left_out(tmp_path: Path) -> None:
         return None if method == TRUTH else {"clip_t": 0.2 + case / 100}
 
     folder = make(tmp_path / "out", without_truth, truth=False)
-    report = write_report(folder)
-    assert [measure.key for measure in report.comparison.measures] == ["clip_t"]
+    comparison = write_report(folder)
+    assert [metric.key for metric in comparison.metrics] == ["clip_t"]
     text = "".join(Page(folder.root / "report.html").text)
     assert "CLIP-T" in text and "DINO" not in text and TRUTH not in text.split("Plots")[0]
 
@@ -232,9 +232,9 @@ def test_one_case_is_enough_and_none_is_no_error(tmp_path: Path, failing: bool) 
         return None if failing else scored(method, kind, case)
 
     folder = make(tmp_path / "out", one, cases=1)
-    report = write_report(folder)
+    comparison = write_report(folder)
     console = Console(width=200, record=True, file=io.StringIO())
-    report.print(console)
+    print_tables(comparison, console)
     text = "".join(Page(folder.root / "report.html").text)
     if failing:
         assert rows_of(folder) == {}
@@ -245,16 +245,15 @@ def test_one_case_is_enough_and_none_is_no_error(tmp_path: Path, failing: bool) 
 
 
 def test_the_console_shows_means_and_widths(tmp_path: Path) -> None:
-    report = write_report(make(tmp_path / "out"))
+    comparison = write_report(make(tmp_path / "out"))
     console = Console(width=80, record=True, file=io.StringIO())
-    report.print(console)
+    print_tables(comparison, console)
     text = console.export_text()
     assert "direct instructions" in text and "reasoning instructions" in text
-    found = report.comparison.means[ScoreKey("direct", "ours", "dino")]
+    found = comparison.means[ScoreKey("direct", "ours", "dino")]
     assert f"{found.mean:.4f}" in text and f"±{found.half_width:.4f}" in text
     assert "theirs: 1 failed, not in its means" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert report.page == tmp_path / "out" / "report.html"
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:

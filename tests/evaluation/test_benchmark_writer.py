@@ -13,7 +13,7 @@ from PIL import Image
 from reasonpix.datasets.publish import publish
 from reasonpix.errors import RunError, SourceError
 from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
-from reasonpix.evaluation.build_benchmark import TEMPLATES, build_benchmark
+from reasonpix.evaluation.benchmark_writer import TEMPLATES, build_benchmark
 from reasonpix.evaluation.cases import Benchmark
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcomes
