@@ -82,7 +82,7 @@ def ours(records: int, folder: Path) -> None:
     """Print our own line."""
     run = RunFolder(folder)
     stages = six_stages()
-    with closing(FakeSource(FakeSourceOptions())) as source, run.storage.held():
+    with closing(FakeSource(FakeSourceOptions())) as source, run.storage.lock():
         shards = planned(run, records)
         todo = [{shard.name for shard in shards} for _ in stages]
         with LocalExecutor(run, source, None) as execute:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from reasonpix.core.lazy import lazy_exports
 
 __all__ = [
+    "atomic_dir",
     "decode",
     "encode_png",
     "listen",
@@ -17,15 +18,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from reasonpix.core.atomic import atomic_dir, write_atomically
     from reasonpix.core.images import decode, encode_png, resized
     from reasonpix.core.sockets import listen, url_of
-    from reasonpix.core.storage import write_atomically
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
+            "atomic": ("atomic_dir", "write_atomically"),
             "images": ("decode", "encode_png", "resized"),
             "sockets": ("listen", "url_of"),
-            "storage": ("write_atomically",),
         },
     )

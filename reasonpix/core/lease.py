@@ -1,4 +1,4 @@
-"""Who is at work in a folder of a remote store: an object that is written again and again."""
+"""The lock of a folder on a remote store: an object that its holder rewrites as a heartbeat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from reasonpix.core.storage import Storage, whoami
+from reasonpix.core.storage import Storage, process_name
 from reasonpix.errors import RunError
 
 _NAME = "holder"
@@ -20,74 +20,74 @@ _FACTS = frozenset({"who", "machine", "pid", "token", "time"})
 
 
 class Lease:
-    """This process as the holder of a folder.
+    """The lease of a folder by this process.
 
-    `create(name, data)` writes a file that is not there yet, and says whether it did.
+    `create(name, data)` writes a file unless it exists, and returns whether it did.
     """
 
     def __init__(
         self,
         storage: Storage,
         create: Callable[[str, bytes], bool],
-        beat_s: float,
+        heartbeat_s: float,
         stale_s: float,
     ) -> None:
         self._storage = storage
         self._create = create
-        self._beat_s = beat_s
+        self._heartbeat_s = heartbeat_s
         self._stale_s = stale_s
         self._token = uuid4().hex
-        self._taken_by = ""
+        self._new_holder = ""
 
-    def take(self) -> None:
-        """Become the holder. Raises `RunError` when another process is, and gives signs of life."""
+    def acquire(self) -> None:
+        """Become the holder. Raises `RunError` when another live process is."""
         if not self._create(_NAME, self._facts()):
             other = self._read()
             if other is None:
-                time.sleep(0.5)  # where files do not appear complete, it may be arriving
+                time.sleep(0.5)  # without atomic writes, it may be half written
                 other = self._read()
             if other is not None and self._is_alive(other):
                 raise self._in_use(other)
             self._storage.write(_NAME, self._facts())
-        # Of two that came at once, the last to write has it.
+        # Of two processes at the same time, the last to write wins.
         other = self._read()
         if other is not None and other["token"] != self._token:
             raise self._in_use(other)
 
-    def beat(self) -> None:
-        """Give a sign of life, unless another process has taken over."""
+    def renew(self) -> None:
+        """Send a heartbeat. Raises `RunError` when another process has taken over."""
         other = self._read()
         if other is not None and other["token"] != self._token:
-            self._taken_by = other["who"]
+            self._new_holder = other["who"]
         self.check()
         self._storage.write(_NAME, self._facts())
 
     def check(self) -> None:
-        """Raise `RunError` when another process was seen to have taken over."""
-        if self._taken_by:
+        """Raise `RunError` if `renew` found that another process has taken over."""
+        if self._new_holder:
             raise RunError(
-                f"{self._storage} was taken over by {self._taken_by}, as this process had given no "
-                f"sign of life for {self._stale_s:.0f} s; let that one go on"
+                f"{self._storage} was taken over by {self._new_holder}, because this process sent "
+                f"no heartbeat for {self._stale_s:.0f} s; let that process finish"
             )
 
-    def other(self) -> str | None:
-        """The process that holds the folder, in words; None where none gives signs of life."""
+    def holder(self) -> str | None:
+        """The live process that holds the folder, for messages; None if none does."""
         other = self._read()
         if other is None or time.time() - other["time"] > self._stale_s:
             return None
-        if other["machine"] == _machine() and not _runs(other["pid"]):
+        if other["machine"] == _machine() and not _is_running(other["pid"]):
             return None
         return str(other["who"])
 
-    def let_go(self) -> None:
-        """Leave the folder to others."""
+    def release(self) -> None:
+        """Free the folder, unless another process has taken over."""
         holder = self._read()
         if holder is not None and holder["token"] == self._token:
             self._storage.remove(_NAME)
 
     def _facts(self) -> bytes:
         facts = {
-            "who": whoami(),
+            "who": process_name(),
             "machine": _machine(),
             "pid": os.getpid(),
             "token": self._token,
@@ -100,30 +100,29 @@ class Lease:
             holder = json.loads(self._storage.read(_NAME))
             return holder if set(holder) >= _FACTS else None
         except (FileNotFoundError, ValueError, TypeError):
-            return None  # nobody, or what a local run left in a folder that was copied here
+            return None  # free, or the lock file of a local run that was copied here
 
     def _is_alive(self, other: dict[str, Any]) -> bool:
-        if other["machine"] == _machine() and not _runs(other["pid"]):
+        if other["machine"] == _machine() and not _is_running(other["pid"]):
             return False
         if abs(time.time() - other["time"]) < self._stale_s:
             return True
-        # Clocks may differ: see whether it beats.
-        time.sleep(1.5 * self._beat_s)
+        # The clocks may differ: watch for a heartbeat.
+        time.sleep(1.5 * self._heartbeat_s)
         return self._read() not in (None, other)
 
     def _in_use(self, other: dict[str, Any]) -> RunError:
         age = max(0.0, time.time() - other["time"])
-        mend = "wait for it, or stop it first"
+        fix = "wait for it, or stop it first"
         if other["machine"] != _machine():
-            mend += f"; if it was killed, come back in {max(1.0, self._stale_s - age):.0f} s"
+            fix += f"; if it was killed, try again in {max(1.0, self._stale_s - age):.0f} s"
         return RunError(
-            f"{self._storage} is in use by {other['who']} (last sign of life {age:.0f} s ago); "
-            f"{mend}"
+            f"{self._storage} is in use by {other['who']} (last heartbeat {age:.0f} s ago); {fix}"
         )
 
 
 def _machine() -> str:
-    """The same for processes that see each other's ids, and for no others."""
+    """Equal for processes that see each other's process ids, and only for them."""
     facts = [socket.gethostname()]
     with suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -131,11 +130,11 @@ def _machine() -> str:
     return " ".join(facts)
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # of another user
+        return True  # a process of another user
     return True

@@ -1,52 +1,51 @@
-"""Tensors by key, in safetensors files that appear complete or not at all."""
+"""Tensors by key, in atomically written safetensors files."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonpix.core.atomic import remove_drafts, write_atomically
 from reasonpix.core.parallel import Size, prefetch
-from reasonpix.core.storage import write_atomically
 from reasonpix.errors import RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD = Size(rows=1024, bytes=256_000_000)
-"""A shard: what waits in memory to be written, and what a killed process loses at most."""
+"""Size of a shard: what is buffered in memory, and what a killed process loses at most."""
 
 _LOG = logging.getLogger(__name__)
 _STALE_S = 3600.0
 
 
 class Shards:
-    """A folder of tensors, each under a key of its own, that are added and never changed.
+    """A folder of tensors by key, to which tensors are only added.
 
-    A shard is named by the SHA-256 of its bytes. Those that do not match it are damaged: they are
-    removed, and what they held is not there. Shards are memory-mapped, so that what is in memory is
-    the system's to decide. Raises `RunError` for a folder that cannot be read or written.
+    A shard is named by the SHA-256 of its bytes; one that does not match is damaged and removed.
+    Shards are memory-mapped, so the system decides what stays in memory. Raises `RunError` for a
+    folder that cannot be read or written.
     """
 
     def __init__(self, folder: Path, size: Size = SHARD) -> None:
         self.folder = folder
-        self._size = size
+        self._shard_size = size
         self._files: dict[str, Any] = {}
-        self._places: dict[str, str] = {}
-        self._waiting: dict[str, Tensor] = {}
-        self._weight = 0
+        self._file_of: dict[str, str] = {}
+        self._buffer: dict[str, Tensor] = {}
+        self._buffered_bytes = 0
 
     def refresh(self) -> None:
-        """See what is in the folder; each file is read whole once, to see whether it is sound."""
-        self._remove_drafts()
-        found = sorted(self.folder.glob("*.safetensors"))
-        new = [file for file in found if file.stem not in self._files]
-        for file, sound in prefetch(self._is_sound, iter(new)):
-            if not sound:
-                _LOG.warning("%s is damaged: what it held is computed again", file)
+        """Open new files of the folder; each is read once to verify its digest."""
+        remove_drafts(self.folder, _STALE_S)  # another process may be writing right now
+        files = sorted(self.folder.glob("*.safetensors"))
+        new = [file for file in files if file.stem not in self._files]
+        for file, is_valid in prefetch(self._verify, iter(new)):
+            if not is_valid:
+                _LOG.warning("%s is damaged; its tensors are computed again", file)
                 with suppress(OSError):
                     file.unlink()
                 continue
@@ -57,10 +56,10 @@ class Shards:
 
         opened: Any = safe_open(file, framework="pt")
         self._files[file.stem] = opened
-        self._places.update(dict.fromkeys(opened.keys(), file.stem))
+        self._file_of.update(dict.fromkeys(opened.keys(), file.stem))
 
     @staticmethod
-    def _is_sound(file: Path) -> tuple[Path, bool]:
+    def _verify(file: Path) -> tuple[Path, bool]:
         try:
             with file.open("rb") as stream:
                 return file, hashlib.file_digest(stream, "sha256").hexdigest() == file.stem
@@ -68,40 +67,36 @@ class Shards:
             return file, False
         except OSError as error:
             raise RunError(
-                f"{file} cannot be read: {error.strerror}; see to it, or name another folder"
+                f"{file} cannot be read: {error.strerror}; make it readable, or name another folder"
             ) from error
 
-    def _remove_drafts(self) -> None:
-        """What killed processes left half-written; another one may be writing right now."""
-        for draft in self.folder.glob(".*.tmp"):
-            with suppress(OSError):
-                if time.time() - draft.stat().st_mtime > _STALE_S:
-                    draft.unlink()
-
     def __contains__(self, key: str) -> bool:
-        """Whether there is such a tensor, written or waiting."""
-        return key in self._places or key in self._waiting
+        """Whether there is such a tensor, written or buffered."""
+        return key in self._file_of or key in self._buffer
 
     def __getitem__(self, key: str) -> Tensor:
-        """A copy of a tensor that is written. Raises `KeyError`."""
-        tensor: Tensor = self._files[self._places[key]].get_tensor(key)
-        return tensor.clone()  # the mapping is shared by all who ask
+        """A copy of a written tensor. Raises `KeyError`."""
+        tensor: Tensor = self._files[self._file_of[key]].get_tensor(key)
+        return tensor.clone()  # the mapping is shared
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Keep a tensor; it is written with others, once a shard is full."""
-        self._waiting[key] = tensor.contiguous()
-        self._weight += tensor.nbytes
-        if len(self._waiting) >= self._size.rows or self._weight >= self._size.bytes:
+        """Buffer a tensor; a shard is written once it is full."""
+        self._buffer[key] = tensor.contiguous()
+        self._buffered_bytes += tensor.nbytes
+        if (
+            len(self._buffer) >= self._shard_size.rows
+            or self._buffered_bytes >= self._shard_size.bytes
+        ):
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the buffer."""
         from safetensors.torch import save
 
-        if not self._waiting:
+        if not self._buffer:
             return
-        data = save(self._waiting)
+        data = save(self._buffer)
         file = self.folder / f"{hashlib.sha256(data).hexdigest()}.safetensors"
         write_atomically(file, data)
-        self._waiting, self._weight = {}, 0
+        self._buffer, self._buffered_bytes = {}, 0
         self._open(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from reasonpix.core.atomic_dir import atomic_dir
+from reasonpix.core.atomic import output_dir
 from reasonpix.datasets import preference, writers
 from reasonpix.datasets.card import Form, card
 from reasonpix.datasets.writers import Written
@@ -89,7 +89,7 @@ def publish(
     written.
     """
     form = FORMS[to]
-    with atomic_dir(out, "publish") as draft:
+    with output_dir(out, "publish") as draft:
         written = _WRITERS[to](run, accepted(run, report), draft)
         if written.rows == 0:
             raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")

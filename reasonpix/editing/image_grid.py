@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from reasonpix.core.atomic import replace_file
 from reasonpix.errors import ReasonpixError
 
 GAP = 8
@@ -135,12 +136,10 @@ def write(image: Image.Image, file: Path) -> None:
 
     Raises `ReasonpixError` when the disk is full or the format cannot hold the image.
     """
-    buffer, partial = io.BytesIO(), file.with_name(f".{file.name}.partial")
+    buffer = io.BytesIO()
     try:
         kind = Image.registered_extensions()[file.suffix.lower()]
         image.save(buffer, kind, **_SAVED[file.suffix.lower()])
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(file)
+        replace_file(file, buffer.getvalue())
     except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
         raise ReasonpixError(f"cannot write {file}: {error}") from error

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reasonpix.core.atomic_dir import atomic_dir
+from reasonpix.core.atomic import output_dir
 from reasonpix.core.hashing import seed_of
 from reasonpix.core.images import UndecodableImage, decode, pixel_digest
 from reasonpix.core.parallel import THREADS, prefetch
@@ -106,7 +106,7 @@ def build_benchmark(
     run and seed give the same bytes. Raises `RunError` when there are too few, and `SourceError`
     for a dataset that cannot be read.
     """
-    with atomic_dir(out, "publish") as draft:
+    with output_dir(out, "publish") as draft:
         training = _Training(set(), set())
         for dataset in disjoint_from:
             _take(training, dataset)

@@ -24,8 +24,8 @@ from typing import Any
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from reasonpix.core.atomic import write_atomically
 from reasonpix.core.images import encode_png
-from reasonpix.core.storage import write_atomically
 from reasonpix.errors import RunError
 from reasonpix.plugin.types import Problem
 

@@ -6,23 +6,21 @@ stopped, and a method that is added later costs only its own edits.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from reasonpix.core.atomic import Locked, lock, write_atomically
 from reasonpix.core.hashing import fingerprint, seed_of
 from reasonpix.core.images import UndecodableImage, decode, encode_png
 from reasonpix.core.memory import is_out_of_memory
-from reasonpix.core.storage import write_atomically
 from reasonpix.errors import PluginError, ReasonpixError, RecipeError, RunError, WeightsError
 from reasonpix.evaluation.benchmark import read_benchmark
 from reasonpix.evaluation.cases import DIRECT, Benchmark, Case
@@ -134,19 +132,17 @@ def _check_loading(metrics: Metrics) -> None:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keep other processes out of the folder."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written: {error.strerror}; name another folder") from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(out))
+        except Locked as error:
             raise RunError(f"another process is evaluating in {out}; wait for it") from error
+        except OSError as error:
+            raise RunError(
+                f"{out} cannot be written: {error.strerror}; name another folder"
+            ) from error
         yield
-    finally:
-        os.close(lock)
 
 
 def _prepare(

@@ -25,7 +25,7 @@ def reapply_filters(
     before = outcome_counts(run)
     recipe = recipe_of(run, overrides)
     stages = stages_of(recipe)
-    with run.storage.held():
+    with run.storage.lock():
         _check_computed(run, stages)
         write_recipe(run, recipe)
         write_stages(run, [stage.entry for stage in stages])

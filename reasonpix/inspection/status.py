@@ -254,8 +254,8 @@ def clean(run: RunFolder, folders: Collection[str]) -> None:
 
     Raises `RunError` when another process is at work in the run.
     """
-    with run.storage.held():
+    with run.storage.lock():
         for folder in superseded(run):
             if folder in folders:
                 run.storage.remove(f"stages/{folder}")
-        run.storage.tidy()
+        run.storage.remove_drafts()

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import ValidationError
 
-from reasonpix.core.storage import write_atomically
+from reasonpix.core.atomic import write_atomically
 from reasonpix.generation.outcomes import (
     OutcomeCounts,
     StageEntry,

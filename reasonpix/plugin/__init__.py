@@ -26,6 +26,7 @@ from reasonpix.plugin.components import (
     SourceItem,
     SourcePair,
 )
+from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import (
     Box,
@@ -70,6 +71,7 @@ __all__ = [
     "Problem",
     "ReasonpixError",
     "Record",
+    "RejectIf",
     "ReplaceRequest",
     "ResolveRequest",
     "RewriteRequest",
@@ -80,6 +82,8 @@ __all__ = [
     "SourceError",
     "SourceItem",
     "SourcePair",
+    "ThresholdFilter",
+    "ThresholdOptions",
     "WeightsError",
     "hookimpl",
     "is_out_of_memory",

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonpix.core.atomic import atomic_dir, lock
 from reasonpix.errors import WeightsError
 
 __all__ = [
@@ -152,23 +153,21 @@ def unpack_gguf(file: Path, dtype: torch.dtype, cache_dir: Path | None = None) -
     `WeightsError`.
     """
     import transformers
-    from filelock import FileLock
     from safetensors import SafetensorError
 
     home = cache_dir or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "reasonpix"
     )
     name = f"{digest(file)}-{transformers.__version__}-{str(dtype).removeprefix('torch.')}"
-    entry, partial = home / "gguf" / name, home / "gguf" / f"{name}.partial"
+    entry = home / "gguf" / name
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{entry}.lock"):
+        with lock(entry.with_name(f"{name}.lock"), wait=True):
             if not _is_whole(entry):
-                for rest in (entry, partial):  # damaged, or left by a process that was killed
-                    shutil.rmtree(rest, ignore_errors=True)
-                _unpack(file, dtype, partial / "model")
-                (partial / "sha256").write_text(digest(partial / "model"))
-                partial.rename(entry)
+                shutil.rmtree(entry, ignore_errors=True)  # damaged
+                with atomic_dir(entry) as draft:
+                    _unpack(file, dtype, draft / "model")
+                    (draft / "sha256").write_text(digest(draft / "model"))
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"model: cannot keep {file.name} unpacked in {entry.parent}: {error}; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from reasonpix.core.storage import LocalStorage
+from reasonpix.core.atomic import atomic_dir, write_atomically
 from reasonpix.errors import RunError
 from reasonpix.training.recipe import TrainingRecipe
 
@@ -82,7 +81,7 @@ def claim(recipe: TrainingRecipe, out: Path) -> None:
                 f"{out} was trained for {int(checkpoints(out)[-1].name)} steps already, and the "
                 f"recipe asks for {total}; name a new folder, or give as many steps or more"
             )
-    LocalStorage(out).write("recipe.yaml", text.encode())
+    write_atomically(out / "recipe.yaml", text.encode())
 
 
 def _read_recipe(file: Path) -> dict[str, Any] | None:
@@ -129,7 +128,7 @@ def write_state(out: Path, state: State) -> None:
         for parameter, values in state.optimizer.state.items()
         for key, value in values.items()
     }
-    with replacing(out / "state" / f"{state.done:08}") as draft:
+    with replace_dir(out / "state" / f"{state.done:08}") as draft:
         weights = {name: value.detach().contiguous() for name, value in state.named.items()}
         save_file(weights, draft / "weights.safetensors")
         save_file(state.average, draft / "average.safetensors")
@@ -176,22 +175,10 @@ def read_state(folder: Path, state: State) -> None:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when all went well."""
-    draft, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("draft", "old"))
+def replace_dir(folder: Path) -> Iterator[Path]:
+    """`atomic_dir` that replaces `folder`. Raises `RunError` when it cannot be written."""
     try:
-        for rest in (draft, old):
-            shutil.rmtree(rest, ignore_errors=True)
-        draft.mkdir(parents=True)
-        yield draft
-        for file in draft.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-        if folder.exists():
-            folder.rename(old)
-        draft.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # a full disk is either
-        shutil.rmtree(draft, ignore_errors=True)
-        raise RunError(f"{folder} cannot be written: {error}; what was there is kept") from error
+        with atomic_dir(folder, replace=True) as draft:
+            yield draft
+    except (OSError, SafetensorError) as error:  # a full disk raises either
+        raise RunError(f"{folder} cannot be written: {error}; the old one is kept") from error

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from reasonpix.core.atomic import write_atomically
 from reasonpix.core.parallel import THREADS, Report, Size, prefetch, quiet
-from reasonpix.core.storage import write_atomically
 from reasonpix.core.tensor_store import SHARD, Shards
 from reasonpix.datasets.pairs import Pairs
 from reasonpix.errors import PluginError, RunError, SourceError

@@ -50,7 +50,7 @@ from reasonpix.training.checkpointing import (
     checkpoints,
     claim,
     read_state,
-    replacing,
+    replace_dir,
     write_state,
 )
 from reasonpix.training.feature_cache import CachedFeatures, OnlineFeatures
@@ -116,7 +116,7 @@ def train(
             InitProcessGroupKwargs(timeout=_PATIENCE),
         ],
     )
-    alone = LocalStorage(out).held() if accelerator.is_main_process else nullcontext()
+    alone = LocalStorage(out).lock() if accelerator.is_main_process else nullcontext()
     with alone:
         if accelerator.is_main_process:
             claim(recipe, out)
@@ -417,7 +417,7 @@ class _Run:
     def _save_model(self) -> Path:
         folder = self.out / "model"
         if self.accelerator.is_main_process:
-            with self._averaged() as checkpoint, replacing(folder) as draft:
+            with self._averaged() as checkpoint, replace_dir(folder) as draft:
                 save_checkpoint(draft, checkpoint)
         self.accelerator.wait_for_everyone()
         return folder

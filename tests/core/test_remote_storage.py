@@ -228,12 +228,12 @@ except RunError as error:
 @pytest.mark.parametrize(
     ("bucket", "environment", "mend"),
     [
-        ("no-such-bucket", {}, "see that the bucket or folder is there"),
-        (BUCKET, {"AWS_ACCESS_KEY_ID": ""}, "see that the credentials are set and allow it"),
+        ("no-such-bucket", {}, "check that the bucket or folder exists"),
+        (BUCKET, {"AWS_ACCESS_KEY_ID": ""}, "check that the credentials are set and allow it"),
         (
             BUCKET,
             {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"},
-            "see that the network and",
+            "check the network and",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_errors_say_what_to_do(
     with python(WRITE_IN_VAIN, f"s3://{bucket}/run", **environment) as writer:
         said, _ = writer.communicate()
     assert said.startswith(f"s3://{bucket}/run/plan.json cannot be written: ")
-    assert mend in said and "what was finished is kept" in said
+    assert mend in said and "finished work is kept" in said
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,8 @@ HOLD = """
 import sys, time
 from reasonpix.core.remote_storage import RemoteStorage
 storage = RemoteStorage(sys.argv[1])
-storage.beat_s = 0.1
-with storage.held():
+storage.heartbeat_s = 0.1
+with storage.lock():
     storage.append("journal.jsonl", "1")
     storage.append("journal.jsonl", "2")
     print("held", flush=True)
@@ -326,13 +326,13 @@ def test_after_a_kill_the_next_one_holds_at_once_and_reads_the_journal(s3: str) 
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(RunError, match=rf"in use by process {holder.pid} on"):
-            storage.held().__enter__()
+            storage.lock().__enter__()
         until = time.monotonic() + 5
         while not storage.exists("journal.jsonl") and time.monotonic() < until:
             time.sleep(0.05)
         kill(holder)
     started = time.monotonic()
-    with storage.held():
+    with storage.lock():
         assert time.monotonic() - started < 2
         storage.append("journal.jsonl", "3")
     assert RemoteStorage(s3).read("journal.jsonl") == b"1\n2\n3\n"
@@ -346,15 +346,15 @@ def elsewhere(seconds_ago: float, token: str = "t") -> bytes:
 
 def test_a_holder_on_another_machine(memory: str) -> None:
     storage = RemoteStorage(memory)
-    storage.beat_s = 0.1
+    storage.heartbeat_s = 0.1
     storage.write("holder", elsewhere(20))
     with pytest.raises(
         RunError,
-        match=r"in use by process 7 on far \(last sign of life 20 s ago\).*come back in 40 s",
+        match=r"in use by process 7 on far \(last heartbeat 20 s ago\).*try again in 40 s",
     ):
-        storage.held().__enter__()
+        storage.lock().__enter__()
     storage.write("holder", elsewhere(70))
-    with storage.held():
+    with storage.lock():
         assert json.loads(storage.read("holder"))["pid"] == os.getpid()
 
 
@@ -363,7 +363,7 @@ def test_a_holder_whose_clock_is_wrong_is_alive_as_long_as_it_beats(
     memory: str, skew: float
 ) -> None:
     storage, ended = RemoteStorage(memory), threading.Event()
-    storage.beat_s = 0.2
+    storage.heartbeat_s = 0.2
     storage.write("holder", elsewhere(skew))
 
     def beat() -> None:
@@ -374,18 +374,18 @@ def test_a_holder_whose_clock_is_wrong_is_alive_as_long_as_it_beats(
     beating.start()
     try:
         with pytest.raises(RunError, match="in use by process 7 on far"):
-            storage.held().__enter__()
+            storage.lock().__enter__()
     finally:
         ended.set()
         beating.join()
-    with storage.held():
+    with storage.lock():
         pass
 
 
 def test_who_was_taken_over_stops_and_leaves_the_other_alone(memory: str) -> None:
     storage, other = RemoteStorage(memory), RemoteStorage(memory)
-    storage.beat_s = 0.05
-    with pytest.raises(RunError, match="taken over by process 7 on far"), storage.held():
+    storage.heartbeat_s = 0.05
+    with pytest.raises(RunError, match="taken over by process 7 on far"), storage.lock():
         storage.append("journal.jsonl", "mine")
         other.write("journal.jsonl", b"theirs\n")
         other.write("holder", elsewhere(0))
@@ -400,7 +400,7 @@ def test_who_was_taken_over_stops_and_leaves_the_other_alone(memory: str) -> Non
 def test_the_holder_of_a_local_folder_that_was_copied_holds_nothing(memory: str) -> None:
     storage = RemoteStorage(memory)
     storage.write("holder", b"process 1 on a laptop\n")
-    with storage.held():
+    with storage.lock():
         pass
 
 
@@ -593,10 +593,10 @@ def test_a_run_that_asks_nothing_stores_nothing(machines: tuple[Machine, Machine
 def test_a_ledger_that_cannot_be_stored_is_kept_here(machines: tuple[Machine, Machine]) -> None:
     one, two = machines
     storage = one()
-    storage.beat_s = 0.05
+    storage.heartbeat_s = 0.05
     with (
         pytest.raises(RunError, match=r"taken over.*are kept in (.*)one/reasonpix/.*llm\.sqlite"),
-        storage.held(),
+        storage.lock(),
         ledger_file(storage) as path,
         Ledger(path) as ledger,
     ):

@@ -128,21 +128,21 @@ def test_remove_takes_a_folder_and_not_its_neighbour(storage: Storage) -> None:
 
 def test_a_journal_goes_on_from_one_session_to_the_next(opened: Open) -> None:
     first = opened()
-    with first.held():
+    with first.lock():
         first.append("journal.jsonl", "1")
         first.append("journal.jsonl", "ü")
         assert first.read("journal.jsonl").decode() == "1\nü\n"
         first.append("journal.jsonl", "3")
     second = opened()
     second.append("journal.jsonl", "4")
-    with second.held():
+    with second.lock():
         second.append("journal.jsonl", "5")
     assert opened().read("journal.jsonl").decode() == "1\nü\n3\n4\n5\n"
 
 
 def test_lines_of_many_threads_are_all_there(opened: Open) -> None:
     storage = opened()
-    with storage.held(), ThreadPoolExecutor(8) as threads:
+    with storage.lock(), ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda n: storage.append("journal.jsonl", f"{n:03d}"), range(200)))
     lines = opened().read("journal.jsonl").decode().split()
     assert sorted(lines) == [f"{n:03d}" for n in range(200)]
@@ -150,22 +150,22 @@ def test_lines_of_many_threads_are_all_there(opened: Open) -> None:
 
 def test_the_journal_is_kept_when_a_run_breaks(opened: Open) -> None:
     storage = opened()
-    with pytest.raises(KeyboardInterrupt), storage.held():
+    with pytest.raises(KeyboardInterrupt), storage.lock():
         storage.append("journal.jsonl", "1")
         raise KeyboardInterrupt
     assert opened().read("journal.jsonl") == b"1\n"
 
 
 def test_one_holder_at_a_time(opened: Open) -> None:
-    with opened().held():
+    with opened().lock():
         with pytest.raises(RunError, match=r"run is in use by process \d+ on .*wait for it"):
-            opened().held().__enter__()
+            opened().lock().__enter__()
         opened().write("plan.json", b"")  # a worker of the holder
-    with opened().held():
+    with opened().lock():
         pass
-    with pytest.raises(ValueError, match="broken"), opened().held():
+    with pytest.raises(ValueError, match="broken"), opened().lock():
         raise ValueError("broken")
-    with opened().held():
+    with opened().lock():
         pass
 
 
@@ -175,7 +175,7 @@ def test_of_many_that_come_at_once_one_holds(opened: Open) -> None:
     def hold(storage: Storage) -> bool:
         came.wait()
         try:
-            with storage.held():
+            with storage.lock():
                 done.wait()
                 return True
         except RunError:
@@ -195,8 +195,8 @@ def test_tidy_removes_drafts_and_nothing_else(storage: Storage, tmp_path: Path) 
         for draft in drafts:
             draft.write_bytes(b"half")
     assert storage.names("") == ["plan.json"]
-    with storage.held():
-        storage.tidy()
+    with storage.lock():
+        storage.remove_drafts()
     assert not any(draft.exists() for draft in drafts)
     assert storage.read("plan.json") == b""
     assert storage.names("stages/a") == ["0.parquet"]

@@ -102,7 +102,7 @@ def test_a_url_is_no_folder_of_this_machine(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(RunError, match="publish to a folder of this machine, not to "):
+    with pytest.raises(RunError, match="is a URL; publish to a folder on this machine"):
         publish(run, Path(out))
     assert set(tmp_path.rglob("*")) == before
 

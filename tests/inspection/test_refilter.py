@@ -131,7 +131,7 @@ def test_mistakes_and_unfinished_runs_are_told(write_recipe: WriteRecipe, tmp_pa
     run = generate(load_recipe(write_recipe(filters=[EQ1])), out)
     with pytest.raises(RecipeError, match=r"filters\.0\.reject_fraction.*less than 1"):
         reapply_filters(run, ["filters.0.reject_fraction=2"])
-    with run.storage.held(), pytest.raises(RunError, match="is in use by process"):
+    with run.storage.lock(), pytest.raises(RunError, match="is in use by process"):
         reapply_filters(RunFolder(out), ["filters.0.reject_fraction=0.5"])
     [folder] = (out / "stages").glob("score-eq1-*")
     (folder / "000000.parquet").unlink()

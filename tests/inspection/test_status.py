@@ -169,7 +169,7 @@ def test_the_process_at_work_is_named(write_recipe: WriteRecipe, tmp_path: Path)
     code = """if True:
         import sys
         from reasonpix.core.remote_storage import open_storage
-        with open_storage(sys.argv[1]).held():
+        with open_storage(sys.argv[1]).lock():
             print("held", flush=True)
             sys.stdin.read()
     """

@@ -201,11 +201,12 @@ def test_a_damaged_entry_is_made_anew(tiny: Path, tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_does_no_harm(tiny: Path, tmp_path: Path) -> None:
     folder = unpack_gguf(tiny, torch.float32, tmp_path)
-    (folder.parent).rename(f"{folder.parent}.partial")
-    (Path(f"{folder.parent}.partial") / "model" / "model.safetensors").write_bytes(b"half")
+    draft = folder.parent.with_name(f".{folder.parent.name}.tmp")
+    folder.parent.rename(draft)
+    (draft / "model" / "model.safetensors").write_bytes(b"half")
     assert unpack_gguf(tiny, torch.float32, tmp_path) == folder
     assert AutoModelForCausalLM.from_pretrained(folder)
-    assert not Path(f"{folder.parent}.partial").exists()
+    assert not draft.exists()
 
 
 def test_processes_may_unpack_at_once(tiny: Path, tmp_path: Path) -> None:

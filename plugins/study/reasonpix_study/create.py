@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from reasonpix.core import decode, encode_png, resized
+from reasonpix.core import atomic_dir, decode, encode_png, resized
 from reasonpix.evaluation import COPY, TRUTH, EvaluationFolder
 from reasonpix.plugin import ReasonpixError
 from reasonpix_study.design import Design
@@ -57,16 +56,15 @@ def create_study(
     out = Path(os.path.abspath(out))  # "." has no name of its own
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StudyError(f"{out} is not empty; name a new folder")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        (draft / "images").mkdir(parents=True)
-        found = _samples(evaluation, design, cases, draft / "images")
-        Study.write(draft, design, found, design.sheets if workers is None else workers)
-        os.replace(draft, out)
+        if out.exists():
+            out.rmdir()
+        with atomic_dir(out) as draft:
+            (draft / "images").mkdir()
+            found = _samples(evaluation, design, cases, draft / "images")
+            Study.write(draft, design, found, design.sheets if workers is None else workers)
     except OSError as error:
         raise StudyError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Study(out)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from reasonpix.core.atomic_dir import atomic_dir
+from reasonpix.core.atomic import output_dir
 from reasonpix.core.memory import free_memory, is_out_of_memory
 from reasonpix.deployment.export.converters import convert, profile, quiet, stride, weights_digest
 from reasonpix.deployment.export.parity import LIMITS, Parity, Sizes, compare
@@ -114,7 +114,7 @@ def export_model(
     _check_weights(target, weights)
     encoder = checkpoint.build_encoder(device=str(device), cache_dir=request.model.cache_dir)
     # A new model's folder may be there, and empty.
-    with atomic_dir(target.folder, "export", replace=force or target.is_new_model) as draft:
+    with output_dir(target.folder, "export", replace=force or target.is_new_model) as draft:
         folder = draft / target.subfolder
         folder.mkdir(exist_ok=True)
         if target.is_new_model:

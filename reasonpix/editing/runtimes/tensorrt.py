@@ -20,12 +20,13 @@ import subprocess
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
+from reasonpix.core.atomic import replace_file
 from reasonpix.editing.runtimes.base import Network
 from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
 from reasonpix.editing.runtimes.manifest import Export, Graph, Part, Shapes
@@ -93,18 +94,14 @@ def kept_engine(file: Path, build: Callable[[], bytes]) -> bytes:
     An engine gets its name when all of it is written; of several processes that build the same one
     the last wins. Raises `WeightsError` where the folder cannot be written, before it is built.
     """
-    draft = file.with_suffix(f".{uuid4().hex}.part")
     try:
         if (engine := _read(file)) is not None:
             return engine
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft.touch()
-        try:
-            engine = build()
-            draft.write_bytes(hashlib.sha256(engine).digest() + engine)
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
+        with TemporaryFile(dir=file.parent):
+            pass  # fails in a folder that is not writable
+        engine = build()
+        replace_file(file, hashlib.sha256(engine).digest() + engine)
     except OSError as error:
         raise WeightsError(
             f"{file.parent}: TensorRT's engine cannot be kept here ({error.strerror or error}), "

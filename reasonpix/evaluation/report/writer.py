@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from reasonpix.core.storage import write_atomically
+from reasonpix.core.atomic import write_atomically
 from reasonpix.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Interval
 from reasonpix.evaluation.comparison import Comparison, ScoreKey, compare
 from reasonpix.evaluation.report.page import render_page

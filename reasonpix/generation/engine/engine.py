@@ -87,8 +87,8 @@ def generate(
         wanted = rows_wanted(plan_of(recipe, run), limit, target_accepted)
         recheck_all = retry_failed or target_accepted is not None
         _check_components(run, stages, wanted, recheck_all, max_cost)
-        stack.enter_context(run.storage.held())
-        run.storage.tidy()
+        stack.enter_context(run.storage.lock())
+        run.storage.remove_drafts()
         listing = Listing(recipe, run, source)
         _extend_plan(run, stages, listing, wanted)
         run.storage.write("recipe.yaml", recipe.as_yaml().encode())

@@ -238,7 +238,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from reasonpix.generation.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1])).storage.held():
+with RunFolder(Path(sys.argv[1])).storage.lock():
     print("held", flush=True)
     time.sleep(60)
 """
