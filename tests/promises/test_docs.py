@@ -12,7 +12,7 @@ import pytest
 
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.plugin.components import Captioner
-from reasonpix.plugin.testing import MethodContract, PlannerContract
+from reasonpix.plugin.testing import MethodContract, PlannerContract, ScorerContract
 from reasonpix.plugin.types import EditPlan, ReplaceRequest
 
 ROOT = Path(__file__).parents[2]
@@ -58,15 +58,18 @@ def test_the_llm_planner_of_the_tutorial_keeps_its_contract() -> None:
     Contract().test_plans_match_requests()
 
 
-def test_the_method_of_the_tutorial_keeps_its_contract() -> None:
-    names: dict[str, Any] = {"__name__": "blur"}
-    source = next(it for it in blocks("docs/plugins.md", "python") if "class Blur" in it)
-    exec(compile(source, "docs/plugins.md", "exec"), names)
-    subject = type("Subject", (MethodContract,), {"component": names["Blur"]})()
-    for name in dir(MethodContract):
+@pytest.mark.parametrize(
+    ("name", "contract"), [("Blur", MethodContract), ("Brightness", ScorerContract)]
+)
+def test_a_component_of_the_tutorial_keeps_its_contract(name: str, contract: type[Any]) -> None:
+    names: dict[str, Any] = {"__name__": name.lower()}
+    source = next(it for it in blocks("docs/plugins.md", "python") if f"class {name}(" in it)
+    exec(compile(source, "docs/plugins.md", "exec", dont_inherit=True), names)
+    subject = type("Subject", (contract,), {"component": names[name]})()
+    for test in dir(contract):
         # A module of its own to import it has none.
-        if name.startswith("test_") and name != "test_importing_is_light":
-            getattr(subject, name)()
+        if test.startswith("test_") and test != "test_importing_is_light":
+            getattr(subject, test)()
 
 
 def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:
