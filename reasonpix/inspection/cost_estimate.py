@@ -1,4 +1,4 @@
-"""What the LLM answers of a run will cost, estimated before anything is asked."""
+"""Estimate what the LLM answers of a run will cost, before any request is sent."""
 
 from __future__ import annotations
 
@@ -22,37 +22,35 @@ from reasonpix.llm.tasks import TASKS
 from reasonpix.plugin.components import Source
 
 CHARACTERS_PER_TOKEN = 4
-"""A rule of thumb for English, used as long as a run has no answers to learn from."""
+"""A rule of thumb for English, used until the run has answers to average."""
 
 _ENOUGH = 5
-# Answers from which a mean is taken.
+"""The least number of answers to take an average of."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a stage is expected to ask. Every figure is for what is still to be done.
-
-    `records` are at most so many when earlier stages are not finished: they may let fewer through.
-    """
+    """The LLM requests that a stage still has to send."""
 
     stage: str
     records: int
     at_most: bool
+    """Whether `records` is an upper bound, because earlier stages are not finished."""
     calls: int
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
-    """None when the recipe gives no price."""
+    """None if the recipe gives no price."""
     learnt: bool
-    """Whether tokens are taken from this run's own answers, not from the rule of thumb."""
+    """Whether tokens are averages of this run's answers rather than the rule of thumb."""
 
 
 def estimate_cost(
     recipe: Recipe, out: str | Path, limit: float | None = None, target_accepted: int | None = None
 ) -> list[Estimate]:
-    """What each stage that asks an LLM will ask, if `recipe` is run into `out`. Writes nothing.
+    """Estimate the requests of each stage that calls an LLM, if `recipe` runs into `out`.
 
-    Raises `RunError` as the run itself would.
+    Writes nothing. Raises `RunError` as the run itself would.
     """
     run = RunFolder(out)
     plan = plan_of(recipe, run)
@@ -76,16 +74,16 @@ def _estimates(
         planner = use.build()
         if not isinstance(planner, LLMPlanner):
             continue
-        verb, times = stage.questions
+        task, times = stage.questions
         records, at_most = _records(run, stage, source, new)
         calls = records * times
-        before = known.by_task.get(verb, Spending())
+        before = known.by_task.get(task, Spending())
         learnt = before.answers >= _ENOUGH
         if learnt:
             prompt = before.prompt_tokens / before.answers
             completion = before.completion_tokens / before.answers
         else:
-            question, answer = planner.prompt(TASKS[verb]).typical_length
+            question, answer = planner.prompt(TASKS[task]).typical_length
             prompt, completion = question / CHARACTERS_PER_TOKEN, answer / CHARACTERS_PER_TOKEN
         tokens = round(calls * prompt), round(calls * completion)
         price = planner.price
@@ -106,7 +104,7 @@ def _is_asked(slot: str) -> bool:
 
 
 def _records(run: RunFolder, stage: Stage, source: Source[Any], new: int) -> tuple[int, bool]:
-    """Records that the stage has still to do, `new` ones too, and whether they may be fewer."""
+    """Records that the stage has yet to process, including `new` ones; is it an upper bound?"""
     if not run.is_planned:
         return new, True
     done = run.done(stage.entry.folder)

@@ -1,4 +1,4 @@
-"""A static page to look at a run: the funnel, time and cost, pairs, and why the others ended."""
+"""A static page that shows a run: funnel, time and cost, accepted pairs, and what was rejected."""
 
 from __future__ import annotations
 
@@ -27,98 +27,99 @@ from reasonpix.generation.samples import Sample
 from reasonpix.generation.statistics import position_bias, spending
 from reasonpix.inspection.lookup import RecordRows, read_record_rows
 
-_KINDS = 200
-"""Reasons of one stage that are told apart, and as many of them as a page lists."""
-_LISTED = 12
-_TELLING = 4
-"""Words with which reasons of one kind begin."""
+_MAX_KINDS = 200
+"""Kinds of reasons that are kept for each stage; further ones count as "other reasons"."""
+_MAX_LISTED = 12
+"""Kinds of reasons that the page lists for each stage."""
+_PREFIX_WORDS = 4
+"""Reasons that share this many first words are of one kind."""
 
 
 @dataclass
 class Reason:
-    """Records that ended in one place for one kind of reason."""
+    """Records that ended at one stage for one kind of reason."""
 
     stage: str
     status: Status
     words: list[str]
-    """What all of them have in common; "…" stands for what differs."""
+    """What all of them share; "…" replaces what differs."""
     count: int = 0
-    first: list[Ending] = field(default_factory=list)
+    examples: list[Ending] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
-        """The reason without what is peculiar to one record."""
+        """The reason without the parts that differ between records."""
         return " ".join(self.words)[:120]
 
 
 class Tally:
-    """How many records ended where and why, and which of them to show."""
+    """Counts where and why records ended, and picks the ones to show."""
 
     def __init__(self, entries: Sequence[StageEntry], limit: int) -> None:
         self.accepted: list[Ending] = []
         self.stages = ["source", *(entry.stage for entry in entries)]
         self._limit = limit
-        self._ends = {stage: Counter[Status]() for stage in self.stages}
+        self._counts = {stage: Counter[Status]() for stage in self.stages}
         self._reasons: dict[tuple[str, Status], dict[str, Reason]] = {}
 
     def add(self, ending: Ending) -> None:
         """Count one record. Each comes once."""
-        self._ends[ending.stage][ending.status] += 1
+        self._counts[ending.stage][ending.status] += 1
         if ending.status == "ok":
             shown = self.accepted
         else:
             kinds = self._reasons.setdefault((ending.stage, ending.status), {})
             words = _words(ending)
-            begin = " ".join(map(_mask, words[:_TELLING]))
-            if begin not in kinds and len(kinds) >= _KINDS:
-                begin, words = "", ["other", "reasons"]
-            reason = kinds.setdefault(begin, Reason(ending.stage, ending.status, words))
-            reason.words = _folded(reason.words, words)
+            prefix = " ".join(map(_mask, words[:_PREFIX_WORDS]))
+            if prefix not in kinds and len(kinds) >= _MAX_KINDS:
+                prefix, words = "", ["other", "reasons"]
+            reason = kinds.setdefault(prefix, Reason(ending.stage, ending.status, words))
+            reason.words = _merge_words(reason.words, words)
             reason.count += 1
-            shown = reason.first
+            shown = reason.examples
         if len(shown) < self._limit:
             shown.append(ending)
 
     def funnel(self) -> list[dict[str, Any]]:
-        """For each stage how many records went on, and how many ended there."""
-        going = self.total
+        """For each stage, how many records passed it, and how many ended there."""
+        passed = self.total
         stages: list[dict[str, Any]] = []
         for stage in self.stages:
-            rejected, failed = self._ends[stage]["rejected"], self._ends[stage]["failed"]
-            going -= rejected + failed
-            stages.append({"stage": stage, "ok": going, "rejected": rejected, "failed": failed})
+            rejected, failed = self._counts[stage]["rejected"], self._counts[stage]["failed"]
+            passed -= rejected + failed
+            stages.append({"stage": stage, "ok": passed, "rejected": rejected, "failed": failed})
         return stages
 
     @property
     def total(self) -> int:
         """All records."""
-        return sum(ends.total() for ends in self._ends.values())
+        return sum(counts.total() for counts in self._counts.values())
 
     def reasons(self) -> list[Reason]:
-        """In the order of the stages, the most frequent first. Rare ones of a stage together."""
+        """By stage, the most frequent first; if a stage has too many, similar ones are merged."""
         reasons = []
         for stage in self.stages:
             for status in ("rejected", "failed"):
-                kinds = _merged(list(self._reasons.get((stage, status), {}).values()))
+                kinds = _merge_similar(list(self._reasons.get((stage, status), {}).values()))
                 reasons += sorted(kinds, key=lambda reason: -reason.count)
         return reasons
 
     def shown(self) -> dict[str, Ending]:
-        """The records to show, by id: accepted ones, and of each kind of reason alike many."""
+        """The records to show, by id: accepted ones, and equally many of each kind of reason."""
         others: list[Ending] = []
         reasons = self.reasons()
         for turn in range(self._limit):
-            others += [it.first[turn] for it in reasons if len(it.first) > turn]
+            others += [r.examples[turn] for r in reasons if len(r.examples) > turn]
             if len(others) >= self._limit:
                 break
-        return {it.record_id: it for it in (*self.accepted, *others[: self._limit])}
+        return {ending.record_id: ending for ending in (*self.accepted, *others[: self._limit])}
 
 
 _QUOTED = r"'[^']*'|\"[^\"]*\""
 
 
 def _words(ending: Ending) -> list[str]:
-    """The words of a reason without a file's name; what is quoted is one word."""
+    """The words of a reason, without a file's name; a quotation is one word."""
     reason = ending.reason
     if ending.stage in ("source", "read"):
         reason = reason.partition(": ")[2] or reason
@@ -129,38 +130,37 @@ def _mask(word: str) -> str:
     return re.sub(rf"{_QUOTED}|\d[\d.]*", "…", word)
 
 
-def _folded(kind: list[str], reason: list[str]) -> list[str]:
-    """The words that two reasons share: an option's value stays, what was measured does not."""
+def _merge_words(kind: list[str], reason: list[str]) -> list[str]:
+    """The words that two reasons share. A measured value becomes "…"; an equal one stays."""
     if kind == reason:
         return kind
     words = [
-        one if one == other else _mask(one) if _mask(one) == _mask(other) else "…"
-        for one, other in zip(kind, reason, strict=False)
+        word if word == other else _mask(word) if _mask(word) == _mask(other) else "…"
+        for word, other in zip(kind, reason, strict=False)
     ]
-    if len(kind) != len(reason):  # such as lists, of which only the words before are alike
+    if len(kind) != len(reason):  # such as lists: only the words before them agree
         words = [*takewhile(lambda word: word != "…", words), "…"]
     return [word for i, word in enumerate(words) if word != "…" or words[i - 1 : i] != ["…"]]
 
 
-def _merged(reasons: Sequence[Reason]) -> list[Reason]:
-    """When there are too many, those that begin alike count as one."""
-    if len(reasons) <= _LISTED:
+def _merge_similar(reasons: Sequence[Reason]) -> list[Reason]:
+    """Reasons; if there are too many, those with the same first words are merged."""
+    if len(reasons) <= _MAX_LISTED:
         return list(reasons)
     merged: dict[str, Reason] = {}
-    for it in reasons:
-        words = it.words[:3] + ["…"] * (len(it.words) > 3)
-        one = merged.setdefault(" ".join(words), Reason(it.stage, it.status, words))
-        one.count += it.count
-        one.first += it.first
+    for reason in reasons:
+        words = reason.words[:3] + ["…"] * (len(reason.words) > 3)
+        kind = merged.setdefault(" ".join(words), Reason(reason.stage, reason.status, words))
+        kind.count += reason.count
+        kind.examples += reason.examples
     return list(merged.values())
 
 
 def write_gallery(run: RunFolder, limit: int = 200) -> str:
-    """Write `gallery.html` into the run folder and return where it is.
+    """Write `gallery.html` into the run folder, and return its path or URL.
 
-    The page holds its images and needs no network. `limit` bounds the pairs shown, accepted ones
-    and others each; the counts are always of the whole run. Raises `RunError` when the run is not
-    finished.
+    The page embeds its images and needs no network. It shows up to `limit` accepted pairs and as
+    many others; counts cover the whole run. Raises `RunError` if the run is not finished.
     """
     entries = read_stages(run)
     tally = Tally(entries, limit)
@@ -168,7 +168,7 @@ def write_gallery(run: RunFolder, limit: int = 200) -> str:
         tally.add(ending)
     cards = dict(_cards(run, entries, tally.shown()))
     groups = [
-        (reason, [cards[it.record_id] for it in reason.first if it.record_id in cards])
+        (reason, [cards[end.record_id] for end in reason.examples if end.record_id in cards])
         for reason in tally.reasons()
     ]
     funnel = tally.funnel()
@@ -179,7 +179,7 @@ def write_gallery(run: RunFolder, limit: int = 200) -> str:
         name=run.name,
         total=tally.total,
         accepted=funnel[-1]["ok"],
-        cards=[cards[it.record_id] for it in tally.accepted],
+        cards=[cards[ending.record_id] for ending in tally.accepted],
         groups=groups,
         funnel=funnel,
         seconds=_seconds(run, entries),
@@ -194,7 +194,7 @@ def write_gallery(run: RunFolder, limit: int = 200) -> str:
 def _cards(
     run: RunFolder, entries: Sequence[StageEntry], shown: dict[str, Ending]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A card for each record shown. Only the shards that hold one are read."""
+    """A card for each record shown. Reads only the shards that hold one."""
     shards = dict.fromkeys(ending.shard for ending in shown.values())
     with closing(source_of(run)) as source:
         for shard in sorted(shards):
@@ -204,7 +204,7 @@ def _cards(
 
 
 def _card(trace: RecordRows, entries: Sequence[StageEntry], ending: Ending) -> dict[str, Any]:
-    sample = trace.followed(entries)
+    sample = trace.final_sample(entries)
     card: dict[str, Any] = {
         "id": ending.record_id,
         "source_id": trace.item.native_id,
@@ -222,10 +222,10 @@ def _card(trace: RecordRows, entries: Sequence[StageEntry], ending: Ending) -> d
         "edited": None,
         "small": False,
     }
-    return card | (_seen(sample) if sample else {})
+    return card | (_card_facts(sample) if sample else {})
 
 
-def _seen(sample: Sample) -> dict[str, Any]:
+def _card_facts(sample: Sample) -> dict[str, Any]:
     """What a card shows of a sample."""
     image: Image | None = None
     edited: str | None = None
@@ -263,15 +263,15 @@ def _change(sample: Sample) -> str:
 
 
 def _candidates(sample: Sample) -> list[dict[str, Any]]:
-    """The instructions that were to choose from, and in how many orders each was chosen."""
-    given, chosen = sample.candidates, sample.selection
+    """The candidate instructions, and in how many presentation orders each was chosen."""
+    candidates, selection = sample.candidates, sample.selection
     return [
         {
             "instruction": candidate.instruction,
-            "chosen": bool(chosen and chosen.chosen == index),
-            "votes": chosen.choices.count(index) if chosen else 0,
+            "chosen": bool(selection and selection.chosen == index),
+            "votes": selection.choices.count(index) if selection else 0,
         }
-        for index, candidate in enumerate(given.candidates if given else ())
+        for index, candidate in enumerate(candidates.candidates if candidates else ())
     ]
 
 
@@ -280,6 +280,6 @@ def _seconds(run: RunFolder, entries: Sequence[StageEntry]) -> dict[str, float]:
     folders = {entry.folder: entry.stage for entry in entries}
     spent = Counter[str]()
     for line in run.journal():
-        if line.get("stage") in folders and "seconds" in line:  # or it was reopened
+        if line.get("stage") in folders and "seconds" in line:  # otherwise the shard was reopened
             spent[folders[line["stage"]]] += line["seconds"]
     return dict(spent)

@@ -1,4 +1,4 @@
-"""The whole way of one record: what each stage was given, was asked, found out, and took."""
+"""What every stage of a run did with one record: inputs, LLM questions, results and time."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from reasonpix.plugin.types import Problem
 
 @dataclass(frozen=True)
 class Question:
-    """What a language model was asked, and its raw answer."""
+    """A request to a language model, and its raw answer."""
 
-    verb: str
+    task: str
     messages: list[tuple[str, str]]
-    """Role and text of each turn; a repair turn follows the answer that it is about."""
+    """Role and text of each turn; a repair turn follows the answer that it corrects."""
     seed: int
     answer: str
     refusal: str | None
@@ -51,8 +51,8 @@ class Question:
 class Step:
     """What one stage did with a record.
 
-    `status` is ok, rejected or failed; "to do" when the stage has not come to the record yet, and
-    "not reached" when the record had ended before.
+    `status` is ok, rejected or failed; "to do" if the stage has not processed the record yet, and
+    "not reached" if an earlier stage ended the record.
     """
 
     stage: str
@@ -60,30 +60,30 @@ class Step:
     status: str
     reason: str = ""
     component: dict[str, Any] = field(default_factory=dict)
-    """What its results follow from: plugin, version, weights, options, prompts."""
+    """What its results depend on: plugin, version, weights, options, prompts."""
     options: dict[str, Any] = field(default_factory=dict)
     package: str = ""
     output: Any = None
     image: dict[str, Any] | None = None
-    """Of the image that it made: bytes, width, height, sha256."""
+    """bytes, width, height and sha256 of the image that it made."""
     verdict: str | None = None
-    """Of a filter: accepted, or why it rejects the record; None when that is not known yet."""
+    """A filter's: accepted, or why it rejects the record; None until that is known."""
     seeds: list[int] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     unanswered: int = 0
     """Questions without a stored answer."""
     note: str = ""
-    """Why seeds or questions cannot be told."""
+    """Why seeds or questions cannot be reconstructed."""
     finished: str | None = None
     shard_seconds: float | None = None
-    """Seconds of work for all records of the shard."""
+    """Seconds for all records of the shard."""
     seconds: float | None = None
-    """The record's share of them."""
+    """This record's share."""
 
 
 @dataclass
 class Lineage:
-    """A record from its source to its end, or as far as it has come."""
+    """What a run did with a record, from its source to its outcome, or as far as it got."""
 
     run: str
     record_id: str
@@ -93,7 +93,7 @@ class Lineage:
     status: str
     """accepted, rejected, failed, or "to do"."""
     stage: str
-    """Where it ended, or what it waits for."""
+    """Where it ended, or the next stage."""
     reason: str
     steps: list[Step]
     published: dict[str, Any] | None
@@ -105,36 +105,37 @@ class Lineage:
 
 
 Visit = Callable[[Stage | None, StageEntry, Sample, Row, ReplayLedger], None]
-"""Called of each stage that has a row of the record, with what that stage was given."""
+"""Called for each stage with a row of the record; the sample is the stage's input."""
 
 
-def trace_record(run: RunFolder, wanted: str, visit: Visit | None = None) -> Lineage:
-    """The way of the record that `wanted` means: see `traces.find`.
+def trace_record(run: RunFolder, reference: str, visit: Visit | None = None) -> Lineage:
+    """What the run did with a record; see `find_record` for `reference`.
 
-    Nothing is computed and nobody asked. Raises `RunError` when there is no such record.
+    No result is computed and no language model is called. Raises `RunError` if there is no such
+    record.
     """
-    shard, record_id = find_record(run, wanted)
+    shard, record_id = find_record(run, reference)
     entries = current_stages(run)
     stages, problem = _stages(run)
     packages = packages_of(run)
     with closing(source_of(run)) as source, ledger_file(run.storage, write_back=False) as path:
         [trace] = read_record_rows(run, entries, shard, [record_id], source)
         with ReplayLedger(path) as ledger:
-            told = _StageTrace(run, entries, shard, packages, source, ledger)
+            tracer = _StageTrace(run, entries, shard, packages, source, ledger)
             steps = []
             for entry in entries:
                 stage = stages.get(entry.stage)
                 row = trace.rows.get(entry.folder)
-                steps.append(told.step(trace, entry, stage, problem))
+                steps.append(tracer.step(trace, entry, stage, problem))
                 if row is not None and trace.sample is not None:
                     if visit is not None:
                         visit(stage, entry, trace.sample, row, ledger)
                     if row.status == "ok":
                         trace.sample.take_row(entry.stage, row)
-    status, at, reason = _end(trace, steps)
+    status, last_stage, reason = _outcome(trace, steps)
     published = None
     if status == "accepted" and trace.sample is not None:
-        published = facts_of(Outcome(trace.sample, "ok", at, "", trace.scores(entries)))
+        published = facts_of(Outcome(trace.sample, "ok", last_stage, "", trace.scores(entries)))
     plan = run.plan()
     return Lineage(
         run=str(run),
@@ -144,7 +145,7 @@ def trace_record(run: RunFolder, wanted: str, visit: Visit | None = None) -> Lin
         | {"package": _package(plan.source["use"], packages)},
         item=trace.item.model_dump(mode="json"),
         status=status,
-        stage=at,
+        stage=last_stage,
         reason=reason,
         steps=steps,
         published=published,
@@ -152,7 +153,7 @@ def trace_record(run: RunFolder, wanted: str, visit: Visit | None = None) -> Lin
 
 
 def _stages(run: RunFolder) -> tuple[dict[str, Stage], str]:
-    """The stages of the run's recipe by name; or none, and why."""
+    """The stages of the run's recipe by name, or none and the reason."""
     try:
         return {stage.name: stage for stage in stages_of(recipe_of(run))}, ""
     except ReasonpixError as error:
@@ -160,7 +161,7 @@ def _stages(run: RunFolder) -> tuple[dict[str, Stage], str]:
 
 
 def _package(plugin: str | None, packages: dict[str, str]) -> str:
-    """The package of a plugin, with the version that the run was made with."""
+    """The package of a plugin, with the version that made the run."""
     if plugin is None:
         return ""
     try:
@@ -170,8 +171,8 @@ def _package(plugin: str | None, packages: dict[str, str]) -> str:
     return f"{dist.name} {packages.get(dist.name, dist.version)}" if dist else "?"
 
 
-def _end(trace: RecordRows, steps: Sequence[Step]) -> tuple[str, str, str]:
-    """How the record ended, where and why."""
+def _outcome(trace: RecordRows, steps: Sequence[Step]) -> tuple[str, str, str]:
+    """How, where and why the record ended."""
     if trace.planned.status != "ok":
         return trace.planned.status, "source", trace.planned.reason
     for step in steps:
@@ -180,12 +181,12 @@ def _end(trace: RecordRows, steps: Sequence[Step]) -> tuple[str, str, str]:
         if step.verdict not in (None, "accepted"):
             return "rejected", step.stage, step.verdict or ""
         if step.status == "ok" and step.stage.startswith("score-") and step.verdict is None:
-            return "to do", step.stage, "the filter decides when all records are measured"
+            return "to do", step.stage, "the filter decides once all records are measured"
     return "accepted", steps[-1].stage if steps else "source", ""
 
 
 class _StageTrace:
-    """What the run folder tells of each stage of one record."""
+    """Reads from the run folder what each stage did with one record."""
 
     def __init__(
         self,
@@ -199,9 +200,9 @@ class _StageTrace:
         self._packages = packages
         self._source = source
         self._ledger = ledger
-        names = {it.name for it in run.shards()}
+        names = {shard.name for shard in run.shards()}
         done = {entry.folder: run.done(entry.folder) for entry in entries}
-        self._finished = {folder for folder, found in done.items() if shard.name in found}
+        self._finished = {folder for folder, shards in done.items() if shard.name in shards}
         measured = [e for e in entries if e.is_score and names <= done[e.folder]]
         self._judged = {entry.folder for entry in measured}
         self._rejected = verdicts(run, measured)
@@ -213,7 +214,7 @@ class _StageTrace:
         self._ended = False
 
     def step(self, trace: RecordRows, entry: StageEntry, stage: Stage | None, problem: str) -> Step:
-        """What a stage did; the steps are to be asked for in order."""
+        """What a stage did. Call it for the stages in order."""
         row = trace.rows.get(entry.folder)
         step = Step(
             stage=entry.stage,
@@ -233,16 +234,19 @@ class _StageTrace:
         if row.output:
             step.output = json.loads(row.output)
         if row.image is not None:
-            step.image = _facts_of(row.image)
+            step.image = _image_facts(row.image)
         if entry.folder in self._judged and row.status == "ok":
-            against = self._rejected[entry.folder].get(row.record_id)
-            step.verdict = against or "accepted"
-            if against and entry.folder in self._gates:
+            rejection = self._rejected[entry.folder].get(row.record_id)
+            step.verdict = rejection or "accepted"
+            if rejection and entry.folder in self._gates:
                 self._ended = True
         self._add_time(step)
         if trace.sample is not None and "run_seed" in entry.component.get("settings", {}):
             if stage is None or stage.entry.component != entry.component:
-                step.note = problem or "the component has changed since: its questions are not told"
+                step.note = problem or (
+                    "the component has changed since this run, so its LLM questions cannot be "
+                    "reconstructed"
+                )
             else:
                 self._add_questions(step, stage, trace.sample)
         return step
@@ -261,40 +265,40 @@ class _StageTrace:
             step.finished = _time(line["time"])
 
     def _add_questions(self, step: Step, stage: Stage, sample: Sample) -> None:
-        """The seeds that the stage gives with a record, and what it asks a language model."""
+        """Recover a stage's seeds and LLM questions by rerunning it against stored answers."""
         assert stage.use is not None
         parts: dict[str, Any] = {"source": self._source}
         for use in (stage.use, *stage.needs):
             parts[use.slot] = remembering(use, self._ledger)
-        listening = _SeedRecorder(parts[stage.use.slot])
+        recorder = _SeedRecorder(parts[stage.use.slot])
         try:
-            stage.compute([sample], parts | {stage.use.slot: listening})
-            step.seeds = listening.seeds
+            stage.compute([sample], parts | {stage.use.slot: recorder})
+            step.seeds = recorder.seeds
             if any(isinstance(part, LLMPlanner) for part in parts.values()):
                 self._ledger.begin()
                 stage.compute([sample], parts)
-                asked = self._ledger.asked
-                step.questions = [_question(answer) for answer in asked if answer]
-                step.unanswered = len(asked) - len(step.questions)
-        except Exception as error:  # an image that is gone, or a component that broke on the record
-            step.note = f"its questions cannot be told: {type(error).__name__}: {error}"
+                answers = self._ledger.asked
+                step.questions = [_question(answer) for answer in answers if answer]
+                step.unanswered = len(answers) - len(step.questions)
+        except Exception as error:  # the image is gone, or the component fails on the record
+            step.note = f"its questions cannot be reconstructed: {type(error).__name__}: {error}"
 
 
 class _SeedRecorder:
-    """Stands in for a component, notes the seeds that it is given, and does nothing."""
+    """Stands in for a component: records the seeds that it receives, and computes nothing."""
 
     def __init__(self, component: Component[Any]) -> None:
         self.name = component.name
         self.seeds: list[int] = []
 
-    def _note(self, requests: Sequence[Any], *_: Any) -> list[Problem]:
+    def _record(self, requests: Sequence[Any], *_: Any) -> list[Problem]:
         self.seeds += [request.seed for request in requests]
         return [Problem(status="failed", reason="nothing was computed") for _ in requests]
 
-    rewrite = select = replace = resolve = edit = score = _note
+    rewrite = select = replace = resolve = edit = score = _record
 
 
-def _facts_of(image: bytes) -> dict[str, Any]:
+def _image_facts(image: bytes) -> dict[str, Any]:
     width, height = decode(image).size
     digest = hashlib.sha256(image).hexdigest()
     return {"bytes": len(image), "width": width, "height": height, "sha256": digest}
@@ -303,7 +307,7 @@ def _facts_of(image: bytes) -> dict[str, Any]:
 def _question(answer: StoredAnswer) -> Question:
     completion = answer.completion
     return Question(
-        verb=answer.task,
+        task=answer.task,
         messages=[(turn.role, turn.content) for turn in answer.conversation.messages],
         seed=answer.conversation.seed,
         answer=completion.text,

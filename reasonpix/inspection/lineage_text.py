@@ -1,4 +1,4 @@
-"""The way of one record as text for people."""
+"""The lineage of a record as text."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 from reasonpix.inspection.lineage import Lineage, Question, Step
 
 
-def lineage_lines(told: Lineage) -> Iterator[str]:
+def lineage_lines(lineage: Lineage) -> Iterator[str]:
     """A lineage as text."""
-    yield f"record {told.record_id} of {told.run}, shard {told.shard}"
-    at = f" at {told.stage}" if told.status != "accepted" else ""
-    yield f"{told.status}{at}{f': {told.reason}' if told.reason else ''}"
+    yield f"record {lineage.record_id} of {lineage.run}, shard {lineage.shard}"
+    where = f" at {lineage.stage}" if lineage.status != "accepted" else ""
+    yield f"{lineage.status}{where}{f': {lineage.reason}' if lineage.reason else ''}"
     yield ""
-    yield f"source: {told.source['use']} ({told.source['package']})"
-    yield from _values(told.item)
-    for step in told.steps:
+    yield f"source: {lineage.source['use']} ({lineage.source['package']})"
+    yield from _values(lineage.item)
+    for step in lineage.steps:
         if step.status != "not reached":
             yield ""
             yield from _step_lines(step)
-    if missed := [step.stage for step in told.steps if step.status == "not reached"]:
+    if missed := [step.stage for step in lineage.steps if step.status == "not reached"]:
         yield ""
         yield f"not reached: {', '.join(missed)}"
-    if told.published is not None:
+    if lineage.published is not None:
         yield ""
-        yield "published, beside the images"
-        yield from _values(told.published)
+        yield "published columns, without images"
+        yield from _values(lineage.published)
 
 
 def _step_lines(step: Step) -> Iterator[str]:
@@ -42,8 +42,8 @@ def _step_lines(step: Step) -> Iterator[str]:
     yield f"    results: stages/{step.folder}"
     weights = step.component.get("weights")
     yield from _values({"weights": weights, "options": step.options or None})
-    told = ("slot", "use", "version", "weights", "options")
-    yield from _values({k: v for k, v in step.component.items() if k not in told})
+    shown_above = ("slot", "use", "version", "weights", "options")
+    yield from _values({k: v for k, v in step.component.items() if k not in shown_above})
     if step.seeds:
         yield f"    seeds: {', '.join(map(str, step.seeds))}"
     shown: list[tuple[str, str]] = []
@@ -72,17 +72,17 @@ def _step_lines(step: Step) -> Iterator[str]:
 def _question_lines(
     number: int, question: Question, shown: Sequence[tuple[str, str]]
 ) -> Iterator[str]:
-    """A question, without the turns with which the one `shown` before it began as well."""
+    """A question, without the leading turns that it shares with the previous one, `shown`."""
     cost = "no price" if question.cost is None else f"cost {question.cost:.6f}"
     yield (
-        f"    question {number} ({question.verb}, seed {question.seed}): "
+        f"    question {number} ({question.task}, seed {question.seed}): "
         f"{question.prompt_tokens} + {question.completion_tokens} tokens, {cost}, "
         f"{question.seconds} s, attempt {question.attempts}, {question.time}"
     )
     pairs = zip(question.messages, shown, strict=False)
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     if same:
-        yield f"        [the first {same} turns are those of question {number - 1}]"
+        yield f"        [the first {same} turns are the same as in question {number - 1}]"
     for role, text in question.messages[same:]:
         yield f"        [{role}]"
         yield from (f"          {line}" for line in text.splitlines())
@@ -94,5 +94,5 @@ def _question_lines(
 def _values(facts: dict[str, Any], indent: str = "    ") -> Iterator[str]:
     for name, value in facts.items():
         if value is not None and value != {}:
-            told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            yield f"{indent}{name}: {told}"
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{indent}{name}: {text}"

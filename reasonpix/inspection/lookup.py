@@ -1,4 +1,4 @@
-"""Single records of a run: the rows that the stages hold of them."""
+"""Look up single records of a run: the rows that its stages stored for them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from reasonpix.plugin.components import Source, SourceItem
 
 @dataclass(frozen=True)
 class RecordRows:
-    """What a run holds of one record."""
+    """What a run stores of one record."""
 
     shard: Shard
     planned: Row
     item: SourceItem
     rows: Mapping[str, Row]
-    """By the folders of the stages that it reached."""
+    """By folder, for each stage that it reached."""
     sample: Sample | None
-    """As it was planned, before any stage; None of a record that the source could not give."""
+    """As planned, before any stage; None if the source could not provide it."""
 
-    def followed(self, entries: Sequence[StageEntry]) -> Sample | None:
-        """The sample with all that the stages found out."""
+    def final_sample(self, entries: Sequence[StageEntry]) -> Sample | None:
+        """The sample with the results of all stages."""
         for entry in entries:
             row = self.rows.get(entry.folder)
             if self.sample is not None and row is not None and row.status == "ok":
@@ -34,7 +34,7 @@ class RecordRows:
         return self.sample
 
     def scores(self, entries: Sequence[StageEntry]) -> dict[str, float]:
-        """What the filters measured, by `<filter>.<score>`."""
+        """The scores that filters measured, by `<filter>.<score>`."""
         scores: dict[str, float] = {}
         for entry in entries:
             row = self.rows.get(entry.folder)
@@ -52,7 +52,7 @@ def read_record_rows(
     record_ids: Collection[str],
     source: Source[Any],
 ) -> Iterator[RecordRows]:
-    """What the finished stages among `entries` hold of some records of a shard."""
+    """What the finished stages among `entries` store of some records of a shard."""
     samples = {
         sample.record_id: sample
         for sample in samples_reaching(run, (), {}, shard, source)
@@ -75,31 +75,33 @@ def read_record_rows(
             )
 
 
-def find_record(run: RunFolder, wanted: str) -> tuple[Shard, str]:
-    """The shard and the id of a record: by its id, its name in the source, or how its id begins.
+def find_record(run: RunFolder, reference: str) -> tuple[Shard, str]:
+    """The shard and the id of a record, by its id, a prefix of it, or its name in the source.
 
-    Raises `RunError` when there is none, or more than one.
+    Raises `RunError` if no record matches, or several do.
     """
-    # How the output of a planned row with this name begins: parsing them all would take long.
-    name = SourceItem(native_id=wanted, content="").model_dump_json().partition('"content":')[0]
+    # The start of the JSON of a planned row with this name. Parsing all rows would be slow.
+    named_json = (
+        SourceItem(native_id=reference, content="").model_dump_json().partition('"content":')[0]
+    )
     named: list[tuple[Shard, str]] = []
-    begun: list[tuple[Shard, str]] = []
+    prefixed: list[tuple[Shard, str]] = []
     for shard in run.shards():
         for row in run.read("source", shard):
-            if row.record_id == wanted:
-                return shard, wanted
-            if row.record_id.startswith(wanted):
-                begun.append((shard, row.record_id))
-            if row.output.startswith(name):
+            if row.record_id == reference:
+                return shard, reference
+            if row.record_id.startswith(reference):
+                prefixed.append((shard, row.record_id))
+            if row.output.startswith(named_json):
                 named.append((shard, row.record_id))
-    found = named or begun
-    if not found:
+    matches = named or prefixed
+    if not matches:
         raise RunError(
-            f"{run} has no record {wanted!r}: give a record's id, the first digits of one, or its "
-            "name in the source; `reasonpix gallery` shows both"
+            f"{run} has no record {reference!r}: give a record id, a prefix of one, or a name in "
+            "the source; `reasonpix gallery` shows both"
         )
-    if len(found) > 1:
-        ids = ", ".join(record_id for _, record_id in found[:8])
-        more = ", …" if len(found) > 8 else ""
-        raise RunError(f"{len(found)} records of {run} are meant by {wanted!r}: {ids}{more}")
-    return found[0]
+    if len(matches) > 1:
+        ids = ", ".join(record_id for _, record_id in matches[:8])
+        more = ", …" if len(matches) > 8 else ""
+        raise RunError(f"{reference!r} matches {len(matches)} records of {run}: {ids}{more}")
+    return matches[0]

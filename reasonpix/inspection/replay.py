@@ -1,4 +1,4 @@
-"""One record computed anew, stage by stage, and compared with what the run holds of it."""
+"""Recompute one record, stage by stage, and compare with the results that the run stored."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from reasonpix.plugin.components import Component, Source
 
 @dataclass(frozen=True)
 class Replayed:
-    """A stage that was computed anew; it is identical when nothing differs."""
+    """A stage that was recomputed; it is identical if nothing differs."""
 
     stage: str
     differences: list[str]
 
     @property
     def is_identical(self) -> bool:
-        """Whether the result is the stored one, to the byte."""
+        """Whether the result equals the stored one, byte for byte."""
         return not self.differences
 
 
-def replay_record(run: RunFolder, wanted: str) -> tuple[Lineage, list[Replayed]]:
-    """The way of a record, and each of its stages computed anew from that stage's stored input.
+def replay_record(run: RunFolder, reference: str) -> tuple[Lineage, list[Replayed]]:
+    """The lineage of a record, and each of its stages recomputed from that stage's stored input.
 
-    The run's components are loaded, one stage after another. Language models are not asked: their
-    stored answers are read again. Raises `RunError` as `lineage` does.
+    Loads the run's components, one stage after another. Language models are not called; their
+    stored answers are read. Raises `RunError` like `trace_record`.
     """
     replayed: list[Replayed] = []
     source = source_of(run)
@@ -47,17 +47,17 @@ def replay_record(run: RunFolder, wanted: str) -> tuple[Lineage, list[Replayed]]
     def visit(
         stage: Stage | None, entry: StageEntry, sample: Sample, row: Row, ledger: ReplayLedger
     ) -> None:
-        differences = list(_replayed(run, stage, entry, sample, row, source, ledger))
+        differences = list(_stage_differences(run, stage, entry, sample, row, source, ledger))
         replayed.append(Replayed(entry.stage, differences))
 
     try:
-        return trace_record(run, wanted, visit), replayed
+        return trace_record(run, reference, visit), replayed
     finally:
         source.close()
 
 
 class _Components(Components):
-    """Those of one stage. Language models among them answer from the ledger, and are not loaded."""
+    """The components of one stage. Language models answer from the ledger, and are not loaded."""
 
     def __init__(self, source: Source[Any], ledger: ReplayLedger) -> None:
         super().__init__(source, ledger)
@@ -75,12 +75,12 @@ class _Components(Components):
         return by_slot, []
 
     def close(self) -> None:
-        """Close those that were loaded."""
+        """Close the components that were loaded."""
         for component in self._opened:
             component.close()
 
 
-def _replayed(
+def _stage_differences(
     run: RunFolder,
     stage: Stage | None,
     entry: StageEntry,
@@ -89,9 +89,9 @@ def _replayed(
     source: Source[Any],
     ledger: ReplayLedger,
 ) -> Iterator[str]:
-    """In what a stage's result is another one now."""
+    """How a stage's result differs now."""
     if stage is None:
-        yield "the run's recipe has no such stage here: see that its plugins are installed"
+        yield "the run's recipe has no such stage here; check that its plugins are installed"
         return
     if stage.entry.component != entry.component:
         yield from changes(entry.component, stage.entry.component, "component")
@@ -99,9 +99,9 @@ def _replayed(
     ledger.begin()
     components = _Components(source, ledger)
     try:
-        work = StageRunner(run, stage, source, components)
-        # A shard that no run has, so that nothing kept of the record stands in for it.
-        [result], _ = work.compute(Shard("", 1), [sample])
+        runner = StageRunner(run, stage, source, components)
+        # No run has this shard, so no stored row of the record is reused.
+        [result], _ = runner.compute(Shard("", 1), [sample])
     finally:
         components.close()
     if missing := ledger.asked.count(None):
@@ -125,15 +125,15 @@ def _value(output: str) -> Any:
 
 
 def changes(before: Any, now: Any, where: str) -> Iterator[str]:
-    """In which values two JSON values differ, each with its place."""
+    """The paths at which two JSON values differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             if before.get(key) != now.get(key):
                 yield from changes(before.get(key), now.get(key), f"{where}.{key}")
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for number, (one, other) in enumerate(zip(before, now, strict=True)):
-            if one != other:
-                yield from changes(one, other, f"{where}.{number}")
+        for number, (old, new) in enumerate(zip(before, now, strict=True)):
+            if old != new:
+                yield from changes(old, new, f"{where}.{number}")
     else:
         yield f"{where} was {json.dumps(before)}, is {json.dumps(now)}"
 
@@ -147,19 +147,19 @@ def _image_difference(before: bytes | None, now: bytes | None) -> str:
     apart = np.abs(old - new)
     pixels = int((apart.max(axis=2) > 0).sum())
     if not pixels:
-        return "image has the same pixels, encoded otherwise"
+        return "image has the same pixels, but is encoded differently"
     return (
         f"image differs in {pixels} of {old[..., 0].size} pixels, by {apart.max()} of 255 at most"
     )
 
 
 def replay_lines(replayed: list[Replayed]) -> Iterator[str]:
-    """For people: a line for each stage, and for all that differs."""
+    """A line for each stage and each difference."""
     if not replayed:
-        yield "nothing is to be computed anew: no stage has a result of this record"
+        yield "nothing to recompute: no stage has a result of this record"
         return
-    for it in replayed:
-        yield f"{it.stage:>22}: {'identical' if it.is_identical else 'differs'}"
-        yield from (f"{'':>24}{difference}" for difference in it.differences)
-    same = sum(it.is_identical for it in replayed)
-    yield f"{same} of {len(replayed)} stages gave the same, to the byte"
+    for stage in replayed:
+        yield f"{stage.stage:>22}: {'identical' if stage.is_identical else 'differs'}"
+        yield from (f"{'':>24}{difference}" for difference in stage.differences)
+    identical = sum(stage.is_identical for stage in replayed)
+    yield f"{identical} of {len(replayed)} stages are identical, byte for byte"

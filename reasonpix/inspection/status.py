@@ -1,7 +1,7 @@
-"""How far a run is, what a recipe would reuse of it, and what no recipe of it needs any more.
+"""How far a run is, what a recipe would reuse of it, and which results it no longer needs.
 
-Counts are read from the journal, and from the shard files where it has none. Only how many records
-are accepted is known from all scores and endings, and takes a walk over them.
+Counts come from the journal, or from the shard files where the journal has none. Only the number of
+accepted records takes a walk over all scores and outcomes.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from reasonpix.generation.run_folder import Plan, RunFolder, Shard
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far a stage is: shards, and how the records of the finished ones ended in it."""
+    """How far a stage is, in shards, and how the records of its finished shards ended."""
 
     stage: str
     folder: str
     reused: int
-    """Shards that were finished before the last `generate` began, or that a recipe would reuse."""
+    """Shards finished before the last `generate` started, or that a recipe would reuse."""
     done: int
-    """Shards that were finished since."""
+    """Shards finished since."""
     todo: int
     ok: int
     rejected: int
-    """By the stage's component. What a filter rejects by its thresholds is not counted here."""
+    """By the stage's component. Rejections by a filter's thresholds are not counted here."""
     failed: int
     todo_records: int
-    """The most records that it has still to do, as far as is known now."""
+    """Upper bound of the records that it still has to process."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,26 @@ class RunStatus:
     run: str
     plan: Plan
     holder: str | None
-    """Who is at work in it."""
+    """The process that is running it."""
     source: Counter[str]
-    """How the planned records ended in being listed: ok, rejected or failed."""
+    """How the source listed the planned records: ok, rejected or failed."""
     stages: list[StageStatus]
     finished: int | None
-    """Records that all stages are finished with; None when that is not known or not asked."""
+    """Records that have passed all stages; None if unknown or not computed."""
     accepted: int
-    """Those of them that all filters accept, by what is measured now."""
+    """Those of them that all filters accept, by the scores measured so far."""
     problem: str
-    """Why it is not known."""
+    """Why `finished` is unknown."""
     superseded: Mapping[str, int]
     """Bytes of the stage folders that `stages.json` does not name."""
 
     def lines(self) -> Iterator[str]:
         """A table for people."""
         plan = self.plan
-        more = "all of the source" if plan.complete else "the source may hold more"
+        more = "the whole source" if plan.complete else "the source may hold more"
         records, shards = _counted(plan.rows, "record"), _counted(len(plan.shards), "shard")
         yield f"{self.run}: {records} in {shards}, {more}"
-        yield f"{self.holder} is at work in it" if self.holder else "nobody is at work in it"
+        yield f"running: {self.holder}" if self.holder else "no process is running it"
         yield ""
         yield f"{'':>22} {'shards':>8} {'':>8} {'':>8}   {'records':>8}"
         head = ("reused", "done", "to do")
@@ -87,7 +87,7 @@ class RunStatus:
 
     def _accepted_lines(self) -> Iterator[str]:
         if self.problem:
-            yield f"how many records are accepted cannot be told: {self.problem}"
+            yield f"the number of accepted records is unknown: {self.problem}"
         if self.finished is None:
             return
         yield ""
@@ -96,11 +96,11 @@ class RunStatus:
             yield f"{self.accepted} of {_counted(self.finished, 'record')} accepted"
         else:
             yield (
-                f"{self.accepted} accepted so far, of {_counted(self.finished, 'record')} that all "
-                "stages are finished with" + ("; more may change what filters do" * filters)
+                f"{self.accepted} accepted so far, of {_counted(self.finished, 'record')} that "
+                "passed all stages" + ("; further records may change what filters reject" * filters)
             )
         if filters and self.finished == self.plan.rows:
-            yield f"what each filter rejects: reasonpix refilter {quote(self.run)}"
+            yield f"to see what each filter rejects: reasonpix refilter {quote(self.run)}"
 
 
 def _counted(number: int, what: str) -> str:
@@ -113,78 +113,79 @@ def _line(stage: str, shards: Sequence[object], records: Sequence[object]) -> st
 
 
 def superseded_lines(superseded: Mapping[str, int]) -> Iterator[str]:
-    """Stage folders with their sizes, and all together."""
+    """The sizes of stage folders, and their total."""
     for folder, size in superseded.items():
         yield f"{size / 1e6:>12.1f} MB  {folder}"
-    yield f"{sum(superseded.values()) / 1e6:>12.1f} MB  in all"
+    yield f"{sum(superseded.values()) / 1e6:>12.1f} MB  in total"
 
 
 def read_status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
     """How far the current stages of `run` are, or those that `recipe` would have in it.
 
-    Raises `RunError` when it is no run, or was planned from another source than the recipe's.
+    Raises `RunError` if it is not a run, or was planned from another source than the recipe's.
     """
+    plan = run.plan()
     if recipe is None:
-        plan, entries = run.plan(), current_stages(run)
+        entries = current_stages(run)
     else:
-        run.plan()  # one that is not there yet is an error
         plan, entries = plan_of(recipe, run), [stage.entry for stage in stages_of(recipe)]
-    told = _Journal(run, () if recipe else {entry.folder for entry in entries})
-    stages: list[StageStatus] = []
-    listed = {s.name: Counter[str](it[1] for it in run.ends("source", s)) for s in plan.shards}
-    # The most records of each shard that can reach the stage.
-    reaching = {name: counts["ok"] for name, counts in listed.items()}
-    for entry in entries:
-        done = run.done(entry.folder)
-        ends = Counter[str]()
-        going = dict(reaching)
-        todo = 0
-        for shard in plan.shards:
-            if shard.name in done:
-                counts = told.ends(entry.folder, shard)
-                ends.update(counts)
-                going[shard.name] = counts["ok"]
-            else:
-                todo += reaching[shard.name]
-        finished = sum(shard.name in done for shard in plan.shards)
-        new = len(told.since_began(entry.folder) & done)
-        stages.append(
-            StageStatus(
-                entry.stage,
-                entry.folder,
-                reused=finished - new,
-                done=new,
-                todo=len(plan.shards) - finished,
-                ok=ends["ok"],
-                rejected=ends["rejected"],
-                failed=ends["failed"],
-                todo_records=todo,
-            )
-        )
-        if not entry.is_score:  # the filters score what reaches them, each by itself
-            reaching = going
-    through: int | None = None
+    planned = {s.name: Counter[str](row[1] for row in run.ends("source", s)) for s in plan.shards}
+    finished: int | None = None
     accepted, problem = 0, ""
     if recipe is None:
         try:
-            through, accepted = _accepted(run, entries)
-        except ReasonpixError as error:  # a plugin that is gone, records that are computed anew
+            finished, accepted = _accepted(run, entries)
+        except ReasonpixError as error:  # a plugin is missing, or records are being recomputed
             problem = str(error)
+    journal = _Journal(run, () if recipe else {entry.folder for entry in entries})
     return RunStatus(
         run=str(run),
         plan=plan,
         holder=run.storage.holder(),
-        source=sum(listed.values(), Counter[str]()),
-        stages=stages,
-        finished=through,
+        source=sum(planned.values(), Counter[str]()),
+        stages=_stage_statuses(run, plan, entries, planned, journal),
+        finished=finished,
         accepted=accepted,
         problem=problem,
         superseded=superseded(run),
     )
 
 
+def _stage_statuses(
+    run: RunFolder,
+    plan: Plan,
+    entries: Sequence[StageEntry],
+    planned: Mapping[str, Counter[str]],
+    journal: _Journal,
+) -> list[StageStatus]:
+    stages: list[StageStatus] = []
+    # Upper bound of the records of each shard that can reach the stage.
+    reaching = {name: counts["ok"] for name, counts in planned.items()}
+    for entry in entries:
+        done = run.done(entry.folder)
+        counts = {s.name: journal.counts(entry.folder, s) for s in plan.shards if s.name in done}
+        total = sum(counts.values(), Counter[str]())
+        new = len(journal.since_start(entry.folder) & done)
+        stages.append(
+            StageStatus(
+                entry.stage,
+                entry.folder,
+                reused=len(counts) - new,
+                done=new,
+                todo=len(plan.shards) - len(counts),
+                ok=total["ok"],
+                rejected=total["rejected"],
+                failed=total["failed"],
+                todo_records=sum(n for name, n in reaching.items() if name not in counts),
+            )
+        )
+        if not entry.is_score:  # filters score what reaches them, independently of each other
+            reaching |= {name: ended["ok"] for name, ended in counts.items()}
+    return stages
+
+
 class _Part(RunFolder):
-    """A run of which no more is known than some of its shards."""
+    """A run restricted to some of its shards."""
 
     def __init__(self, run: RunFolder, shards: Collection[Shard]) -> None:
         self.storage = run.storage
@@ -196,7 +197,7 @@ class _Part(RunFolder):
 
 
 def _accepted(run: RunFolder, entries: Sequence[StageEntry]) -> tuple[int, int]:
-    """Records of the shards that all stages are finished with, and how many are accepted."""
+    """Records of the shards that all stages have finished, and how many are accepted."""
     done = {entry.folder: run.done(entry.folder) for entry in entries}
     rejected: dict[str, Mapping[str, str]] = {}
     shards = run.shards()
@@ -204,12 +205,12 @@ def _accepted(run: RunFolder, entries: Sequence[StageEntry]) -> tuple[int, int]:
         measured = [shard for shard in shards if shard.name in done[entry.folder]]
         rejected |= verdicts(_Part(run, measured), [entry])
     finished = [shard for shard in shards if all(shard.name in names for names in done.values())]
-    ended = [it.status for it in endings_of(_Part(run, finished), entries, rejected)]
-    return len(ended), ended.count("ok")
+    statuses = [end.status for end in endings_of(_Part(run, finished), entries, rejected)]
+    return len(statuses), statuses.count("ok")
 
 
 class _Journal:
-    """What the journal tells of finished shards."""
+    """What the journal says about finished shards."""
 
     def __init__(self, run: RunFolder, current: Collection[str]) -> None:
         self._run = run
@@ -226,11 +227,11 @@ class _Journal:
                 if stage in current:
                     self._new.setdefault(stage, set()).add(shard)
 
-    def since_began(self, stage: str) -> set[str]:
+    def since_start(self, stage: str) -> set[str]:
         """The shards that the last `generate` finished."""
         return self._new.get(stage, set())
 
-    def ends(self, stage: str, shard: Shard) -> Counter[str]:
+    def counts(self, stage: str, shard: Shard) -> Counter[str]:
         """How the records of a shard ended."""
         if (line := self._counts.get((stage, shard.name))) is not None:
             return Counter({status: line[status] for status in ("ok", "rejected", "failed")})
@@ -239,20 +240,19 @@ class _Journal:
 
 def superseded(run: RunFolder, entries: Sequence[StageEntry] | None = None) -> dict[str, int]:
     """The stage folders that `stages.json` does not name, and their bytes."""
-    run.plan()  # what is no run is told so
+    run.plan()  # raises if this is not a run
     current = {"source", *(entry.folder for entry in entries or current_stages(run))}
-    found = run.storage.folders("stages")
     return {
         folder: run.storage.size(f"stages/{folder}")
-        for folder in found
+        for folder in run.storage.folders("stages")
         if folder not in current and folder[0] != "."
     }
 
 
 def clean(run: RunFolder, folders: Collection[str]) -> None:
-    """Remove those of the stage `folders` that are still superseded, and what kills left over.
+    """Remove the stage `folders` that are still superseded, and leftovers of killed processes.
 
-    Raises `RunError` when another process is at work in the run.
+    Raises `RunError` if another process is running the run.
     """
     with run.storage.lock():
         for folder in superseded(run):

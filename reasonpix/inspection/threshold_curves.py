@@ -1,4 +1,4 @@
-"""How many records survive a filter as each of its thresholds moves, drawn from stored scores."""
+"""How many records survive a filter as each threshold varies, computed from stored scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from reasonpix.plugin.components import ModelOptions
 Measured = Sequence[Mapping[str, float]]
 
 SAMPLED = 5000
-"""Records that a curve is drawn from, evenly spread, where a run has more."""
+"""The most records that a curve is computed from; of a larger run, evenly spaced ones."""
 
 _POINTS = 48
 _BINS = 32
@@ -39,15 +39,15 @@ class Curve:
     """The share of records that survive, by the value of one option."""
 
     option: str
-    now: float
+    current: float
     survive: float
-    """The share that survives at the value `now`."""
+    """The share that survives at the current value."""
     accepted: float
-    """The share that is accepted by all filters at the value `now`."""
+    """The share that all filters accept at the current value."""
     points: list[tuple[float, float]]
-    """Value, share that survives."""
+    """(value, share that survives)"""
     together: list[tuple[float, float]]
-    """Value, share that all filters accept, the other filters as they are."""
+    """(value, share that all filters accept); the other filters stay unchanged."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,30 @@ class Distribution:
     median: float
     high: float
     counts: list[int]
-    """Records in bins of equal width from `low` to `high`."""
+    """Records in equal-width bins from `low` to `high`."""
 
 
 @dataclass(frozen=True)
 class Survival:
-    """What one filter measured, and what becomes of it."""
+    """What one filter measured, and how many records survive it."""
 
     name: str
     measured: int
     survive: int
     sampled: int
-    """Records that the curves are drawn from."""
+    """Records that the curves are computed from."""
     curves: list[Curve]
     distributions: list[Distribution]
 
 
 def filter_survivals(run: RunFolder) -> list[Survival]:
-    """One for each filter, in order. Raises `RunError` when the run is not finished."""
+    """One for each filter, in order. Raises `RunError` if the run is not finished."""
     against = _against(run)
     return [filter_survival(run, entry, against) for entry in read_stages(run) if entry.is_score]
 
 
 Against = Mapping[str, Sequence[str]]
-"""By record, the folders of the stages that it did not pass; a stage it did not reach is one."""
+"""By record, the folders of the stages that it did not pass or reach."""
 
 
 def _against(run: RunFolder) -> Against:
@@ -99,7 +99,7 @@ def _against(run: RunFolder) -> Against:
 
 
 def filter_survival(run: RunFolder, entry: StageEntry, against: Against | None = None) -> Survival:
-    """Of the records that a filter measured, by each threshold that is set and runs on a scale."""
+    """The survival of the records that a filter measured, for each numeric threshold in use."""
     against = _against(run) if against is None else against
     table = scores_of(run, entry)
     measured = (row for shard in run.shards() for row in run.ends(entry.folder, shard))
@@ -129,20 +129,22 @@ def filter_survival(run: RunFolder, entry: StageEntry, against: Against | None =
 
 @dataclass(frozen=True)
 class _Sample:
-    """What a curve is drawn from."""
+    """What a curve is computed from."""
 
     entry: StageEntry
     scores: Measured
     free: Sequence[bool]
-    """Of each record, whether all else accepts it."""
+    """For each record, whether everything else accepts it."""
 
     def shares(self, option: str, value: float) -> tuple[float, float] | None:
-        """That of the survivors, and that of all filters; None where it does not take the value."""
+        """The shares that survive and that all filters accept; None if the value is invalid."""
         try:
             reasons = scorer_of(self.entry, **{option: value}).reject(self.scores)
         except ValidationError:
             return None
-        accepted = sum(why is None and free for why, free in zip(reasons, self.free, strict=True))
+        accepted = sum(
+            reason is None and free for reason, free in zip(reasons, self.free, strict=True)
+        )
         return reasons.count(None) / len(reasons), accepted / len(reasons)
 
 
@@ -153,10 +155,10 @@ def _distribution(name: str, sample: Measured) -> Distribution:
     return Distribution(name, low, float(np.median(values)), high, counts.tolist())
 
 
-def _curve(sample: _Sample, option: str, now: float) -> Curve:
-    """Over an option's range; without one, where among the scores anything changes."""
-    whole = isinstance(now, int)
-    low, high, is_bounded = _range(sample, option, now)
+def _curve(sample: _Sample, option: str, current: float) -> Curve:
+    """Over the option's range; if it has none, over the range of scores where shares change."""
+    whole = isinstance(current, int)
+    low, high, is_bounded = _range(sample, option, current)
     points: list[tuple[float, tuple[float, float]]] = []
     for _ in range(1 if is_bounded else _ZOOMS):
         points = [
@@ -171,16 +173,16 @@ def _curve(sample: _Sample, option: str, now: float) -> Curve:
         if last - first > len(points) // 2:
             break
         low, high = points[first][0], points[last][0]
-    shares = sample.shares(option, now)
-    assert shares is not None  # the recipe's own value is a valid one
+    shares = sample.shares(option, current)
+    assert shares is not None  # the recipe's own value is valid
     alone, together = ([(x, pair[i]) for x, pair in points] for i in (0, 1))
-    return Curve(option, now, *shares, points=alone, together=together)
+    return Curve(option, current, *shares, points=alone, together=together)
 
 
-def _range(sample: _Sample, option: str, now: float) -> tuple[float, float, bool]:
-    """Between the option's bounds, or else those of the scores; and whether that is its own range.
+def _range(sample: _Sample, option: str, current: float) -> tuple[float, float, bool]:
+    """The option's bounds, or the range of its scores; and whether it is the option's own range.
 
-    Of the scores, the one whose name is part of the option's: `max_outside` runs over `outside`.
+    An option's scores are those whose name it contains: `max_outside` ranges over `outside`.
     """
     field = type(scorer_of(sample.entry).options).model_fields[option]
     bounds = {
@@ -197,7 +199,7 @@ def _range(sample: _Sample, option: str, now: float) -> tuple[float, float, bool
         for name, value in scores.items()
         if f"_{name}_" in f"_{option}_"
     ]
-    values = own or [now, *(value for scores in sample.scores for value in scores.values())]
+    values = own or [current, *(value for scores in sample.scores for value in scores.values())]
     smallest, largest = min(values), max(values)
     if own:
         margin = 0.05 * (largest - smallest) or 0.05 * abs(largest) or 1.0
@@ -218,7 +220,7 @@ def _grid(low: float, high: float, whole: bool) -> list[float]:
     if whole:
         step = max(1, round((high - low) / _POINTS))
         return list(range(round(low), round(high) + 2, step))
-    # Round steps are easier to read off and to type in again.
+    # Round values are easier to read off and to type.
     return [float(f"{x:.6g}") for x in np.linspace(low, high, _POINTS + 1)]
 
 
@@ -228,16 +230,17 @@ def _grid(low: float, high: float, whole: bool) -> list[float]:
 def write_survival_page(
     run: RunFolder, out: Path | None = None, before: OutcomeCounts | None = None
 ) -> str:
-    """Write a page of all filters, `survival.html` in the run folder or `out`; returns where.
+    """Write a page with the curves of all filters to `out`, and return its path or URL.
 
-    `before` is how records ended before the filters changed, to be shown beside.
+    By default it is `survival.html` in the run folder. `before` is how records ended before the
+    filters changed, to be shown next to the current counts.
     """
     environment = Environment(
         loader=PackageLoader("reasonpix", "pages"), autoescape=True, undefined=StrictUndefined
     )
     page = environment.get_template("survival.html").render(
         name=run.name,
-        filters=[_drawn(one) for one in filter_survivals(run)],
+        filters=[_filter_plots(survival) for survival in filter_survivals(run)],
         after=outcome_counts(run),
         before=before,
     )
@@ -249,22 +252,22 @@ def write_survival_page(
 
 
 WIDTH, HEIGHT = 300, 110
-"""Of a panel, in its own units; text stands around it."""
+"""Size of a panel in its own units, without labels."""
 
 
-def _drawn(filter: Survival) -> dict[str, Any]:
-    """What the page needs of a filter: coordinates."""
+def _filter_plots(survival: Survival) -> dict[str, Any]:
+    """The coordinates that the page needs of a filter."""
     return {
-        "filter": filter,
-        "curves": [_line_of(curve) for curve in filter.curves],
-        "distributions": [_bars_of(one) for one in filter.distributions],
+        "filter": survival,
+        "curves": [_line_of(curve) for curve in survival.curves],
+        "distributions": [_bars_of(each) for each in survival.distributions],
     }
 
 
 def _line_of(curve: Curve) -> dict[str, Any]:
     lines = (
-        curve.points or [(curve.now, curve.survive)],
-        curve.together or [(curve.now, curve.accepted)],
+        curve.points or [(curve.current, curve.survive)],
+        curve.together or [(curve.current, curve.accepted)],
     )
     low, high = lines[0][0][0], lines[0][-1][0]
     width = (high - low) or 1.0
@@ -278,11 +281,11 @@ def _line_of(curve: Curve) -> dict[str, Any]:
             " ".join(f"{place(x):.1f},{HEIGHT * (1 - share):.1f}" for x, share in points)
             for points in lines
         ],
-        "at": place(curve.now),
+        "at": place(curve.current),
         "height": HEIGHT * (1 - curve.survive),
         "low": low,
         "high": high,
-        "outside": not low <= curve.now <= high,
+        "outside": not low <= curve.current <= high,
     }
 
 

@@ -52,7 +52,7 @@ def test_status_by_the_runs_own_recipe_and_by_another(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_status_of_a_folder_that_cannot_be_written(run: RunFolder, tmp_path: Path) -> None:
+def test_status_needs_no_permission_to_write(run: RunFolder, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (folder / "holder").unlink()
     folder.chmod(0o555)
@@ -60,7 +60,7 @@ def test_status_of_a_folder_that_cannot_be_written(run: RunFolder, tmp_path: Pat
         result = call(runs.status_command, folder)
     finally:
         folder.chmod(0o755)
-    assert "who is at work in it cannot be told" in result.output
+    assert "no process is running it" in result.output
 
 
 def test_clean_asks_first(run: RunFolder, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_inspect_as_text_and_as_json(run: RunFolder) -> None:
 def test_replay_fails_when_something_differs(run: RunFolder, tmp_path: Path) -> None:
     same = call(runs.inspect_command, str(run), "2", "--replay")
     assert same.exit_code == 0
-    assert same.output.endswith("7 of 7 stages gave the same, to the byte\n")
+    assert same.output.endswith("7 of 7 stages are identical, byte for byte\n")
     [caption] = (tmp_path / "run" / "stages").glob("caption-*")
     shard = run.shards()[0]
     rows = [row._replace(output='{"text": "a fly"}') for row in run.read(caption.name, shard)]

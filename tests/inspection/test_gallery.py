@@ -280,4 +280,4 @@ def test_cost_is_told_by_what_was_asked(write_recipe: WriteRecipe, tmp_path: Pat
     text = " ".join("|".join(Page(write_gallery(run)).text).split())
     assert "rewrite|3|300|15|0.7500|0.107143" in re.sub(r"\|\s*\|?", "|", text)
     assert "select|0|0|0|0.7000|0.100000" in re.sub(r"\|\s*\|?", "|", text)
-    assert "1 lost call may have been charged, counted with 0.7" in text
+    assert "1 lost call may have been charged; they are counted as 0.7" in text

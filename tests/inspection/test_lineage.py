@@ -123,7 +123,7 @@ def test_a_record_is_found_by_id_by_how_that_begins_and_by_its_own_name(
     # A whole name wins over the beginning of an id.
     assert trace_record(run, "3").record_id == every[3]
     letter = next(a for a in "abcdef" if sum(it.startswith(a) for it in every) > 1)
-    with pytest.raises(RunError, match=f"records of .* are meant by '{letter}': {letter}"):
+    with pytest.raises(RunError, match=f"'{letter}' matches . records of .*: {letter}"):
         trace_record(run, letter)
     with pytest.raises(RunError, match="has no record 'no such'"):
         trace_record(run, "no such")
@@ -218,7 +218,7 @@ def test_a_record_that_ended_early(write_recipe: WriteRecipe, tmp_path: Path) ->
     _, replayed = replay_record(run, "1")
     assert replayed == []
     [line] = replay_lines(replayed)
-    assert "nothing is to be computed anew" in line
+    assert "nothing to recompute" in line
 
 
 def test_a_run_that_goes_on(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_the_questions_and_raw_answers_are_told_in_order(
     assert plan.unanswered == 0 and not plan.note
     text = "\n".join(lineage_lines(told))
     assert "question 2 (replace, seed" in text and "1000 + 20 tokens, cost 0.001200" in text
-    assert f"the first {len(first.messages)} turns are those of question 1" in text
+    assert f"the first {len(first.messages)} turns are the same as in question 1" in text
     assert text.count(first.messages[0][1].splitlines()[0]) == 1
     assert asked(tmp_path) == before
 
@@ -272,8 +272,8 @@ def test_candidates_and_orders_are_questions_of_their_own(
     before = asked(tmp_path)
     accepted = [o for o in outcomes(run) if o.status == "ok"]
     steps = {it.stage: it for it in trace_record(run, accepted[0].sample.record_id).steps}
-    assert [question.verb for question in steps["rewrite"].questions] == ["rewrite"] * 3
-    assert [question.verb for question in steps["select"].questions] == ["select"] * 2
+    assert [question.task for question in steps["rewrite"].questions] == ["rewrite"] * 3
+    assert [question.task for question in steps["select"].questions] == ["select"] * 2
     record_id = accepted[0].sample.record_id
     assert steps["rewrite"].seeds == [seed_of(0, "rewrite", record_id, i) for i in range(3)]
     assert steps["select"].seeds == [seed_of(0, "select", record_id, i) for i in range(2)]
@@ -340,7 +340,7 @@ def test_replay_gives_every_stage_again(
     told, replayed = replay_record(run, "5")
     assert [it.stage for it in replayed] == [step.stage for step in told.steps]
     assert all(it.is_identical for it in replayed)
-    assert "9 of 9 stages gave the same, to the byte" in "\n".join(replay_lines(replayed))
+    assert "9 of 9 stages are identical, byte for byte" in "\n".join(replay_lines(replayed))
     assert asked(tmp_path) == count
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.parquet")} == before
 

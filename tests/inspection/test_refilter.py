@@ -177,7 +177,7 @@ def test_a_curve_is_the_share_that_each_value_lets_through(
     run = generate(load_recipe(path), tmp_path / "run")
     eq1, no_op = filter_survivals(run)
     [curve] = eq1.curves
-    assert (eq1.measured, eq1.survive, curve.option, curve.now) == (7, 5, "reject_fraction", 0.3)
+    assert (eq1.measured, eq1.survive, curve.option, curve.current) == (7, 5, "reject_fraction", 0.3)
     assert curve.survive == pytest.approx(5 / 7)
     assert 0 < curve.points[0][0] < 0.05 and 0.95 < curve.points[-1][0] < 1
     for value, share in curve.points:
@@ -346,7 +346,7 @@ def test_the_page_shows_all_filters_and_needs_no_network(
     before, _ = reapply_filters(run, ["filters.0.reject_fraction=0.6"])
     other = write_survival_page(run, tmp_path / "page.html", before)
     assert other == str(tmp_path / "page.html")
-    assert "3 of 7 records are accepted; 5 were before" in " ".join(Page(other).text)
+    assert "3 of 7 records are accepted (5 before)" in " ".join(Page(other).text)
 
 
 @pytest.mark.usefixtures("trial")

@@ -66,8 +66,8 @@ def test_a_run_that_was_stopped_tells_what_is_to_do(
     assert records(told)["edit"] == (3, 0, 0, 4)
     assert records(told)["score-no-op"] == (0, 0, 0, 7)
     text = "\n".join(told.lines())
-    assert "7 records in 3 shards, all of the source" in text
-    assert "nobody is at work" in text
+    assert "7 records in 3 shards, the whole source" in text
+    assert "no process is running it" in text
     [edit] = [line.split() for line in told.lines() if line.split()[:1] == ["edit"]]
     assert edit == ["edit", "0", "1", "2", "3", "0", "0", "≤", "4"]
 
@@ -124,7 +124,7 @@ def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Pa
         3,
         3 - (min(distances[:3]) < distances[6]),
     )
-    assert "accepted so far, of 3 records that all stages are" in "\n".join(told.lines())
+    assert "accepted so far, of 3 records that passed all stages" in "\n".join(told.lines())
     told = read_status(run, load_recipe(path))
     assert told.finished is None and not re.search("^.*[0-9] accepted", "\n".join(told.lines()))
 
@@ -132,7 +132,7 @@ def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Pa
 def test_one_is_no_plural(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(source={"use": "fake-source", "count": 1}))
     text = "\n".join(read_status(generate(recipe, tmp_path / "run")).lines())
-    assert "1 record in 1 shard, all of the source" in text and "1 of 1 record accepted" in text
+    assert "1 record in 1 shard, the whole source" in text and "1 of 1 record accepted" in text
 
 
 def test_a_recipe_tells_what_it_would_reuse(write_recipe: WriteRecipe, tmp_path: Path) -> None:
