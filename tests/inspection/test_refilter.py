@@ -177,7 +177,12 @@ def test_a_curve_is_the_share_that_each_value_lets_through(
     run = generate(load_recipe(path), tmp_path / "run")
     eq1, no_op = filter_survivals(run)
     [curve] = eq1.curves
-    assert (eq1.measured, eq1.survive, curve.option, curve.current) == (7, 5, "reject_fraction", 0.3)
+    assert (eq1.measured, eq1.survive, curve.option, curve.current) == (
+        7,
+        5,
+        "reject_fraction",
+        0.3,
+    )
     assert curve.survive == pytest.approx(5 / 7)
     assert 0 < curve.points[0][0] < 0.05 and 0.95 < curve.points[-1][0] < 1
     for value, share in curve.points:
