@@ -113,8 +113,8 @@ def export_command(
 def _show(result: ExportResult) -> None:
     parity, manifest = result.parity, result.manifest
     click.echo(f"{parity.edits} edits of {parity.steps} steps, beside PyTorch's in float32:")
-    for what, found, wanted, _ in parity.rows():
-        click.echo(f"  {what:<48} {found:>10}  {wanted}")
+    for check in parity.checks():
+        click.echo(f"  {check.name:<48} {check.value:>10}  {check.limit}")
     size = f"{result.size / 1e6:.1f} MB"
     click.echo(f"{manifest.format} {manifest.precision}, {size}, in {result.folder}; edit with it:")
     folder = shlex.quote(str(result.folder.parent))

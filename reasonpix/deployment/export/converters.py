@@ -1,7 +1,7 @@
-"""The networks of an editing model, written as files of ONNX or OpenVINO.
+"""Convert the networks of an editing model to ONNX or OpenVINO files.
 
-A network is traced by `torch.export`, with all sides free that may be any number: batch, height,
-width, and tokens. The same weights and versions give the same files.
+`torch.export` traces a network with dynamic batch, height, width and number of tokens. The same
+weights and package versions give the same files.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from reasonpix.editing.runtimes.names import Format
 from reasonpix.editing.runtimes.openvino import import_openvino
 
 _TRACED = {"batch": 3, "height": 2, "width": 3, "sequence": 5}
-"""Sizes that a network is traced with, all different, or they would be taken for the same side.
-Height and width count the coarsest cells."""
+"""Sizes used for tracing, all different, because equal ones would be merged into one dimension.
+Height and width are in cells of the UNet's coarsest level."""
 
 _OPSET, _OPSET_OF_BFLOAT16 = 20, 22
-"""Of ONNX. The runtimes' optimisers know the older one best; it has no convolution of bfloat16."""
+"""ONNX versions. The older one is optimised best, but has no bfloat16 convolution."""
 
 _BLOCK = 32
-"""Weights that share a scale in int8: more of them would not make the file smaller by much."""
+"""Weights per int8 scale; larger blocks would hardly make the file smaller."""
 
 _DTYPES: dict[Precision, Dtype] = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -54,17 +54,17 @@ def convert(
     parts: Sequence[Part],
     folder: Path,
 ) -> dict[Part, Graph]:
-    """Write these networks into `folder`. The checkpoint is on the CPU, in float32, and stays so.
+    """Write the networks `parts` into `folder`; the checkpoint stays on the CPU in float32.
 
-    Weights are in a file of their own (`unet.onnx.data`, `unet.bin`): those above 2 GB have to be.
+    Weights go to a separate file (`unet.onnx.data`, `unet.bin`), as those above 2 GB must.
     """
     graphs: dict[Part, Graph] = {}
     for part in parts:
-        # OpenVINO casts inside; of ONNX inputs and outputs are as precise as what is computed.
+        # OpenVINO casts internally; ONNX inputs and outputs have the precision of the network.
         dtype = "float32" if format == "openvino" else _DTYPES.get(precision, "float32")
         suffix = "xml" if format == "openvino" else "onnx"
         graph = graphs[part] = describe(checkpoint, part, f"{part}.{suffix}", dtype)
-        # A VAE is small, and every error of it is seen.
+        # The VAE is small and its errors are visible, so int8 is for the UNet only.
         reduced = "fp32" if precision == "int8" and part != "unet" else precision
         with quiet():
             if format == "openvino":
@@ -73,7 +73,7 @@ def convert(
                     _write_onnx(checkpoint, part, graph, file, PlainAttention())
                     _write_openvino(file, folder / graph.file, reduced)
             else:
-                # Of bfloat16 the operator is not known to be everywhere.
+                # The fused operator may not support bfloat16 everywhere.
                 fused = format == "onnx" and precision != "bf16"
                 attention = _FusedAttention() if fused else PlainAttention()
                 _write_onnx(checkpoint, part, graph, folder / graph.file, attention)
@@ -83,7 +83,7 @@ def convert(
 
 
 def describe(checkpoint: LoadedModel, part: Part, file: str, dtype: Dtype) -> Graph:
-    """What goes in and comes out, as `reasonpix.editing.runtimes.modules` says."""
+    """Inputs and output of a network, as in `reasonpix.editing.runtimes.modules`."""
     unet, times = checkpoint.model.unet.config, vae_scale_factor(checkpoint.vae)
     pixels = Port(
         name="pixels", dtype=dtype, shape=("batch", 3, f"{times}*height", f"{times}*width")
@@ -113,29 +113,29 @@ def describe(checkpoint: LoadedModel, part: Part, file: str, dtype: Dtype) -> Gr
 
 
 def stride(checkpoint: LoadedModel) -> int:
-    """Latents to a side of the UNet's coarsest cell."""
+    """Side of a cell of the UNet's coarsest level, in latents."""
     return int(2 ** (len(checkpoint.model.unet.config.block_out_channels) - 1))
 
 
 def profile(checkpoint: LoadedModel) -> Shapes:
-    """The sizes that TensorRT is to be good for.
+    """The input shapes that the TensorRT engine supports: smallest, optimal, largest.
 
-    Eight edits of three branches each, which is how many a GPU is given at once unless another
-    batch size is asked for; sides up to the model's resolution. Memory is taken for the largest.
+    Batches of up to eight edits with three branches each, the default on a GPU, and sides up to the
+    model's resolution. TensorRT reserves memory for the largest shape.
     """
     step = stride(checkpoint)
-    # As the longer side of an image is rounded.
+    # The longer side of an image is rounded the same way.
     cells = round(checkpoint.settings.resolution / (vae_scale_factor(checkpoint.vae) * step))
     side = max(1, cells) * step
     sides = (step, side, side)
     tokens = checkpoint.model.connector.config.tokens, len(checkpoint.model.uncond_states)
-    # Those of a long instruction are a multiple of those of none.
+    # A long instruction has a multiple of the tokens of an empty one.
     sequence = (min(tokens), max(tokens), 8 * max(tokens))
     return Shapes(batch=(1, 24, 24), height=sides, width=sides, sequence=sequence)
 
 
 def weights_digest(unet: nn.Module) -> str:
-    """SHA-256 over names, shapes and float32 values: the same however they are stored."""
+    """SHA-256 over names, shapes and float32 values, independent of how they are stored."""
     digest = hashlib.sha256()
     for name, tensor in sorted(unet.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -175,15 +175,15 @@ def _write_onnx(
             },
             verbose=False,
         )
-        _forget_origins(program.model)
+        _strip_metadata(program.model)
         program.save(str(file), external_data=True)
     onnx.checker.check_model(str(file), full_check=True)
 
 
 class _FusedAttention(PlainAttention):
-    """Self-attention as ONNX Runtime's own operator, which never holds all scores at once.
+    """Self-attention as ONNX Runtime's `com.microsoft` operator, which needs less memory.
 
-    It is in its domain `com.microsoft`. Cross-attention, which has few scores and a mask, is plain.
+    Cross-attention, which has a mask and fewer scores, stays plain ONNX.
     """
 
     def __call__(
@@ -197,8 +197,10 @@ class _FusedAttention(PlainAttention):
         """As `PlainAttention`."""
         if encoder_hidden_states is not None or attention_mask is not None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
-        query, key, value = (it(hidden_states) for it in (attn.to_q, attn.to_k, attn.to_v))
-        seen = torch.onnx.ops.symbolic(
+        query, key, value = (
+            project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        attended = torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention",
             (query, key, value),
             {"num_heads": attn.heads, "scale": attn.scale},
@@ -206,15 +208,15 @@ class _FusedAttention(PlainAttention):
             shape=query.shape,
             version=1,
         )
-        attended: Tensor = attn.to_out[0](seen)
-        return attended
+        output: Tensor = attn.to_out[0](attended)
+        return output
 
 
 @contextmanager
 def _module(
     checkpoint: LoadedModel, part: Part, dtype: torch.dtype, attention: PlainAttention
 ) -> Iterator[nn.Module]:
-    """The network as it is traced; the checkpoint's own is what it was afterwards."""
+    """The network prepared for tracing; the checkpoint's own is restored afterwards."""
     unet, vae = checkpoint.model.unet, checkpoint.vae
     if part != "unet":
         own = vae if dtype == torch.float32 else nn.Module.to(copy.deepcopy(vae), dtype)
@@ -233,8 +235,8 @@ def _example(port: Port, sizes: dict[str, int]) -> torch.Tensor:
     return torch.ones(shape_of(port, sizes), dtype=getattr(torch, port.dtype))
 
 
-def _forget_origins(model: Any) -> None:
-    """Drop what tells of each node where in the code it came from: paths, numbers of a process."""
+def _strip_metadata(model: Any) -> None:
+    """Remove paths and process ids that the exporter records for each node."""
     for node in model.graph.all_nodes():
         node.doc_string = None
         node.metadata_props.clear()
@@ -247,16 +249,16 @@ def _forget_origins(model: Any) -> None:
 
 
 def _quantise_onnx(file: Path) -> None:
-    """Weights of matrix products to int8 by onnxruntime's own tool; activations stay float32.
+    """Quantise the weights of matrix products to int8; activations stay float32.
 
-    It has none for the weights of convolutions alone.
+    onnxruntime has no tool that quantises only the weights of convolutions.
     """
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     quantizer = MatMulNBitsQuantizer(onnx.load(file), bits=8, block_size=_BLOCK, is_symmetric=True)
     quantizer.process()
-    Path(f"{file}.data").unlink()  # or the new weights would be added to it
+    Path(f"{file}.data").unlink()  # or the new weights would be appended to it
     quantizer.model.save_model_to_file(str(file), use_external_data_format=True)
 
 
@@ -271,7 +273,7 @@ def _write_openvino(onnx: Path, file: Path, precision: Precision) -> None:
 
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
     for number, node in enumerate(model.get_ordered_ops()):
-        # Nodes without a name of their own are counted through, over all that a process has made.
+        # Unnamed nodes get numbers that depend on everything the process converted before.
         if re.fullmatch(r"[A-Z]\w*_\d+", node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}.{number}")
     openvino.save_model(model, file, compress_to_fp16=precision == "fp16")
@@ -279,7 +281,7 @@ def _write_openvino(onnx: Path, file: Path, precision: Precision) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters and converters tell of their own workings: it is checked, not told."""
+    """Silence the output, warnings and logs of exporters and converters."""
     root = logging.getLogger()
     before, handlers, level = logging.root.manager.disable, list(root.handlers), root.level
     logging.disable(logging.WARNING)

@@ -1,14 +1,14 @@
-"""Export an editing model's networks to ONNX, OpenVINO or TensorRT; prove that nothing was lost.
+"""Export an editing model's networks to ONNX, OpenVINO or TensorRT, and verify the export.
 
-An export appears as a whole or not at all: its files are written beside their place, the runtime
-that they are for edits a benchmark with them, and only when the edits are PyTorch's do they get
-their name; `reasonpix.deployment.export.parity` says what that means.
+An export appears as a whole or not at all: its files are written to a temporary folder, the target
+runtime edits a benchmark with them, and the folder is renamed only if the edits match PyTorch's
+within the limits of `reasonpix.deployment.export.parity`.
 
 | precision | `onnx`, `tensorrt` | `openvino` |
 |---|---|---|
 | `fp32` | float32 | float32 |
 | `fp16` | float16 | weights in float16; a CPU computes in float32 |
-| `bf16` | bfloat16; onnxruntime has it on a GPU alone | weights in float32, computed in bfloat16 |
+| `bf16` | bfloat16; onnxruntime needs a GPU | weights in float32, computed in bfloat16 |
 | `int8` | `onnx`: weights of matrix products | weights of all layers |
 """
 
@@ -30,7 +30,7 @@ from pydantic import ValidationError
 from reasonpix.core.atomic import output_dir
 from reasonpix.core.memory import free_memory, is_out_of_memory
 from reasonpix.deployment.export.converters import convert, profile, quiet, stride, weights_digest
-from reasonpix.deployment.export.parity import LIMITS, Parity, Sizes, compare
+from reasonpix.deployment.export.parity import LIMITS, InputShape, ParityReport, measure_parity
 from reasonpix.editing.checkpoint import LoadedModel, load_checkpoint
 from reasonpix.editing.pipeline_parts import check_pipeline
 from reasonpix.editing.runtimes.manifest import (
@@ -53,37 +53,37 @@ from reasonpix.plugin.components import ModelOptions
 
 _MODEL_FILES = ("model_index.json", "reasonpix.json", "README.md", "unet/config.json")
 _MODEL_FOLDERS = ("vae", "scheduler", "connector", "text_encoder", "tokenizer")
-"""What a model is used with, beside its UNet: files, and folders."""
+"""Files and folders of a model other than the UNet's weights."""
 _UNUSED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.fp16.*", "*non_ema*")
-"""What repositories hold of the same weights in other forms."""
+"""The same weights in other formats, as hub repositories may hold them."""
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is to be exported, how, and what it is tried on."""
+    """What to export, how, and the benchmark to verify it on."""
 
     model: ModelOptions
     format: Format
     benchmark: BenchmarkOptions
     precision: Precision = "fp32"
     vae: bool = False
-    """The VAE's networks too; without, PyTorch computes them."""
+    """Export the VAE's networks too; otherwise PyTorch runs them."""
     steps: int | None = None
-    """Of the edits; None is as the model is meant to be used."""
+    """Denoising steps of the edits; None is the model's own setting."""
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An export that was proven, and what it was proven by."""
+    """A verified export and the measurements."""
 
     folder: Path
     manifest: Manifest
-    parity: Parity
+    parity: ParityReport
 
     @property
     def size(self) -> int:
-        """Of its files, in bytes."""
+        """Size of its files, in bytes."""
         return sum((self.folder / name).stat().st_size for name in self.manifest.files)
 
 
@@ -94,12 +94,12 @@ def export_model(
     force: bool = False,
     log: Callable[[str], None] = lambda step: None,
 ) -> ExportResult:
-    """Export a model into its own folder, or with all that it is used with into `out`.
+    """Export a model into its own folder, or, with the rest of the model, into `out`.
 
-    `out` is a new folder, or one that holds exports of the same weights, to which it is added.
-    `force` replaces an export of the same format. Everything that can be checked without work is
-    checked first. Raises `ReasonpixError`, and then nothing was changed; that is also so for an
-    export that does not do what PyTorch does.
+    `out` is a new folder, or one with exports of the same weights, to which this one is added.
+    `force` replaces an export of the same format. Cheap checks come first. `log` is called with a
+    line for each phase. Raises `ReasonpixError` and writes nothing if something is wrong or the
+    export's edits differ from PyTorch's.
     """
     device = _check_request(request)
     target = _choose_target(request, out, force)
@@ -113,7 +113,7 @@ def export_model(
     weights = weights_digest(checkpoint.model.unet)
     _check_weights(target, weights)
     encoder = checkpoint.build_encoder(device=str(device), cache_dir=request.model.cache_dir)
-    # A new model's folder may be there, and empty.
+    # The folder of a new model may exist if it is empty.
     with output_dir(target.folder, "export", replace=force or target.is_new_model) as draft:
         folder = draft / target.subfolder
         folder.mkdir(exist_ok=True)
@@ -126,12 +126,12 @@ def export_model(
         with closing(metrics), closing(encoder):
             metrics.load()
             encoder.load()
-            parity = compare(
+            parity = measure_parity(
                 checkpoint,
                 encoder,
                 networks,
                 cases,
-                _probe_sizes(checkpoint, request.format),
+                _probe_shapes(checkpoint, request.format),
                 metrics,
                 LIMITS[request.precision],
                 steps=request.steps,
@@ -140,17 +140,17 @@ def export_model(
         if parity.problems:
             raise ReasonpixError(_rejection(request, parity))
         tried = {"benchmark": request.benchmark.path, "cases": len(cases), "device": str(device)}
-        manifest = manifest.model_copy(update={"parity": tried | parity.facts()})
+        manifest = manifest.model_copy(update={"parity": tried | parity.as_dict()})
         text = manifest.model_dump_json(indent=2)
         (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
     return ExportResult(target.folder / target.subfolder, manifest, parity)
 
 
-# -- before any work ------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------
 
 
 def _check_request(request: ExportRequest) -> torch.device:
-    """The device to compare on. Raises `ReasonpixError` for what cannot come out well."""
+    """The device to verify on. Raises `ReasonpixError` for requests that cannot succeed."""
     format, precision = request.format, request.precision
     if (format, precision) == ("tensorrt", "int8"):
         raise ReasonpixError(
@@ -185,7 +185,7 @@ def _check_request(request: ExportRequest) -> torch.device:
 
 @dataclass(frozen=True)
 class _ExportTarget:
-    """Where an export goes."""
+    """Where an export is written."""
 
     folder: Path
     """The folder that is created."""
@@ -200,16 +200,16 @@ class _ExportTarget:
 
 
 def _choose_target(request: ExportRequest, out: Path | None, force: bool) -> _ExportTarget:
-    """Raises `ReasonpixError` for a place that is taken, or that belongs to somebody else."""
-    named = request.model.model
-    carried = registry.checkpoint(named)
-    own = Path(carried or named)
-    is_ours = carried is None and own.is_dir()
-    if out is None and not is_ours:
-        what = "is carried by a plugin" if carried else "is no folder here"
-        raise ReasonpixError(f"{named} {what}, so that nothing is written to it: say --out DIR")
+    """Raises `ReasonpixError` for a folder that exists or holds something else."""
+    name = request.model.model
+    plugin_folder = registry.checkpoint(name)
+    own = Path(plugin_folder or name)
+    is_local = plugin_folder is None and own.is_dir()
+    if out is None and not is_local:
+        what = "is carried by a plugin" if plugin_folder else "is no folder here"
+        raise ReasonpixError(f"{name} {what}, so that nothing is written to it: say --out DIR")
     model = own.absolute() if out is None else out.absolute()
-    if out is not None and not (is_ours and out.exists() and out.samefile(own)):
+    if out is not None and not (is_local and out.exists() and out.samefile(own)):
         if out.exists() and not out.is_dir():
             raise ReasonpixError(f"--out: {out} is a file; name a folder")
         if not out.exists() or not any(out.iterdir()):
@@ -234,7 +234,7 @@ def _check_is_torch(options: ModelOptions) -> None:
 
 
 def _check_weights(target: _ExportTarget, weights: str) -> None:
-    """Exports that stand beside each other are of the same weights."""
+    """Raise `ReasonpixError` if the model's other exports were made from different weights."""
     for format in FORMATS:
         file = target.model / format / MANIFEST
         if target.is_new_model or file.parent == target.folder or not file.is_file():
@@ -254,7 +254,7 @@ def _check_weights(target: _ExportTarget, weights: str) -> None:
 
 
 def _copy_model(options: ModelOptions, draft: Path) -> None:
-    """All that the model is used with, but the UNet's weights. Links become files."""
+    """Copy the model without the UNet's weights. Symbolic links become files."""
     source = Path(registry.checkpoint(options.model) or options.model)
     if not source.is_dir():
         from huggingface_hub import snapshot_download
@@ -285,12 +285,12 @@ def _copy_model(options: ModelOptions, draft: Path) -> None:
 def _write_files(
     request: ExportRequest, checkpoint: LoadedModel, weights: str, folder: Path
 ) -> Manifest:
-    """The files of the export, and its manifest without the report."""
+    """Write the networks; returns the manifest without the parity report."""
     parts: tuple[Part, ...] = ("unet", "vae_encoder", "vae_decoder")
-    wanted = parts if request.vae else parts[:1]
+    selected = parts if request.vae else parts[:1]
     try:
-        graphs = convert(checkpoint, request.format, request.precision, wanted, folder)
-    except Exception as error:  # exporters raise nearly anything for models that they do not know
+        graphs = convert(checkpoint, request.format, request.precision, selected, folder)
+    except Exception as error:  # exporters raise nearly anything for unknown models
         if isinstance(error, OSError) or is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[:1]
@@ -299,10 +299,10 @@ def _write_files(
             f"{' '.join(reason)}); run it with --runtime torch or compile"
         ) from error
     free_memory()
-    used = ["reasonpix", "torch", "diffusers", "onnx", "onnxscript"]
-    used += ["nncf"] if (request.format, request.precision) == ("openvino", "int8") else []
-    runtime = PACKAGES[request.format]  # which may have come as another package, onnxruntime-gpu
-    packages = {name: version(name) for name in used}
+    names = ["reasonpix", "torch", "diffusers", "onnx", "onnxscript"]
+    names += ["nncf"] if (request.format, request.precision) == ("openvino", "int8") else []
+    runtime = PACKAGES[request.format]  # possibly installed as another package, onnxruntime-gpu
+    packages = {name: version(name) for name in names}
     packages[runtime] = str(import_module(runtime).__version__)
     return Manifest(
         format=request.format,
@@ -317,7 +317,7 @@ def _write_files(
     )
 
 
-# -- proof ----------------------------------------------------------------------------------------
+# -- verification --------------------------------------------------------------------------------
 
 
 def _load_networks(export: Export, device: torch.device) -> dict[Part, Any]:
@@ -326,21 +326,21 @@ def _load_networks(export: Export, device: torch.device) -> dict[Part, Any]:
     return networks
 
 
-def _probe_sizes(checkpoint: LoadedModel, format: Format) -> list[Sizes]:
-    """Sizes that the network was not traced with and the model is not made for.
+def _probe_shapes(checkpoint: LoadedModel, format: Format) -> list[InputShape]:
+    """Input shapes other than those used for tracing and by the model.
 
-    Those of TensorRT lie within its profile.
+    For TensorRT they are within its profile.
     """
     step, shapes = stride(checkpoint), profile(checkpoint)
-    (least, usual, _), tokens = shapes.height, shapes.sequence[1]
-    smaller = max(least, usual // 2 // step * step)
+    (smallest, usual, _), tokens = shapes.height, shapes.sequence[1]
+    smaller = max(smallest, usual // 2 // step * step)
     larger = usual if format == "tensorrt" else usual + step
-    return [Sizes(1, smaller, usual, tokens + 7), Sizes(5, larger, smaller, 2 * tokens)]
+    return [InputShape(1, smaller, usual, tokens + 7), InputShape(5, larger, smaller, 2 * tokens)]
 
 
-def _rejection(request: ExportRequest, parity: Parity) -> str:
+def _rejection(request: ExportRequest, parity: ParityReport) -> str:
     lines = "\n".join(f"  {problem}" for problem in parity.problems)
-    mend = (
+    fix = (
         "choose another format; and please report it"
         if request.precision == "fp32"
         else "choose a higher precision, such as fp32"
@@ -348,5 +348,5 @@ def _rejection(request: ExportRequest, parity: Parity) -> str:
     return (
         f"{request.format} {request.precision}: these edits are not PyTorch's, so nothing was "
         "written\n"
-        f"{lines}\n{mend}"
+        f"{lines}\n{fix}"
     )

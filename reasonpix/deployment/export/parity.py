@@ -1,9 +1,9 @@
-"""Whether an export computes what PyTorch computes, on real instructions: measured, and judged.
+"""Measure how far an export's networks and edits are from PyTorch's, and judge by `LIMITS`.
 
-Every case of a benchmark is edited by PyTorch in float32. In each step the export's networks are
-given the very same tensors; how far their outputs are apart is noted, and PyTorch's are gone on
-with, so that each step is judged by itself. Then the export edits on its own, and its images are
-held against PyTorch's: there, differences of all steps add up. What must hold stands in `LIMITS`.
+PyTorch edits every case of a benchmark in float32. In each step the export's networks compute on
+the very same tensors and the difference is recorded; the edit continues with PyTorch's output, so
+each step is judged by itself. Then the export edits on its own and its images are compared with
+PyTorch's: there the differences of all steps add up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,27 +32,26 @@ from reasonpix.evaluation.pixel_metrics import psnr
 from reasonpix.plugin.components import MLLMEncoder
 from reasonpix.plugin.types import Problem
 
-FIVE = ("l1", "l2", "clip_i", "dino", "clip_t")
-"""The keys of the paper's metrics."""
+PAPER_METRICS = ("l1", "l2", "clip_i", "dino", "clip_t")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an export must keep to."""
+    """What an export must keep."""
 
     relative: float
-    """Of a network's output, in every step and at every size: the largest difference, as a share of
-    the largest absolute value that PyTorch has."""
+    """Largest difference of a network's output in any step and at any size, as a share of the
+    largest absolute value of PyTorch's output."""
     psnr: float
-    """Of every edited image to PyTorch's, in dB, at least."""
+    """Lowest PSNR of an edited image to PyTorch's, in dB."""
     l1: float
-    """Mean over the edits, at most; the truth is PyTorch's edit, as for all that follows."""
+    """Highest mean over the edits. The truth is PyTorch's edit, here and below."""
     l2: float
     clip_i: float
-    """Mean over the edits, at least."""
+    """Lowest mean over the edits."""
     dino: float
     clip_t: float
-    """How far the mean may be from that of PyTorch's edits."""
+    """Largest distance of the mean from that of PyTorch's edits."""
 
 
 _ROUNDED = {"l1": 1e-2, "l2": 1e-3, "clip_i": 0.98, "dino": 0.98, "clip_t": 1e-2}
@@ -63,53 +62,52 @@ LIMITS: Mapping[Precision, Limits] = {
     "bf16": Limits(5e-2, 30, **_ROUNDED),
     "int8": Limits(1e-1, 30, **_ROUNDED),
 }
-"""float32 differs by the order of sums alone. Of the others, `mini/reasonpix2pix` showed on a CPU,
-on 16 edits of 10 steps: fp16 1.5e-3 and 67 dB (onnx), 7e-4 and 74 dB (openvino); bf16 1.6e-2 and
-55 dB (openvino); int8 3e-3 and 61 dB (onnx), 4e-2 and 48 dB (openvino). Guidance adds
-up the errors of its branches, each times its weight: scales of 7.5 and 1.5 do so seven times as
-much as that model's 1.5 and 1.2, which is 17 dB. Hence the room left. An edit at 45 dB cannot be
-told from PyTorch's, at 30 dB only side by side."""
+"""float32 differs only by the order of summation. For the others, 16 edits of 10 steps with
+mini/reasonpix2pix on a CPU gave: fp16 1.5e-3 and 67 dB (onnx), 7e-4 and 74 dB (openvino); bf16
+1.6e-2 and 55 dB (openvino); int8 3e-3 and 61 dB (onnx), 4e-2 and 48 dB (openvino). Guidance adds up
+the errors of its branches, weighted: scales of 7.5 and 1.5 amplify them seven times as much as that
+model's 1.5 and 1.2, which is 17 dB; hence the margins. An edit at 45 dB cannot be told from
+PyTorch's, one at 30 dB only side by side."""
 
 
 @dataclass
 class Difference:
-    """How far a network's outputs are from those of PyTorch, over all that were added."""
+    """How far a network's outputs are from PyTorch's, over all outputs added."""
 
     largest: float = 0.0
     reference: float = 0.0
-    """The largest absolute value of PyTorch's."""
+    """The largest absolute value of PyTorch's outputs."""
     total: float = 0.0
     values: int = 0
 
-    def add(self, expected: Tensor, found: Tensor) -> None:
-        """Take one more output into account. Anything that is no number stays one."""
+    def add(self, expected: Tensor, actual: Tensor) -> None:
+        """Accumulate one more output. NaN is sticky."""
         expected = expected.float()
-        apart = (found.to(expected) - expected).abs()
-        self.largest = float(np.max([self.largest, apart.max().item()]))
+        difference = (actual.to(expected) - expected).abs()
+        self.largest = float(np.max([self.largest, difference.max().item()]))
         self.reference = float(np.max([self.reference, expected.abs().max().item()]))
-        self.total += apart.sum(dtype=torch.float64).item()
-        self.values += apart.numel()
+        self.total += difference.sum(dtype=torch.float64).item()
+        self.values += difference.numel()
 
     @property
     def relative(self) -> float:
         """The largest difference, as a share of PyTorch's largest value."""
         return self.largest / self.reference if self.reference else self.largest
 
-    def facts(self) -> dict[str, float]:
-        """As the report has it."""
+    def as_dict(self) -> dict[str, float]:
+        """The values for the manifest."""
         mean = self.total / max(1, self.values)
         return {"max": self.largest, "mean": mean, "relative": self.relative}
 
 
 class ParityProbe(Network):
-    """PyTorch's network; another one computes the same beside it, and is compared with it."""
+    """PyTorch's network, which also runs the exported one on the same inputs and compares."""
 
-    def __init__(self, reference: Network, other: Network) -> None:
-        self.calls: list[Difference] = []
-        """By how often it was computed since it was bound: the steps of an edit."""
-        self.seen: dict[str, Tensor | None] = {}
-        """What it was given first."""
-        self._reference, self._other = reference, other
+    def __init__(self, reference: Network, exported: Network) -> None:
+        self.steps: list[Difference] = []
+        """By the number of computations since the last `bind`: the steps of an edit."""
+        self.first_inputs: dict[str, Tensor | None] = {}
+        self._reference, self._exported = reference, exported
 
     @property
     def device(self) -> torch.device:
@@ -122,67 +120,71 @@ class ParityProbe(Network):
         return self._reference.dtype
 
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
-        """What computes both, and gives PyTorch's."""
-        expected, found = self._reference.bind(**inputs), self._bound(inputs)
-        steps = count()
+        """A function that runs both networks and returns PyTorch's output."""
+        run_reference, run_exported = self._reference.bind(**inputs), self._bind_exported(inputs)
+        step_numbers = count()
 
         def compute() -> Tensor:
-            if not self.seen:
-                self.seen = {
-                    name: None if it is None else it.clone() for name, it in inputs.items()
+            if not self.first_inputs:
+                self.first_inputs = {
+                    name: None if tensor is None else tensor.clone()
+                    for name, tensor in inputs.items()
                 }
-            step, result = next(steps), expected()
-            if step == len(self.calls):
-                self.calls.append(Difference())
-            self.calls[step].add(result, found())
-            return result
+            step, output = next(step_numbers), run_reference()
+            if step == len(self.steps):
+                self.steps.append(Difference())
+            self.steps[step].add(output, run_exported())
+            return output
 
         return compute
 
-    def at(self, batch: int, height: int, width: int, sequence: int) -> Difference:
-        """The difference for the first input, brought to another size, its last tokens masked."""
+    def compare_at(self, shape: InputShape) -> Difference:
+        """The difference for the first inputs resized to `shape`, the last tokens masked."""
         sample, timestep, states = (
-            self.seen[name] for name in ("sample", "timestep", "encoder_hidden_states")
+            self.first_inputs[name] for name in ("sample", "timestep", "encoder_hidden_states")
         )
         assert sample is not None and timestep is not None and states is not None
-        rows = torch.arange(batch, device=sample.device) % len(sample)
-        tokens = torch.arange(sequence, device=sample.device)
+        rows = torch.arange(shape.batch, device=sample.device) % len(sample)
+        tokens = torch.arange(shape.sequence, device=sample.device)
+        mask = tokens < max(1, shape.sequence - 2)
         inputs: dict[str, Tensor | None] = {
-            "sample": F.interpolate(sample[rows], (height, width)).contiguous(),
+            "sample": F.interpolate(sample[rows], (shape.height, shape.width)).contiguous(),
             "timestep": timestep[rows],
             "encoder_hidden_states": states[rows][:, tokens % states.shape[1]].contiguous(),
-            "encoder_attention_mask": (tokens < max(1, sequence - 2)).repeat(batch, 1),
+            "encoder_attention_mask": mask.repeat(shape.batch, 1),
         }
         difference = Difference()
-        difference.add(self._reference.bind(**inputs)(), self._bound(inputs)())
+        difference.add(self._reference.bind(**inputs)(), self._bind_exported(inputs)())
         return difference
 
-    def _bound(self, inputs: Mapping[str, Tensor | None]) -> Callable[[], Tensor]:
-        """The other network, in its own precision, given what is in `inputs` at each call."""
-        other = self._other
-        own: dict[str, Tensor | None] = {}
-        for name, tensor in inputs.items():
-            is_cast = tensor is not None and tensor.is_floating_point() and name != "timestep"
-            own[name] = (
-                tensor
-                if tensor is None
-                else tensor.to(other.device, other.dtype if is_cast else tensor.dtype)
-            )
-        compute = other.bind(**own)
+    def _bind_exported(self, inputs: Mapping[str, Tensor | None]) -> Callable[[], Tensor]:
+        """Bind the exported network to copies of `inputs` in its own precision and device.
 
-        def found() -> Tensor:
+        Each call first copies the current values of `inputs`.
+        """
+        copies: dict[str, Tensor | None] = {}
+        for name, tensor in inputs.items():
+            if tensor is None:
+                copies[name] = None
+                continue
+            is_cast = tensor.is_floating_point() and name != "timestep"
+            dtype = self._exported.dtype if is_cast else tensor.dtype
+            copies[name] = tensor.to(self._exported.device, dtype)
+        run = self._exported.bind(**copies)
+
+        def compute() -> Tensor:
             for name, tensor in inputs.items():
-                copied = own[name]
+                copied = copies[name]
                 if tensor is not None and copied is not None and copied is not tensor:
                     copied.copy_(tensor)
-            return compute()
+            return run()
 
-        return found
+        return compute
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Sizes of the UNet's input, in latents, beside those that edits have."""
+class InputShape:
+    """Size of the UNet's input; height and width in latents."""
 
     batch: int
     height: int
@@ -190,9 +192,18 @@ class Sizes:
     sequence: int
 
 
+class Check(NamedTuple):
+    """One measured value and its limit, as text."""
+
+    name: str
+    value: str
+    limit: str
+    passed: bool
+
+
 @dataclass
-class Parity:
-    """What was measured of an export."""
+class ParityReport:
+    """Everything measured about an export."""
 
     limits: Limits
     edits: int
@@ -200,153 +211,150 @@ class Parity:
     unet: list[Difference] = field(default_factory=list)
     """By step."""
     vae: dict[str, Difference] = field(default_factory=dict)
-    sizes: list[tuple[Sizes, Difference]] = field(default_factory=list)
+    shapes: list[tuple[InputShape, Difference]] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     """Of each edit."""
     export: dict[str, float] = field(default_factory=dict)
-    """Means of the five metrics; those that the cases have no words for are left out."""
+    """Means of the paper's metrics; those the cases have no captions for are left out."""
     torch: dict[str, float] = field(default_factory=dict)
-    """Those of PyTorch's own edits."""
+    """The same for PyTorch's own edits."""
 
-    def rows(self) -> Iterator[tuple[str, str, str, bool]]:
-        """What was measured, how much, how much is wanted, and whether it is kept to."""
+    def checks(self) -> Iterator[Check]:
+        """Every measured value beside its limit."""
         limits = self.limits
-        steps = [it.relative for it in self.unet]
-        worst = int(np.argmax(steps))  # nothing is worse than no number
-        told = [(f"UNet, relative difference, step {worst + 1} of {len(steps)}", steps[worst])]
-        told += [(f"{name}, relative difference", it.relative) for name, it in self.vae.items()]
-        for at, found in self.sizes:
-            size = f"{at.batch}x{at.height}x{at.width}, {at.sequence} tokens"
-            told.append((f"UNet at {size}", found.relative))
-        for what, share in told:
-            yield what, f"{share:.1e}", f"≤ {limits.relative:.0e}", share <= limits.relative
-        decibel = float(np.min(self.psnr))
-        what = f"PSNR, the worst of {len(self.psnr)} edits"
-        yield what, f"{decibel:.1f} dB", f"≥ {limits.psnr:.0f} dB", decibel >= limits.psnr
-        for measure in METRICS:
-            if measure.key not in FIVE or measure.key not in self.export:
+        steps = [difference.relative for difference in self.unet]
+        worst = int(np.argmax(steps))  # NaN counts as the largest
+        relative = [(f"UNet, relative difference, step {worst + 1} of {len(steps)}", steps[worst])]
+        for name, difference in self.vae.items():
+            relative.append((f"{name}, relative difference", difference.relative))
+        for shape, difference in self.shapes:
+            size = f"{shape.batch}x{shape.height}x{shape.width}, {shape.sequence} tokens"
+            relative.append((f"UNet at {size}", difference.relative))
+        for name, share in relative:
+            passed = share <= limits.relative
+            yield Check(name, f"{share:.1e}", f"≤ {limits.relative:.0e}", passed)
+        lowest = float(np.min(self.psnr))
+        name = f"PSNR, the worst of {len(self.psnr)} edits"
+        yield Check(name, f"{lowest:.1f} dB", f"≥ {limits.psnr:.0f} dB", lowest >= limits.psnr)
+        for metric in METRICS:
+            if metric.key not in PAPER_METRICS or metric.key not in self.export:
                 continue
-            mean, limit = self.export[measure.key], float(getattr(limits, measure.key))
-            if measure.key == "clip_t":
-                own = self.torch[measure.key]
-                wanted, kept = f"{own:.5f} ± {limit}", abs(mean - own) <= limit
-            elif measure.better == "lower":
-                wanted, kept = f"≤ {limit:g}", mean <= limit
+            mean, limit = self.export[metric.key], float(getattr(limits, metric.key))
+            if metric.key == "clip_t":
+                own = self.torch[metric.key]
+                text, passed = f"{own:.5f} ± {limit}", abs(mean - own) <= limit
+            elif metric.better == "lower":
+                text, passed = f"≤ {limit:g}", mean <= limit
             else:
-                wanted, kept = f"≥ {limit:g}", mean >= limit
-            yield measure.title, f"{mean:.5f}", wanted, kept
+                text, passed = f"≥ {limit:g}", mean >= limit
+            yield Check(metric.title, f"{mean:.5f}", text, passed)
 
     @property
     def problems(self) -> list[str]:
-        """What is not kept to; nothing of a good export."""
+        """The checks that failed; empty for a good export."""
         return [
-            f"{what}: {is_so}, {wanted} wanted"
-            for what, is_so, wanted, kept in self.rows()
-            if not kept
+            f"{check.name}: {check.value}, {check.limit} wanted"
+            for check in self.checks()
+            if not check.passed
         ]
 
-    def facts(self) -> dict[str, Any]:
-        """The report, JSON values, as it stands in the manifest."""
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values for the manifest."""
         return {
             "edits": self.edits,
             "steps": self.steps,
-            "unet": [{"step": step} | it.facts() for step, it in enumerate(self.unet, 1)],
-            **{name: it.facts() for name, it in self.vae.items()},
-            "sizes": [asdict(at) | it.facts() for at, it in self.sizes],
+            "unet": [{"step": n} | step.as_dict() for n, step in enumerate(self.unet, 1)],
+            **{name: difference.as_dict() for name, difference in self.vae.items()},
+            "sizes": [asdict(shape) | it.as_dict() for shape, it in self.shapes],
             "psnr": {"worst": float(np.min(self.psnr)), "mean": float(np.mean(self.psnr))},
             "metrics": {"export": self.export, "torch": self.torch},
             "limits": asdict(self.limits),
         }
 
 
-def compare(
+def measure_parity(
     checkpoint: LoadedModel,
     encoder: MLLMEncoder[Any],
-    networks: Mapping[Part, Network],
+    exported: Mapping[Part, Network],
     cases: Sequence[Case],
-    sizes: Sequence[Sizes],
+    shapes: Sequence[InputShape],
     metrics: Metrics,
     limits: Limits,
     *,
     steps: int | None = None,
     device: torch.device,
-) -> Parity:
-    """Measure the exported `networks` of a model against its own, on all instructions of `cases`.
+) -> ParityReport:
+    """Compare `exported` networks with the checkpoint's own on all instructions of `cases`.
 
-    `encoder` and `metrics` are loaded; the model is moved to `device`. Raises `ReasonpixError` for
-    a case that cannot be edited.
+    `encoder` and `metrics` are loaded; the model is moved to `device`. Raises `ReasonpixError` if a
+    case cannot be edited.
     """
 
-    def model(computed_by: Networks | None = None) -> ReasonPix2Pix:
+    def load_model(networks: Networks | None = None) -> ReasonPix2Pix:
         return ReasonPix2Pix(
-            checkpoint, encoder, device=device, dtype=torch.float32, networks=computed_by
+            checkpoint, encoder, device=device, dtype=torch.float32, networks=networks
         )
 
-    settings = model().resolve_settings(num_inference_steps=steps)
+    settings = load_model().resolve_settings(num_inference_steps=steps)
     own = torch_networks(checkpoint.model.unet, checkpoint.vae)
-    compared = {part: ParityProbe(getattr(own, part), it) for part, it in networks.items()}
-    jobs = [
-        (case, EditTask(case.read_input(), words, seed))
+    probes = {part: ParityProbe(getattr(own, part), exported[part]) for part in exported}
+    tasks = [
+        (case, EditTask(case.read_input(), instruction, seed))
         for seed, case in enumerate(cases)
-        for words in case.instructions.values()
+        for instruction in case.instructions.values()
     ]
-    # Convolutions of float32 are exact on a GPU too.
+    # Without TF32 a GPU computes convolutions in full float32, too.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.inference_mode():
-        expected = _edited(model(_together(own, compared)), jobs, settings)
-        found = _edited(model(_together(own, networks)), jobs, settings)
-        unet = compared.pop("unet")
-        return Parity(
+        expected = _edit_all(load_model(_substitute(own, probes)), tasks, settings)
+        actual = _edit_all(load_model(_substitute(own, exported)), tasks, settings)
+        unet = probes.pop("unet")
+        return ParityReport(
             limits,
-            edits=len(jobs),
+            edits=len(tasks),
             steps=settings.num_inference_steps,
-            unet=unet.calls,
-            vae={str(name): it.calls[0] for name, it in compared.items()},
-            sizes=[(at, unet.at(**asdict(at))) for at in sizes],
+            unet=unet.steps,
+            vae={str(name): probe.steps[0] for name, probe in probes.items()},
+            shapes=[(shape, unet.compare_at(shape)) for shape in shapes],
             psnr=[
-                psnr(one, other, np.ones(one.size[::-1], bool))
-                for one, other in zip(found, expected, strict=True)
+                psnr(edited, truth, np.ones(edited.size[::-1], bool))
+                for edited, truth in zip(actual, expected, strict=True)
             ],
-            export=_measured(metrics, jobs, expected, found),
-            torch=_measured(metrics, jobs, expected, expected),
+            export=_mean_metrics(metrics, tasks, expected, actual),
+            torch=_mean_metrics(metrics, tasks, expected, expected),
         )
 
 
-def _together(own: Networks, others: Mapping[Part, Network]) -> Networks:
-    """PyTorch's networks where there are no others."""
-    return replace(
-        own,
-        unet=others.get("unet", own.unet),
-        vae_encoder=others.get("vae_encoder", own.vae_encoder),
-        vae_decoder=others.get("vae_decoder", own.vae_decoder),
-    )
+def _substitute(networks: Networks, others: Mapping[Part, Network]) -> Networks:
+    changes: dict[str, Any] = {part: network for part, network in others.items()}
+    return replace(networks, **changes)
 
 
-def _edited(
-    model: ReasonPix2Pix, jobs: Sequence[tuple[Case, EditTask]], settings: SamplingSettings
+def _edit_all(
+    model: ReasonPix2Pix, tasks: Sequence[tuple[Case, EditTask]], settings: SamplingSettings
 ) -> list[Image.Image]:
     edits: dict[int, Image.Image] = {}
-    for number, edited in model.edit((task for _, task in jobs), settings):
+    for number, edited in model.edit((task for _, task in tasks), settings):
         if isinstance(edited, Problem):
-            raise ReasonpixError(f"{jobs[number][0].row}: {edited.reason}; choose other samples")
+            raise ReasonpixError(f"{tasks[number][0].row}: {edited.reason}; choose other samples")
         edits[number] = edited
-    return [edits[number] for number in range(len(jobs))]
+    return [edits[number] for number in range(len(tasks))]
 
 
-def _measured(
+def _mean_metrics(
     metrics: Metrics,
-    jobs: Sequence[tuple[Case, EditTask]],
+    tasks: Sequence[tuple[Case, EditTask]],
     truths: Sequence[Image.Image],
     edits: Sequence[Image.Image],
 ) -> dict[str, float]:
-    """The means of the five metrics, with `truths` for the ground truth."""
+    """Means of the paper's metrics over `edits`, with `truths` as the ground truth."""
     cases = [
         Case(case.id, case.row, case.read_input, {}, truth.copy, "", case.edited_caption)
-        for (case, _), truth in zip(jobs, truths, strict=True)
+        for (case, _), truth in zip(tasks, truths, strict=True)
     ]
     values: dict[str, list[float]] = {}
-    for one in metrics.measure(cases, [edit.copy for edit in edits]):
-        if isinstance(one, Problem):
-            raise ReasonpixError(one.reason)
-        for key in set(FIVE) & one.keys():
-            values.setdefault(key, []).append(one[key])
-    return {key: float(np.mean(values[key])) for key in FIVE if key in values}
+    for measured in metrics.measure(cases, [edit.copy for edit in edits]):
+        if isinstance(measured, Problem):
+            raise ReasonpixError(measured.reason)
+        for key in set(PAPER_METRICS) & measured.keys():
+            values.setdefault(key, []).append(measured[key])
+    return {key: float(np.mean(values[key])) for key in PAPER_METRICS if key in values}

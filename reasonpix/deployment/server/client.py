@@ -1,4 +1,4 @@
-"""Edit images by a server of `reasonpix serve`.
+"""Python client of `reasonpix serve`.
 
 ```python
 with reasonpix.Client("http://127.0.0.1:8000") as client:
@@ -20,14 +20,14 @@ from reasonpix.errors import ReasonpixError, require_extra
 if TYPE_CHECKING:
     import httpx2
 
-_LATER = (429, 503)
+_RETRY_STATUSES = (429, 503)
 
 
 class Client:
-    """Asks the server at `url` for edits; `token` is the server's, where it has one.
+    """Edits images on the server at `url`; `token` is needed if the server has one.
 
-    An edit may take `timeout` seconds in all. Where the server has no room, or is not ready, it is
-    asked again when it said to. Any number of threads may share a client.
+    `timeout` is in seconds for one edit, including retries: when the server is full or not ready,
+    the request is repeated after its Retry-After. Threads may share a client.
     """
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 600) -> None:
@@ -37,7 +37,7 @@ class Client:
         self._timeout = timeout
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            # As many connections as there are threads that ask.
+            # One connection for each thread that edits.
             limits = httpx2.Limits(max_connections=None)
             self._http = httpx2.Client(base_url=self._url, headers=headers, limits=limits)
         except (httpx2.InvalidURL, ValueError) as error:
@@ -54,32 +54,32 @@ class Client:
         num_inference_steps: int | None = None,
         resolution: int | None = None,
     ) -> Image.Image:
-        """The edited image, RGB, of the size of the input.
+        """The edited image, RGB, in the size of the input.
 
-        `image` is one that is open, of any mode, or a file, which is sent as it is. What is None is
-        as the model's settings say; other names are as in `ReasonPix2Pix`. Raises `ReasonpixError`
-        with the server's words where it refuses, and where it cannot be reached in time.
+        `image` is a PIL image of any mode or a path, whose file is sent as it is. Settings left
+        None are the model's own. Raises `ReasonpixError` with the server's message if it rejects
+        the edit, or if there is no response in time.
         """
-        given = {
+        settings = {
             "guidance_scale": guidance_scale,
             "image_guidance_scale": image_guidance_scale,
             "steps": num_inference_steps,
             "resolution": resolution,
         }
-        fields = {name: str(value) for name, value in given.items() if value is not None}
+        fields = {name: str(value) for name, value in settings.items() if value is not None}
         fields |= {"instruction": instruction, "seed": str(seed)}
-        files = {"image": ("image", _data(image))}
+        files = {"image": ("image", _read_image(image))}
         deadline = monotonic() + self._timeout
         while True:
-            answer = self._post(fields, files, deadline - monotonic())
-            if answer.status_code == 200:
+            response = self._post(fields, files, deadline - monotonic())
+            if response.status_code == 200:
                 break
-            seconds = _seconds(answer)
-            if answer.status_code not in _LATER or monotonic() + seconds > deadline:
-                raise ReasonpixError(f"{self._url}: {_words(answer)}")
+            seconds = _retry_after(response)
+            if response.status_code not in _RETRY_STATUSES or monotonic() + seconds > deadline:
+                raise ReasonpixError(f"{self._url}: {_error_detail(response)}")
             sleep(seconds)
         try:
-            return decode(answer.content)
+            return decode(response.content)
         except UndecodableImage as error:
             raise ReasonpixError(
                 f"{self._url}: the answer is no image ({error}); is this a reasonpix server?"
@@ -107,15 +107,15 @@ class Client:
         self._http.close()
 
     def __enter__(self) -> Client:
-        """Itself."""
+        """The client itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close the connections."""
         self.close()
 
 
-def _data(image: Image.Image | Path | str) -> bytes:
+def _read_image(image: Image.Image | Path | str) -> bytes:
     try:
         if isinstance(image, Image.Image):
             return encode_png(rgb(image))
@@ -126,14 +126,14 @@ def _data(image: Image.Image | Path | str) -> bytes:
         raise ReasonpixError(f"{image}: {error.strerror or error}") from error
 
 
-def _seconds(answer: httpx2.Response) -> float:
-    """How long to wait, as the server says; a proxy that says nothing, or a date, gets a second."""
-    told = answer.headers.get("retry-after", "")
-    return max(1, int(told)) if told.isdecimal() else 1
+def _retry_after(response: httpx2.Response) -> float:
+    """Seconds to wait; one if the header is missing or a date, as a proxy may send."""
+    value = response.headers.get("retry-after", "")
+    return max(1, int(value)) if value.isdecimal() else 1
 
 
-def _words(answer: httpx2.Response) -> str:
+def _error_detail(response: httpx2.Response) -> str:
     try:
-        return str(answer.json()["detail"])
+        return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"status {answer.status_code}, which a reasonpix server does not give this way"
+        return f"status {response.status_code}, which a reasonpix server does not give this way"

@@ -35,13 +35,13 @@ class Error(BaseModel):
 
 
 class Status(BaseModel):
-    """That all is well."""
+    """The state of the server."""
 
     status: str
 
 
 class ModelInfo(BaseModel):
-    """What is served."""
+    """The model, its settings and the limits."""
 
     name: str
     runtime: str
@@ -77,14 +77,14 @@ _FAILED = {500: _error("The server failed; its log says why")}
 
 def _request_body() -> dict[str, Any]:
     schema = EditFields.model_json_schema()
-    kinds = ", ".join(_MEDIA_TYPES.get(it, f"image/{it.lower()}") for it in FORMATS)
+    media_types = ", ".join(_MEDIA_TYPES.get(name, f"image/{name.lower()}") for name in FORMATS)
     image = {
         "type": "string",
         "format": "binary",
         "description": f"A file of one of {', '.join(FORMATS)}; turned as its EXIF data say",
     }
     for field in schema["properties"].values():
-        # A form has no null: what is not sent is left out.
+        # A form has no null: fields are left out instead.
         if options := field.pop("anyOf", None):
             field |= options[0]
             field.pop("default", None)
@@ -94,7 +94,7 @@ def _request_body() -> dict[str, Any]:
         "required": ["image", *schema["required"]],
         "properties": {"image": image, **schema["properties"]},
     }
-    content = {"schema": form, "encoding": {"image": {"contentType": kinds}}}
+    content = {"schema": form, "encoding": {"image": {"contentType": media_types}}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}
 
 

@@ -13,7 +13,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from reasonpix.deployment.export.parity import LIMITS, Difference, Parity, Sizes, compare
+from reasonpix.deployment.export.parity import (
+    LIMITS,
+    Difference,
+    InputShape,
+    ParityReport,
+    measure_parity,
+)
 from reasonpix.editing.checkpoint import LoadedModel
 from reasonpix.editing.runtimes.base import Network, TorchNetwork
 from reasonpix.editing.runtimes.manifest import Part
@@ -30,9 +36,9 @@ from tests.support.tiny_model import tiny_model
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STEPS = 3
-SIZES = [Sizes(1, 6, 10, 12), Sizes(5, 10, 4, 17)]
+SHAPES = [InputShape(1, 6, 10, 12), InputShape(5, 10, 4, 17)]
 EXACT = LIMITS["fp32"]
-Compare = Callable[..., Parity]
+Compare = Callable[..., ParityReport]
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +64,15 @@ def compared(checkpoint: LoadedModel, metrics: Metrics, tmp_path: Path) -> Compa
 
     def run(
         networks: Mapping[Part, Network], rows: list[dict[str, object]] | None = None
-    ) -> Parity:
+    ) -> ParityReport:
         data = benchmark(tmp_path / "benchmark", rows or [row(1), row(2)])
         cases = read_benchmark(BenchmarkOptions(path=str(data)), Path()).cases
         encoder = ComponentSpec("encoder", "fake-encoder", checkpoint.encoder.options).build()
         assert isinstance(encoder, MLLMEncoder)
         device = torch.device("cpu")
-        return compare(checkpoint, encoder, networks, cases, SIZES, metrics, EXACT, device=device)
+        return measure_parity(
+            checkpoint, encoder, networks, cases, SHAPES, metrics, EXACT, device=device
+        )
 
     return run
 
@@ -120,7 +128,7 @@ def test_the_same_networks_differ_in_nothing(compared: Compare, checkpoint: Load
     assert parity.psnr == [100.0] * 4
     five = {"l1": 0, "l2": 0, "clip_i": pytest.approx(1), "dino": pytest.approx(1)}
     assert parity.export == five | {"clip_t": parity.torch["clip_t"]}
-    facts = json.loads(json.dumps(parity.facts(), allow_nan=False))
+    facts = json.loads(json.dumps(parity.as_dict(), allow_nan=False))
     assert [it["step"] for it in facts["unet"]] == [1, 2, 3]
     assert facts["sizes"][1] == {
         "batch": 5, "height": 10, "width": 4, "sequence": 17, "max": 0, "mean": 0, "relative": 0
@@ -166,7 +174,7 @@ def test_a_network_that_forgets_the_mask_is_found(
         inputs["encoder_attention_mask"] = None
 
     parity = compared({"unet": Wrong(changed(checkpoint, lambda unet: None), forget)})
-    assert all(difference.relative > EXACT.relative for _, difference in parity.sizes)
+    assert all(difference.relative > EXACT.relative for _, difference in parity.shapes)
     assert any(problem.startswith("UNet at") for problem in parity.problems)
 
 
@@ -191,7 +199,7 @@ def test_differences_are_of_all_that_was_seen() -> None:
     difference = Difference()
     difference.add(torch.tensor([1.0, -4.0]), torch.tensor([1.5, -4.0]))
     difference.add(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0], dtype=torch.float16))
-    assert difference.facts() == {"max": 1.0, "mean": 1.5 / 4, "relative": 0.25}
+    assert difference.as_dict() == {"max": 1.0, "mean": 1.5 / 4, "relative": 0.25}
 
 
 def test_lower_precisions_are_given_no_tighter_limits() -> None:
