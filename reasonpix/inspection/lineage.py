@@ -22,7 +22,7 @@ from reasonpix.inspection.lookup import RecordRows, find_record, read_record_row
 from reasonpix.llm.ledger import StoredAnswer
 from reasonpix.llm.ledger_sync import ledger_file
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.llm.stored_answers import ReplayLedger, remembering
+from reasonpix.llm.stored_answers import ReplayLedger, build_replayed
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Source
 from reasonpix.plugin.types import Problem
@@ -269,15 +269,15 @@ class _StageTrace:
         assert stage.use is not None
         parts: dict[str, Any] = {"source": self._source}
         for use in (stage.use, *stage.needs):
-            parts[use.slot] = remembering(use, self._ledger)
+            parts[use.slot] = build_replayed(use, self._ledger)
         recorder = _SeedRecorder(parts[stage.use.slot])
         try:
             stage.compute([sample], parts | {stage.use.slot: recorder})
             step.seeds = recorder.seeds
             if any(isinstance(part, LLMPlanner) for part in parts.values()):
-                self._ledger.begin()
+                self._ledger.clear_lookups()
                 stage.compute([sample], parts)
-                answers = self._ledger.asked
+                answers = self._ledger.lookups
                 step.questions = [_question(answer) for answer in answers if answer]
                 step.unanswered = len(answers) - len(step.questions)
         except Exception as error:  # the image is gone, or the component fails on the record

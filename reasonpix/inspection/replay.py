@@ -18,7 +18,7 @@ from reasonpix.generation.run_folder import Row, RunFolder, Shard
 from reasonpix.generation.samples import Sample
 from reasonpix.inspection.lineage import Lineage, trace_record
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.llm.stored_answers import ReplayLedger, remembering
+from reasonpix.llm.stored_answers import ReplayLedger, build_replayed
 from reasonpix.plugin.components import Component, Source
 
 
@@ -68,7 +68,7 @@ class _Components(Components):
         """The components of the stage, by slot."""
         by_slot: dict[str, Component[Any]] = {"source": self._source}
         for use in component_specs(stage):
-            component = by_slot[use.slot] = remembering(use, self._answers)
+            component = by_slot[use.slot] = build_replayed(use, self._answers)
             if not isinstance(component, LLMPlanner):
                 component.load()
                 self._opened.append(component)
@@ -96,7 +96,7 @@ def _stage_differences(
     if stage.entry.component != entry.component:
         yield from changes(entry.component, stage.entry.component, "component")
         return
-    ledger.begin()
+    ledger.clear_lookups()
     components = _Components(source, ledger)
     try:
         runner = StageRunner(run, stage, source, components)
@@ -104,7 +104,7 @@ def _stage_differences(
         [result], _ = runner.compute(Shard("", 1), [sample])
     finally:
         components.close()
-    if missing := ledger.asked.count(None):
+    if missing := ledger.lookups.count(None):
         yield f"{missing} of its questions {'have' if missing != 1 else 'has'} no stored answer"
     else:
         yield from _differences(row, Row(*row_of(sample.record_id, result)))

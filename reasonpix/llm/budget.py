@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from reasonpix.errors import RecipeError
 from reasonpix.llm.requests import canonical_json
-from reasonpix.llm.types import Completion, Conversation, LanguageModel
+from reasonpix.llm.types import Conversation, LanguageModel
 
 TOKENS_PER_MESSAGE = 16
 TOKENS_PER_CALL = 64
@@ -76,8 +76,7 @@ class Spending:
 class Budget:
     """What was spent, and what requests in flight can cost; together at most `max_cost`.
 
-    Thread-safe. The cost bound of a request is reserved before it is sent, until the request is
-    `answered`, `lost` or `released`.
+    Thread-safe. The cost bound of a request is reserved before it is sent, and until it is settled.
     """
 
     def __init__(self, max_cost: float | None = None) -> None:
@@ -114,36 +113,12 @@ class Budget:
             self._in_flight += 1
             return True
 
-    def answered(
-        self, task: str, cost_bound: float, completion: Completion, cost: float | None
-    ) -> None:
-        """A request was answered at this cost (None: unknown)."""
-        self._end(
-            task,
-            cost_bound,
-            Spending(
-                answers=1,
-                prompt_tokens=completion.prompt_tokens,
-                completion_tokens=completion.completion_tokens,
-                cost=cost or 0.0,
-                unpriced=int(cost is None),
-            ),
-        )
-
-    def lost(self, task: str, cost_bound: float) -> None:
-        """A request got no answer and may be charged: it counts as paid."""
-        self._end(task, cost_bound, Spending(lost=1, lost_cost=cost_bound))
-
-    def released(self, cost_bound: float) -> None:
-        """A request got no answer and costs nothing."""
-        self._end(None, cost_bound, Spending())
-
-    def _end(self, task: str | None, cost_bound: float, spending: Spending) -> None:
+    def settle(self, task: str, cost_bound: float, spending: Spending) -> None:
+        """A request ended: replace its reservation by what it cost."""
         with self._lock:
             self._reserved -= _units(cost_bound)
             self._in_flight -= 1
-            if task is not None:
-                self._add(task, spending)
+            self._add(task, spending)
 
     def _add(self, task: str, spending: Spending) -> None:
         self._spent += _units(spending.cost) + _units(spending.lost_cost)

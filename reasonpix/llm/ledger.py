@@ -1,15 +1,17 @@
-"""What was asked of language models, what they answered, and what it cost: one SQLite file.
+"""Requests to language models, their answers, and what they cost: one SQLite file.
 
 ```
-answers   every raw answer under the key of its question: nothing is asked and paid for twice
-sent      calls that left and have no answer yet; what a killed process leaves here may be charged
-jobs      questions handed in together, to be fetched later; their calls are in `sent`
-texts     messages, schemas and parameters, each once; questions refer to them by number
+answers   every raw answer under the key of its request, so that nothing is paid for twice
+sent      requests in flight; those that a killed process leaves here may be charged
+jobs      requests that were submitted as one batch job; the requests are in `sent`
+texts     shared messages, schemas and parameters, which requests refer to by number
 ```
 
-A row of `sent` is written before its call leaves, and goes in the transaction that stores the
-answer. So after SIGKILL at any moment an answer is either stored, or its call counts as lost: paid
-for at the most it can have cost.
+(The columns `verb`, `question` and `worst` hold a request's task, JSON and cost bound.)
+
+A row of `sent` is written before the request leaves, and deleted in the transaction that stores the
+answer. So after SIGKILL at any time an answer is either stored, or its request counts as lost and
+is accounted for at its cost bound.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from reasonpix.llm.requests import InternedStrings
 from reasonpix.llm.types import Completion, Conversation
 
 _VERSION = 1
-# Raise it when the tables change: files of the old form are refused, not misread.
+# Raise it when the tables change: other versions are refused.
 
 _TABLES = f"""
 {InternedStrings.TABLE};
@@ -47,6 +49,8 @@ CREATE TABLE sent (
 CREATE INDEX sent_in_job ON sent (job) WHERE job IS NOT NULL;
 """
 
+_COMPLETION = "text, refusal, finish_reason, prompt_tokens, completion_tokens"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -60,7 +64,7 @@ class Request:
 
 @dataclass(frozen=True)
 class InFlight:
-    """A call under way: a row of the table `sent`."""
+    """A request in flight: a row of the table `sent`."""
 
     row: int
     task: str
@@ -70,10 +74,10 @@ class InFlight:
 
 @dataclass(frozen=True)
 class Settlement:
-    """How a call ended: with an answer and its cost (None: price unknown), or without.
+    """How a request ended: with an answer and its cost (None: price unknown), or without.
 
-    A call without an answer is free unless it `may_be_charged`. `seconds` is how long the last
-    attempt took.
+    Without an answer it is free unless it `may_be_charged`. `seconds` is the duration of the last
+    attempt.
     """
 
     sent: InFlight
@@ -83,20 +87,34 @@ class Settlement:
     attempts: int = 1
     may_be_charged: bool = False
 
+    @property
+    def spending(self) -> Spending:
+        """What the request cost."""
+        if self.completion is not None:
+            return Spending(
+                answers=1,
+                prompt_tokens=self.completion.prompt_tokens,
+                completion_tokens=self.completion.completion_tokens,
+                cost=self.cost or 0.0,
+                unpriced=int(self.cost is None),
+            )
+        lost = self.may_be_charged
+        return Spending(lost=1, lost_cost=self.sent.cost_bound) if lost else Spending()
+
 
 @dataclass(frozen=True)
 class Job:
-    """Calls handed in together under `id`; None while it is not known whether they arrived."""
+    """Requests submitted together under `id`, which is None until the server has confirmed it."""
 
     name: str
-    """Follows from the keys: handing the same calls in again gives the same job."""
+    """Derived from the keys: the same requests submitted again are the same job."""
     id: str | None
     requests: tuple[InFlight, ...]
 
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """A stored answer with its question; `time` in seconds since 1970."""
+    """An answer with its request; `time` in seconds since 1970."""
 
     key: str
     task: str
@@ -110,18 +128,17 @@ class StoredAnswer:
 
 
 class Ledger:
-    """The ledger in the file `path`, or in memory for None; usable from several threads.
+    """The ledger in the file `path`, or in memory if None. Thread-safe.
 
-    `max_cost` bounds what was spent, in this process and before, together with what calls under way
-    can cost. Raises `RunError` when the file is damaged, of another version, or cannot be written;
-    every method may.
+    `max_cost` limits the cost of all answers in the file, and of requests in flight. All methods
+    raise `RunError` if the file is damaged, has another version, or cannot be written.
     """
 
     def __init__(self, path: Path | None, max_cost: float | None = None) -> None:
         self.path = path
         self.max_cost = max_cost
         self.budget = Budget(max_cost)
-        self._storage = threading.Lock()
+        self._lock = threading.Lock()
         with self._explained():
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,158 +160,123 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the file."""
         self.close()
 
     def close(self) -> None:
         """Close the file."""
-        with self._storage:
+        with self._lock:
             self._db.close()
 
     def get(self, key: str) -> Completion | None:
-        """The stored answer to the question `key`."""
+        """The stored answer to the request `key`."""
         with self._reading() as db:
             row = db.execute(
-                "SELECT text, refusal, finish_reason, prompt_tokens, completion_tokens "
-                "FROM answers WHERE key = ?",
-                (bytes.fromhex(key),),
+                f"SELECT {_COMPLETION} FROM answers WHERE key = ?", (bytes.fromhex(key),)
             ).fetchone()
-        return None if row is None else _completion(*row)
+        return None if row is None else _completion(row)
 
-    def answers(self, verb: str | None = None) -> Iterator[StoredAnswer]:
-        """All answers, or those to one verb, in the order they were stored."""
+    def answers(self, task: str | None = None) -> Iterator[StoredAnswer]:
+        """All answers, or those of one task, in the order in which they were stored."""
         last = 0
-        while found := self._answers(
-            "rowid > ? AND (? IS NULL OR verb = ?) ORDER BY rowid LIMIT 500", (last, verb, verb)
+        while page := self._answers(
+            "rowid > ? AND (? IS NULL OR verb = ?) ORDER BY rowid LIMIT 500", (last, task, task)
         ):
-            yield from (answer for _, answer in found)
-            last = found[-1][0]
+            yield from (answer for _, answer in page)
+            last = page[-1][0]
 
     def answer(self, key: str) -> StoredAnswer | None:
-        """The stored answer to the question `key`, with its question."""
-        found = self._answers("key = ?", (bytes.fromhex(key),))
-        return found[0][1] if found else None
+        """The stored answer to the request `key`, with the request."""
+        rows = self._answers("key = ?", (bytes.fromhex(key),))
+        return rows[0][1] if rows else None
 
-    def _answers(self, which: str, values: Sequence[Any]) -> list[tuple[int, StoredAnswer]]:
-        """Answers with the numbers of their rows."""
+    def _answers(self, where: str, values: Sequence[Any]) -> list[tuple[int, StoredAnswer]]:
+        """Answers with their row ids."""
         with self._reading() as db:
             rows = db.execute(
-                "SELECT rowid, key, verb, question, text, refusal, finish_reason, "
-                "prompt_tokens, completion_tokens, cost, seconds, attempts, time "
-                f"FROM answers WHERE {which}",
+                f"SELECT rowid, key, verb, question, cost, seconds, attempts, time, {_COMPLETION} "
+                f"FROM answers WHERE {where}",
                 values,
             ).fetchall()
-            questions = [self._texts.read(row[3]) for row in rows]
+            requests = [self._texts.read(row[3]) for row in rows]
         return [
             (
                 row[0],
-                StoredAnswer(row[1].hex(), row[2], *question, _completion(*row[4:9]), *row[9:]),
+                StoredAnswer(row[1].hex(), row[2], *request, _completion(row[8:]), *row[4:8]),
             )
-            for row, question in zip(rows, questions, strict=True)
+            for row, request in zip(rows, requests, strict=True)
         ]
 
     def spent(self) -> Spending:
         """What was spent so far, in total and by task."""
         return self.budget.spent()
 
-    # -- Calls
+    # -- Requests in flight
 
     def send(
-        self, calls: Sequence[Request], parameters: Mapping[str, Any], job: str | None = None
+        self,
+        requests: Sequence[Request],
+        parameters: Mapping[str, Any],
+        job: str | None = None,
     ) -> list[InFlight]:
-        """Write down calls that are about to leave, each with a reservation of its own.
+        """Record requests that are about to leave; the caller has reserved the cost of each.
 
-        `job` is the name of the job they are handed in with.
+        `job` is the name of the job that contains them.
         """
-        sent = []
-        # One row needs no transaction: with many threads every further statement is one more wait
-        # for the interpreter.
-        alone = job is None and len(calls) == 1
-        with self._reading() if alone else self._writing() as db:
+        in_flight = []
+        # One row needs no transaction; with many threads each statement is a wait for the GIL.
+        single = job is None and len(requests) == 1
+        with self._reading() if single else self._writing() as db:
             if job is not None:
                 db.execute("INSERT OR REPLACE INTO jobs (name) VALUES (?)", (job,))
-            for call in calls:
+            for request in requests:
+                text = self._texts.write(parameters, request.conversation)
                 row = db.execute(
                     "INSERT INTO sent (key, verb, worst, job, question) VALUES (?, ?, ?, ?, ?)",
-                    (
-                        bytes.fromhex(call.key),
-                        call.task,
-                        call.cost_bound,
-                        job,
-                        self._texts.write(parameters, call.conversation),
-                    ),
+                    (bytes.fromhex(request.key), request.task, request.cost_bound, job, text),
                 ).lastrowid
                 assert row is not None
-                sent.append(InFlight(row, call.task, call.key, call.cost_bound))
-        return sent
+                in_flight.append(InFlight(row, request.task, request.key, request.cost_bound))
+        return in_flight
 
-    def settle(self, ends: Sequence[Settlement], job: str | None = None) -> None:
-        """Store how calls ended. What was answered is safe from SIGKILL when this returns.
+    def settle(self, settlements: Sequence[Settlement], job: str | None = None) -> None:
+        """Store how requests ended. Answers are safe from SIGKILL when this returns.
 
         `job` is the name of a job that ended with them.
         """
-        now = time.time()
         with self._writing() as db:
-            for end in ends:
-                stored = 0
-                if (completion := end.completion) is not None:
-                    stored = db.execute(
-                        "INSERT OR IGNORE INTO answers SELECT key, verb, ?, ?, ?, ?, ?, ?, ?, ?, "
-                        "question, ? FROM sent WHERE id = ?",
-                        (
-                            completion.prompt_tokens,
-                            completion.completion_tokens,
-                            end.cost,
-                            end.seconds,
-                            end.attempts,
-                            now,
-                            completion.finish_reason,
-                            completion.refusal,
-                            completion.text,
-                            end.sent.row,
-                        ),
-                    ).rowcount
-                if completion is not None and not stored:
-                    # Another run or a job had answered it: what it cost twice stays on the account.
-                    paid = (end.cost or 0.0, end.sent.row)
-                    db.execute("UPDATE sent SET worst = ? WHERE id = ?", paid)
-                elif completion is not None or not end.may_be_charged:
-                    db.execute("DELETE FROM sent WHERE id = ?", (end.sent.row,))
+            for settlement in settlements:
+                _settle(db, settlement)
             if job is not None:
                 db.execute("UPDATE jobs SET ended = 1 WHERE name = ?", (job,))
                 db.execute("UPDATE sent SET job = NULL WHERE job = ?", (job,))
-        for end in ends:
-            task, cost_bound = end.sent.task, end.sent.cost_bound
-            if end.completion is not None:
-                self.budget.answered(task, cost_bound, end.completion, end.cost)
-            elif end.may_be_charged:
-                self.budget.lost(task, cost_bound)
-            else:
-                self.budget.released(cost_bound)
+        for settlement in settlements:
+            sent = settlement.sent
+            self.budget.settle(sent.task, sent.cost_bound, settlement.spending)
 
     # -- Jobs
 
     def open_jobs(self) -> list[Job]:
-        """Jobs of an earlier process that have not ended.
+        """Jobs of earlier processes that have not ended.
 
-        The calls of one without an id count as lost, unless `forget` takes them back; those of the
-        others are reserved.
+        The requests of a job without an id count as lost until `forget`; those of other jobs are
+        reserved.
         """
         jobs = []
         with self._reading() as db:
             for name, id in db.execute("SELECT name, id FROM jobs WHERE NOT ended").fetchall():
                 rows = db.execute("SELECT id, verb, key, worst FROM sent WHERE job = ?", (name,))
-                calls = tuple(InFlight(row[0], row[1], row[2].hex(), row[3]) for row in rows)
-                jobs.append(Job(name, id, calls))
+                requests = tuple(InFlight(row[0], row[1], row[2].hex(), row[3]) for row in rows)
+                jobs.append(Job(name, id, requests))
         return jobs
 
     def submitted(self, name: str, id: str) -> None:
-        """The job `name` was accepted under `id`: a restart waits for it."""
+        """The job `name` was accepted under `id`: a restarted run waits for it."""
         with self._writing() as db:
             db.execute("UPDATE jobs SET id = ? WHERE name = ?", (id, name))
 
     def forget(self, job: Job) -> None:
-        """Its calls, which may never have arrived, are handed in again: they are not lost."""
+        """Delete a job that is about to be submitted again: its requests are not lost."""
         with self._writing() as db:
             db.execute("DELETE FROM sent WHERE job = ?", (job.name,))
             db.execute("DELETE FROM jobs WHERE name = ?", (job.name,))
@@ -306,7 +288,7 @@ class Ledger:
     def _open(self) -> None:
         with self._explained():
             self._db.execute("PRAGMA journal_mode = WAL")
-            # NORMAL keeps commits through a kill; only a power cut may take the last of them.
+            # NORMAL keeps commits after a kill; only a power cut can lose the last ones.
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("PRAGMA wal_autocheckpoint = 10000")
         with self._writing() as db:
@@ -318,68 +300,90 @@ class Ledger:
                 db.execute(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:
                 raise RunError(
-                    f"{self.path} is no ledger of this version (found {version}, need {_VERSION}); "
-                    "use the version of reasonpix that wrote it, or another --out"
+                    f"{self.path} is not a ledger of this version (found {version}, need "
+                    f"{_VERSION}); use the version of reasonpix that wrote it, or another --out"
                 )
-            for verb, *sums in db.execute(
+            for task, *sums in db.execute(
                 "SELECT verb, count(*), sum(prompt_tokens), sum(completion_tokens), "
                 "total(cost), sum(cost IS NULL) FROM answers GROUP BY verb"
             ):
-                self.budget.add(verb, Spending(*sums))
-            for verb, waits, worst in db.execute(
+                self.budget.add(task, Spending(*sums))
+            for task, open_job, cost_bound in db.execute(
                 "SELECT verb, jobs.id IS NOT NULL AND NOT ended, worst "
                 "FROM sent LEFT JOIN jobs ON job = name"
             ):
-                if waits:
-                    self.budget.reserve_open(worst)
+                if open_job:
+                    self.budget.reserve_open(cost_bound)
                 else:
-                    self.budget.add(verb, Spending(lost=1, lost_cost=worst))
+                    self.budget.add(task, Spending(lost=1, lost_cost=cost_bound))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.ProgrammingError, sqlite3.InterfaceError):
-            raise  # not the file's fault
+            raise  # a bug, not a problem of the file
         except (sqlite3.OperationalError, OSError) as error:
             raise RunError(
-                f"{self.path} cannot be used: {error}; see that the file and its folder are "
-                "writable, that the disk has room and that no other run uses it, then run the same "
+                f"{self.path} cannot be used: {error}; make sure that the file and its folder are "
+                "writable, the disk has free space and no other run uses it, then run the same "
                 "command again"
             ) from error
         except sqlite3.DatabaseError as error:
             raise RunError(
-                f"{self.path} is damaged: {error}; put a copy of it back, or move it away to begin "
-                "a new one: its answers will then be asked and paid for again"
+                f"{self.path} is damaged: {error}; restore a backup, or move it away to start a new "
+                "one: its answers are then requested and paid for again"
             ) from error
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._storage, self._explained():
+        with self._lock, self._explained():
             yield self._db
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or nothing is in the file afterwards."""
+        """One transaction."""
         with self._reading() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                self._texts.forget()
+                self._texts.clear_cache()
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
 
 
-def _completion(
-    text: str, refusal: str | None, finish_reason: str, prompt_tokens: int, completion_tokens: int
-) -> Completion:
-    return Completion(
-        text=text,
-        refusal=refusal,
-        finish_reason=finish_reason,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-    )
+def _settle(db: sqlite3.Connection, settlement: Settlement) -> None:
+    row, completion = settlement.sent.row, settlement.completion
+    if completion is None:
+        if not settlement.may_be_charged:
+            db.execute("DELETE FROM sent WHERE id = ?", (row,))
+        return
+    stored = db.execute(
+        f"INSERT OR IGNORE INTO answers (key, verb, question, cost, seconds, attempts, time, "
+        f"{_COMPLETION}) SELECT key, verb, question, ?, ?, ?, ?, ?, ?, ?, ?, ? "
+        "FROM sent WHERE id = ?",
+        (
+            settlement.cost,
+            settlement.seconds,
+            settlement.attempts,
+            time.time(),
+            completion.text,
+            completion.refusal,
+            completion.finish_reason,
+            completion.prompt_tokens,
+            completion.completion_tokens,
+            row,
+        ),
+    ).rowcount
+    if stored:
+        db.execute("DELETE FROM sent WHERE id = ?", (row,))
+    else:  # already answered, by another run or a job; the second cost stays on the account
+        db.execute("UPDATE sent SET worst = ? WHERE id = ?", (settlement.cost or 0.0, row))
+
+
+def _completion(row: Sequence[Any]) -> Completion:
+    """The completion in the columns `_COMPLETION`."""
+    return Completion(**dict(zip(_COMPLETION.split(", "), row, strict=True)))

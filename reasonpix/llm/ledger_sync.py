@@ -1,15 +1,15 @@
-"""The ledger of a run folder on a remote store: a copy on this machine, brought there and back.
+"""The ledger of a run folder on a remote store: a replica on this machine, synchronised both ways.
 
 ```
-$XDG_STATE_HOME/reasonpix/<digest>/llm.sqlite   what this run, or its readers, work with
-                                   synced       which version in the store it agreed with, and when
-<run folder>/llm.sqlite                         a consistent snapshot, replaced as a whole
-             llm.id                             which ledger it is, so that a run folder that was
-                                                removed and made anew does not find the old one
+$XDG_STATE_HOME/reasonpix/<digest>/llm.sqlite   the replica that the run works with
+                                   synced       the remote version it contains, and its own state
+<run folder>/llm.sqlite                         a consistent snapshot, always replaced as a whole
+             llm.id                             identifies the ledger, so that a run folder that is
+                                                deleted and created again does not find the old one
 ```
 
-Both sides may know answers that the other lacks: after SIGKILL the run may go on on another
-machine. So copies are merged, never replaced, and merging again what was merged changes nothing.
+Each side may have answers that the other lacks, because after SIGKILL a run may continue on another
+machine. So they are merged (see `ledger_merge`), never overwritten.
 """
 
 from __future__ import annotations
@@ -25,166 +25,165 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 from uuid import uuid4
 
 from reasonpix.core.remote_storage import RemoteStorage
 from reasonpix.core.storage import Storage
 from reasonpix.errors import RunError
-from reasonpix.llm.requests import InternedStrings
+from reasonpix.llm.ledger_merge import merge_ledger
 
 _NAME = "llm.sqlite"
 _ID = "llm.id"
-_EVERY_S = 60.0
-_ANSWER = (
-    "key, verb, prompt_tokens, completion_tokens, cost, seconds, attempts, time, finish_reason, "
-    "refusal, text"
-)
-
-
-class Store(Protocol):
-    """What is asked of the storage: see `reasonpix.core.remote_storage.RemoteStorage`."""
-
-    def read(self, name: str) -> bytes:
-        """A file's content."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file."""
-
-    def upload(self, file: Path, name: str) -> None:
-        """Write a file of this machine."""
-
-    def download(self, name: str, file: Path) -> None:
-        """Fetch a file to this machine."""
-
-    def version(self, name: str) -> str | None:
-        """Another one whenever the file was written; None where there is none."""
+_PUSH_INTERVAL_S = 60.0
 
 
 @contextmanager
-def writing(storage: Store, every_s: float = _EVERY_S) -> Iterator[Path]:
-    """The copy for the process that holds the folder; stored every `every_s` and at the end."""
+def ledger_file(storage: Storage, *, write_back: bool = True) -> Iterator[Path]:
+    """The file `llm.sqlite` of a run folder, on this machine.
+
+    SQLite cannot work on a remote store. For a remote run folder the file is a replica in
+    `$XDG_STATE_HOME/reasonpix` (`~/.local/state/reasonpix`), which is uploaded about every minute
+    and at the end; after SIGKILL the next run on this machine continues with it. Without
+    `write_back` nothing is uploaded, and the file may not exist.
+    """
+    if isinstance(storage, RemoteStorage):
+        with synced_replica(storage) if write_back else merged_copy(storage) as path:
+            yield path
+    else:
+        assert storage.local is not None
+        yield storage.local / _NAME
+
+
+@contextmanager
+def synced_replica(
+    storage: RemoteStorage, push_interval_s: float = _PUSH_INTERVAL_S
+) -> Iterator[Path]:
+    """The replica, for the process that holds the folder. Uploaded now and then and at the end."""
     try:
-        own = storage.read(_ID)
+        ledger_id = storage.read(_ID)
     except FileNotFoundError:
-        own = uuid4().hex.encode() + b"\n"
-        storage.write(_ID, own)
-    copy = _LocalReplica(storage, own)
-    copy.tidy()
-    copy.pull()
+        ledger_id = uuid4().hex.encode() + b"\n"
+        storage.write(_ID, ledger_id)
+    replica = _LocalReplica(storage, ledger_id)
+    replica.remove_drafts()
+    replica.pull()
     ended = threading.Event()
-    pushing = threading.Thread(target=_push_often, args=(copy, ended, every_s), daemon=True)
+    pushing = threading.Thread(
+        target=_push_repeatedly, args=(replica, ended, push_interval_s), daemon=True
+    )
     pushing.start()
+    failed = True
     try:
-        yield copy.path
-    except BaseException:
+        yield replica.path
+        failed = False
+    finally:
         ended.set()
         pushing.join()
-        with suppress(RunError):  # what went wrong first counts; the copy here keeps all
-            copy.push()
-        raise
-    ended.set()
-    pushing.join()
-    copy.push()
+        # The first error is the one to raise; the replica still has everything.
+        with suppress(*[RunError] if failed else []):
+            replica.push()
 
 
-def _push_often(copy: _LocalReplica, ended: threading.Event, every_s: float) -> None:
-    wait = every_s
-    while not ended.wait(wait):
+def _push_repeatedly(replica: _LocalReplica, ended: threading.Event, interval_s: float) -> None:
+    wait_s = interval_s
+    while not ended.wait(wait_s):
         started = time.monotonic()
-        with suppress(RunError):  # the network may be away for a while
-            copy.push()
-        wait = max(every_s, 50 * (time.monotonic() - started))
+        with suppress(RunError):  # the network may be down for a while
+            replica.push()
+        wait_s = max(interval_s, 50 * (time.monotonic() - started))
 
 
 @contextmanager
-def reading(storage: Store) -> Iterator[Path]:
-    """What this machine and the store know together; neither is written to."""
+def merged_copy(storage: RemoteStorage) -> Iterator[Path]:
+    """A ledger to read, with what this machine and the store have together. Changes neither."""
     try:
-        copy = _LocalReplica(storage, storage.read(_ID))
-    except FileNotFoundError:
-        copy = _LocalReplica(
-            storage, b""
-        )  # no run that asked has been here; its folder may be a copy
-    if copy.path.exists() and not copy.lacks():
-        yield copy.path
+        ledger_id = storage.read(_ID)
+    except FileNotFoundError:  # only a copied run folder has a ledger without an id
+        ledger_id = b""
+    replica = _LocalReplica(storage, ledger_id)
+    if replica.path.exists() and replica.remote_version() is None:
+        yield replica.path
         return
     with TemporaryDirectory(prefix="reasonpix-") as folder:
-        path, stored = Path(folder) / _NAME, Path(folder) / "stored.sqlite"
-        if copy.path.exists():
-            with _explained(copy.path):
-                _snapshot(copy.path, path)
+        path, remote = Path(folder) / _NAME, Path(folder) / "remote.sqlite"
+        if replica.path.exists():
+            replica.snapshot(path)
         with suppress(FileNotFoundError):
-            storage.download(_NAME, stored)
-            _merge(stored, path)
+            storage.download(_NAME, remote)
+            merge_ledger(remote, path)
         yield path
 
 
 class _LocalReplica:
-    """This machine's copy of the ledger `own`."""
+    """This machine's replica of the ledger `ledger_id`."""
 
-    def __init__(self, storage: Store, own: bytes) -> None:
+    def __init__(self, storage: RemoteStorage, ledger_id: bytes) -> None:
         self._storage = storage
-        which = hashlib.sha256(str(storage).encode() + b"\0" + own).hexdigest()[:16]
+        name = hashlib.sha256(str(storage).encode() + b"\0" + ledger_id).hexdigest()[:16]
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        self._folder = Path(state) / "reasonpix" / which
+        self._folder = Path(state) / "reasonpix" / name
         self.path = self._folder / _NAME
-        self._synced = self._folder / "synced"
 
-    def tidy(self) -> None:
-        """Remove the drafts of killed processes."""
+    def remove_drafts(self) -> None:
+        """Remove temporary files of killed processes."""
         for draft in self._folder.glob("draft-*"):
             shutil.rmtree(draft, ignore_errors=True)
 
-    def lacks(self) -> bool:
-        """Whether the store has a version that this copy has not seen."""
-        return self._storage.version(_NAME) not in (None, self._known()[0])
+    def remote_version(self) -> str | None:
+        """The version in the store; None if there is none or this replica contains it."""
+        version = self._storage.version(_NAME)
+        return None if version == self._synced()[0] else version
 
     def pull(self) -> None:
-        """Take in what the store knows."""
+        """Merge the store's version."""
         with _explained(self.path):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        version = self._storage.version(_NAME)
-        if version in (None, self._known()[0]):
+        version = self.remote_version()
+        if version is None:
             return
-        with self._draft() as stored:
+        with self._draft() as remote:
             try:
-                self._storage.download(_NAME, stored)
+                self._storage.download(_NAME, remote)
             except FileNotFoundError:
                 return
             is_new = not self.path.exists()
-            _merge(stored, self.path)
-        # What this copy alone knows is not in the store yet.
-        self._sync(version, self._stamp() if is_new else "")
+            merge_ledger(remote, self.path)
+        # An existing replica may have answers that the store lacks: "" makes `push` upload it.
+        self._set_synced(version, self._stamp() if is_new else "")
 
     def push(self) -> None:
-        """Store a snapshot, unless nothing has changed since the last one."""
+        """Upload a snapshot if the replica has changed since the last one."""
         stamp = self._stamp()
-        if stamp in ("", self._known()[1]):
+        if stamp in ("", self._synced()[1]):
             return
         self.pull()
-        with self._draft() as snapshot:
-            with _explained(self.path):
-                _snapshot(self.path, snapshot)
+        with self._draft() as draft:
+            self.snapshot(draft)
             try:
-                self._storage.upload(snapshot, _NAME)
+                self._storage.upload(draft, _NAME)
             except RunError as error:
                 raise RunError(
-                    f"{error}; the answers of language models are kept in {self.path}, from where "
-                    "the next run on this machine takes them"
+                    f"{error}; the answers of language models are kept in {self.path}, where the "
+                    "next run on this machine finds them"
                 ) from error
-        self._sync(self._storage.version(_NAME), stamp)
+        self._set_synced(self._storage.version(_NAME), stamp)
+
+    def snapshot(self, target: Path) -> None:
+        """Copy the replica, which others may be writing to."""
+        with (
+            _explained(self.path),
+            closing(sqlite3.connect(self.path, timeout=30)) as db,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            db.backup(copy)
 
     @contextmanager
     def _draft(self) -> Iterator[Path]:
-        with (
-            _explained(self.path),
-            TemporaryDirectory(prefix="draft-", dir=self._folder) as folder,
-        ):
+        with _explained(self.path), TemporaryDirectory(prefix="draft-", dir=self._folder) as folder:
             yield Path(folder) / _NAME
 
     def _stamp(self) -> str:
-        """Another one after every change; "" where there is no file."""
+        """Modification times and sizes of the replica's files; "" if there are none."""
         stats = []
         for path in (self.path, self.path.with_name(f"{_NAME}-wal")):
             with suppress(FileNotFoundError):
@@ -192,16 +191,17 @@ class _LocalReplica:
                     stats.append((stat.st_mtime_ns, stat.st_size))
         return json.dumps(stats) if stats else ""
 
-    def _known(self) -> tuple[str | None, str]:
+    def _synced(self) -> tuple[str | None, str]:
+        """The store's version that was last merged or uploaded, and the stamp at that time."""
         try:
-            version, stamp = json.loads(self._synced.read_text())
+            version, stamp = json.loads((self._folder / "synced").read_text())
             return version, stamp
         except (OSError, ValueError):
             return None, ""
 
-    def _sync(self, version: str | None, stamp: str) -> None:
-        with _explained(self._synced):
-            self._synced.write_text(json.dumps([version, stamp]))
+    def _set_synced(self, version: str | None, stamp: str) -> None:
+        with _explained(self.path):
+            (self._folder / "synced").write_text(json.dumps([version, stamp]))
 
 
 @contextmanager
@@ -210,117 +210,6 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, sqlite3.Error) as error:
         raise RunError(
-            f"{path} cannot be used: {error}; see that its folder is writable and has room, or set "
-            "XDG_STATE_HOME to another, then run the same command again"
+            f"{path} cannot be used: {error}; make sure that its folder is writable and has free "
+            "space, or set XDG_STATE_HOME to another one, then run the same command again"
         ) from error
-
-
-def _snapshot(path: Path, to: Path) -> None:
-    """Copy a ledger, which others may be writing to."""
-    with closing(sqlite3.connect(path, timeout=30)) as db, closing(sqlite3.connect(to)) as copy:
-        db.backup(copy)
-
-
-def _merge(stored: Path, into: Path) -> None:
-    """Add to the ledger `into` what the one from the store knows."""
-    with (
-        closing(sqlite3.connect(stored)) as theirs,
-        closing(sqlite3.connect(into, timeout=30, isolation_level=None)) as ours,
-    ):
-        try:
-            if not _version(theirs):
-                return
-            if not _version(ours):
-                theirs.backup(ours)
-                return
-            if _version(theirs) != _version(ours):
-                raise RunError(
-                    f"{into} and the {_NAME} in the run folder are of different versions of "
-                    "reasonpix; use the newer one on all machines"
-                )
-            ours.execute("BEGIN IMMEDIATE")
-            _merge_answers(theirs, ours)
-            _merge_calls(theirs, ours)
-            ours.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise RunError(
-                f"{into} cannot be merged with the {_NAME} in the run folder: {error}; move one of "
-                "them away: what it alone holds will be asked and paid for again"
-            ) from error
-
-
-def _version(db: sqlite3.Connection) -> int:
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    return int(version)
-
-
-def _merge_answers(theirs: sqlite3.Connection, ours: sqlite3.Connection) -> None:
-    texts, their_texts = InternedStrings(ours), InternedStrings(theirs)
-    rows = theirs.execute(f"SELECT question, {_ANSWER} FROM answers ORDER BY rowid")
-    for question, key, *rest in rows:
-        known = ours.execute("SELECT time FROM answers WHERE key = ?", (key,)).fetchone()
-        if known == (rest[6],):
-            continue
-        if known is not None:
-            # Asked and paid for on both machines. The folder's shards were made with the answer
-            # that is in the store; what the other cost stays on the account.
-            ours.execute(
-                "INSERT INTO sent (key, verb, worst, question) "
-                "SELECT key, verb, coalesce(cost, 0), question FROM answers WHERE key = ?",
-                (key,),
-            )
-            ours.execute("DELETE FROM answers WHERE key = ?", (key,))
-        marks = ", ".join("?" * (len(rest) + 2))
-        values = (texts.write(*their_texts.read(question)), key, *rest)
-        ours.execute(f"INSERT INTO answers (question, {_ANSWER}) VALUES ({marks})", values)
-
-
-def _merge_calls(theirs: sqlite3.Connection, ours: sqlite3.Connection) -> None:
-    texts, their_texts = InternedStrings(ours), InternedStrings(theirs)
-
-    def add(call: tuple[bytes, str, float, str], job: str | None) -> None:
-        key, verb, worst, question = call
-        question = texts.write(*their_texts.read(question))
-        values = (key, verb, worst, job, question)
-        ours.execute(
-            "INSERT INTO sent (key, verb, worst, job, question) VALUES (?, ?, ?, ?, ?)", values
-        )
-
-    call = "key, verb, worst, question"
-    for name, id, ended in theirs.execute("SELECT name, id, ended FROM jobs").fetchall():
-        known = ours.execute("SELECT id, ended FROM jobs WHERE name = ?", (name,)).fetchone()
-        if known is None:
-            ours.execute("INSERT INTO jobs VALUES (?, ?, ?)", (name, id, ended))
-            for row in theirs.execute(f"SELECT {call} FROM sent WHERE job = ?", (name,)):
-                add(row, name)
-        elif ended and not known[1]:
-            ours.execute("UPDATE jobs SET id = ?, ended = 1 WHERE name = ?", (id, name))
-            ours.execute("DELETE FROM sent WHERE job = ?", (name,))
-        elif known[0] is None and not known[1]:
-            ours.execute("UPDATE jobs SET id = ? WHERE name = ?", (id, name))
-    # Calls have no names of their own: of equal ones each side has some, the larger number counts.
-    lost = f"SELECT count(*), {call} FROM sent WHERE job IS NULL GROUP BY key, verb, worst"
-    for count, *row in theirs.execute(lost):
-        (known_count,) = ours.execute(
-            "SELECT count(*) FROM sent WHERE job IS NULL AND key = ? AND verb = ? AND worst = ?",
-            row[:3],
-        ).fetchone()
-        for _ in range(count - known_count):
-            add((row[0], row[1], row[2], row[3]), None)
-
-
-@contextmanager
-def ledger_file(storage: Storage, *, write_back: bool = True) -> Iterator[Path]:
-    """The file `llm.sqlite` of a run folder, as one of this machine.
-
-    SQLite cannot work on a remote store: there the file is a copy in `$XDG_STATE_HOME/reasonpix`
-    (`~/.local/state/reasonpix`), which is stored in the run folder every minute or so and at the
-    end, however it ends except by SIGKILL; then the next run on this machine goes on with it.
-    Without `write_back` nothing is stored, and there may be no file.
-    """
-    if isinstance(storage, RemoteStorage):
-        with writing(storage) if write_back else reading(storage) as path:
-            yield path
-    else:
-        assert storage.local is not None
-        yield storage.local / "llm.sqlite"

@@ -1,7 +1,7 @@
-"""What a language model was asked about one record, found by asking again: of the ledger alone.
+"""Recover the LLM requests behind one record from stored answers, without calling a model.
 
-The questions of a stage follow from its code and its input. So the stage is run once more, on this
-one record, with a planner whose every question is looked up and none is sent.
+The requests of a stage follow from its code and its input. So the stage is run again on one record,
+with a planner that looks up every request in the ledger.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from reasonpix.llm.types import Completion
 from reasonpix.plugin.components import Component
 from reasonpix.plugin.spec import ComponentSpec
 
-_NONE = Completion(text="", refusal="no answer is stored")
+_MISSING = Completion(text="", refusal="no answer is stored")
 
 
 class ReplayLedger(Ledger):
-    """A run's ledger that only remembers: a question it cannot answer counts as refused.
+    """A run's ledger, or an empty one if `path` does not exist, that answers every request.
 
-    Without a file it knows no answer.
+    Requests without a stored answer count as refused, so nothing is ever sent.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path if path.exists() else None)
-        self._asked: list[str] = []
+        self._keys: list[str] = []
 
     def get(self, key: str) -> Completion:
-        """The stored answer, or a refusal, so that nothing is asked."""
-        self._asked.append(key)
-        return super().get(key) or _NONE
+        """The stored answer, or a refusal."""
+        self._keys.append(key)
+        return super().get(key) or _MISSING
 
     def open_jobs(self) -> list[Job]:
-        """None: no job is waited for here."""
+        """No jobs, so that none is polled."""
         return []
 
-    def begin(self) -> None:
-        """Forget what was looked up."""
-        self._asked = []
+    def clear_lookups(self) -> None:
+        """Start a new list of `lookups`."""
+        self._keys = []
 
     @property
-    def asked(self) -> list[StoredAnswer | None]:
-        """What was looked up since `begin`, in order; None where nothing is stored."""
-        return [self.answer(key) for key in self._asked]
+    def lookups(self) -> list[StoredAnswer | None]:
+        """The answers looked up since `clear_lookups`, in order; None for missing ones."""
+        return [self.answer(key) for key in self._keys]
 
 
-def remembering(use: ComponentSpec, ledger: ReplayLedger) -> Component[Any]:
-    """The component, built; a planner that asks an LLM has `ledger` to answer in its place."""
-    component = use.build()
+def build_replayed(spec: ComponentSpec, ledger: ReplayLedger) -> Component[Any]:
+    """Build a component, without loading it. A planner with an LLM is answered by `ledger`."""
+    component = spec.build()
     if isinstance(component, LLMPlanner):
         component.ledger = ledger
     return component

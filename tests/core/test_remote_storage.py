@@ -424,7 +424,7 @@ class Machine:
 
     def asks_and_is_killed(self, *questions: str, cost: float = 1.0) -> None:
         """Answers are in its state folder, one more call is under way, and nothing was stored."""
-        with ledger_sync.writing(self()) as path:
+        with ledger_sync.synced_replica(self()) as path:
             pass
         with Ledger(path) as ledger:
             for question in questions:
@@ -569,7 +569,7 @@ def test_answers_are_stored_when_a_run_breaks_and_while_it_works(
     one, two = machines
     with (
         pytest.raises(KeyboardInterrupt),
-        ledger_sync.writing(one(), every_s=0.05) as path,
+        ledger_sync.synced_replica(one(), push_interval_s=0.05) as path,
         Ledger(path) as ledger,
     ):
         ask(ledger, "a", "one")

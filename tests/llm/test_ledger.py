@@ -223,7 +223,7 @@ def test_a_limit_that_fits_exactly_fits() -> None:
     for _ in range(1000):
         assert [budget.reserve(0.1) for _ in range(4)] == [True, True, True, False]
         for _ in range(3):
-            budget.released(0.1)
+            budget.settle("rewrite", 0.1, Spending())
     assert budget.in_flight == 0
 
 
@@ -242,11 +242,11 @@ def test_spent_and_reserved_never_pass_the_limit(
         if waiting and end:
             cost, part = waiting.pop(0)
             if end == 1:
-                budget.answered("rewrite", cost, Completion(text="x"), cost * part)
+                budget.settle("rewrite", cost, Spending(answers=1, cost=cost * part))
             elif end == 2:
-                budget.lost("select", cost)
+                budget.settle("select", cost, Spending(lost=1, lost_cost=cost))
             else:
-                budget.released(cost)
+                budget.settle("rewrite", cost, Spending())
         spent = budget.spent()
         assert spent.cost + spent.lost_cost + budget.reserved <= limit + 1e-9
         assert budget.in_flight == len(waiting)
@@ -404,7 +404,7 @@ def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE songs (title TEXT)")
     db.close()
-    with pytest.raises(RunError, match="is no ledger"):
+    with pytest.raises(RunError, match="is not a ledger"):
         Ledger(path)
 
 
