@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from reasonpix.core.lazy import lazy_exports
 
 __all__ = [
+    "Attempt",
     "Completion",
     "Conversation",
     "LLMPlanner",
@@ -19,12 +20,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
-    from reasonpix.llm.types import Completion, Conversation, Message, Price, Unavailable
+    from reasonpix.llm.types import Attempt, Completion, Conversation, Message, Price, Unavailable
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "planner": ("LLMPlanner", "LLMPlannerOptions"),
-            "types": ("Completion", "Conversation", "Message", "Price", "Unavailable"),
+            "types": ("Attempt", "Completion", "Conversation", "Message", "Price", "Unavailable"),
         },
     )

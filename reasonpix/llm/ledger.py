@@ -331,8 +331,8 @@ class Ledger:
             ) from error
         except sqlite3.DatabaseError as error:
             raise RunError(
-                f"{self.path} is damaged: {error}; restore a backup, or move it away to start a new "
-                "one: its answers are then requested and paid for again"
+                f"{self.path} is damaged: {error}; restore a backup, or move it away to start a "
+                "new one: its answers are then requested and paid for again"
             ) from error
 
     @contextmanager

@@ -1,8 +1,8 @@
-"""Planning by a language model: what all planners that talk to an LLM share.
+"""Planning by a language model: what all planners with an LLM share.
 
-`LLMPlanner` words the questions (`tasks`, `prompt`), has them answered (`calling`: retries, cost,
-every raw answer kept), reads the answers, and asks once for a better one. A plugin implements
-`complete` alone.
+`LLMPlanner` builds the prompts (`tasks`, `prompts`), has them answered (`dispatch`: retries,
+budget, every raw answer stored), validates the answers, and asks once to repair an invalid one. A
+plugin implements `complete` alone.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from reasonpix.llm.tasks import (
     REWRITE,
     SELECT,
     TASKS,
-    Answer,
+    AnswerT,
     InvalidAnswer,
-    Request,
-    Result,
+    RequestT,
+    ResultT,
     Task,
     quote,
 )
-from reasonpix.llm.types import Completion, Conversation, Price, Unavailable
+from reasonpix.llm.types import Attempt, Completion, Conversation, Price
 from reasonpix.plugin.components import Options, Planner, PlannerTask
 from reasonpix.plugin.types import (
     Choice,
@@ -46,25 +46,25 @@ from reasonpix.plugin.types import (
 )
 
 _VERSION = "2"
-# Raise it when messages, checks or repair change: results of the old code go stale.
+# Raise it when messages, validation or repair change: it makes earlier results stale.
 
 
 class LLMPlannerOptions(Options):
     """Options of every planner that talks to an LLM."""
 
-    # The path of a prompt is neutral, its content is not: see `LLMPlanner.prompt_identity`.
+    # A prompt enters the fingerprint by its content: see `LLMPlanner.prompt_identity`.
     fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"prompts", "price", "max_retries"})
 
     prompts: dict[PlannerTask, Path] = Field(
         {},
-        description="Files to use in the place of built-in prompts, by rewrite (P_gen), select "
+        description="Files that replace built-in prompts, by task: rewrite (P_gen), select "
         "(P_select), replace (P_replace), resolve",
     )
     price: Price | None = Field(
-        None, description="What tokens cost, such as {prompt: 0.5, completion: 1.5} per million"
+        None, description="Price per million tokens, such as {prompt: 0.5, completion: 1.5}"
     )
     max_retries: int = Field(
-        6, ge=0, description="Further attempts after a lost connection or a server's error"
+        6, ge=0, description="Further attempts after a lost connection or a server error"
     )
 
 
@@ -72,10 +72,10 @@ P_co = TypeVar("P_co", bound=LLMPlannerOptions, covariant=True)
 
 
 class LLMPlanner(Planner[P_co]):
-    """A planner that asks a language model. A subclass says how, in `complete`.
+    """A planner with a language model, which a subclass calls in `complete`.
 
-    A refusal, and an answer that stays unusable after one repair turn, are `rejected`; what kept
-    the LLM from answering is `failed`.
+    Results are `rejected` for a refusal and for an answer that is still invalid after one repair,
+    and `failed` if there was no answer.
     """
 
     Options: ClassVar[type[Options]] = LLMPlannerOptions
@@ -83,7 +83,7 @@ class LLMPlanner(Planner[P_co]):
     def __init__(self, options: P_co) -> None:
         super().__init__(options)
         self.ledger: Ledger | None = None
-        """Where raw answers are kept. A run puts its own here; otherwise they are in memory."""
+        """Where answers are stored. A run sets its own; by default they stay in memory."""
         self._lock = Lock()
         self._closing = Lock()
         self._closed = False
@@ -92,62 +92,60 @@ class LLMPlanner(Planner[P_co]):
         self._prompts: dict[PlannerTask, Prompt[Any, Any, Any]] = {}
 
     @abstractmethod
-    def complete(
-        self, conversations: Sequence[Conversation]
-    ) -> list[Completion | Problem | Unavailable]:
-        """Continue each conversation, in one attempt; the core repeats what is `Unavailable`.
+    def complete(self, conversations: Sequence[Conversation]) -> list[Attempt]:
+        """Attempt to continue each conversation once; the core retries what is `Unavailable`.
 
-        A `Problem` is final, for its conversation alone. Raise a `ReasonpixError` for what concerns
-        all (a wrong key): it stops the run. Called from up to `concurrency` threads at once. One
-        that takes long looks at `stopping` now and then.
+        A `Problem` is final for its conversation. Raise a `ReasonpixError` for an error that
+        affects all (a wrong key): it stops the run. Called from up to `concurrency` threads. A
+        call that takes long should check `stopping` now and then.
         """
 
     def submit(self, conversations: Mapping[str, Conversation]) -> str:
-        """Hand in a job, and return its id. The keys are ids to know the answers by.
+        """Submit a batch job and return its id; the keys identify the answers.
 
-        The same conversations handed in again give the id of the job that holds them already.
+        Submitting the same conversations again returns the id of the existing job.
         """
         raise NotImplementedError
 
-    def collect(self, job: str) -> Mapping[str, Completion | Problem | Unavailable] | None:
-        """What became of a job's conversations, None while it has not ended."""
+    def collect(self, job: str) -> Mapping[str, Attempt] | None:
+        """Results of a job by key, None while it is running."""
         raise NotImplementedError
 
     @property
     def batch_size(self) -> int:
-        """Conversations in one call of `complete`."""
+        """Maximum number of conversations in one call of `complete`."""
         return 1
 
     @property
     def jobs(self) -> bool:
-        """Whether it answers by `submit` and `collect` in the place of `complete`."""
+        """Whether to call `submit` and `collect` instead of `complete`."""
         return False
 
     @property
     def max_answer_tokens(self) -> int | None:
-        """Most tokens that one answer can have, None when nothing bounds it."""
+        """Maximum tokens of an answer, None if unbounded."""
         return None
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """What changes an answer beside the conversation (JSON values): model and sampling."""
+        """Everything but the conversation that changes an answer: model, sampling (JSON values)."""
         options = self.options
         return options.model_dump(mode="json", exclude=set(options.fingerprint_exclude))
 
     @property
     def stopping(self) -> bool:
-        """Whether the run is ending: what `complete` has not finished may be `Unavailable` now."""
+        """Whether the run is ending; `complete` may return `Unavailable` for unfinished answers."""
         dispatcher = self._dispatcher
         return dispatcher is not None and dispatcher.stopped
 
     @property
     def price(self) -> Price | None:
-        """What tokens cost."""
+        """The option `price`."""
         return self.options.price
 
     @property
     def max_retries(self) -> int:
-        """Further attempts after one that got no answer."""
+        """The option `max_retries`."""
         return self.options.max_retries
 
     def fingerprint_facts(self) -> Mapping[str, Any]:
@@ -159,18 +157,18 @@ class LLMPlanner(Planner[P_co]):
         return {"prompt": self.prompt(TASKS[verb]).digest}
 
     def check(self) -> None:
-        """Read all prompts, so that a bad file is known before the first question."""
+        """Read all prompts, so that errors are reported before the first request."""
         for task in TASKS.values():
             self.prompt(task)
 
     def close(self) -> None:
-        """Stop asking, for good: threads that ask, or come to ask now, are told so.
+        """Stop for good: callers that wait, and later ones, get a `ReasonpixError`.
 
-        Returns when no `complete` is under way any more.
+        Returns when no `complete` is running any more.
         """
         with self._lock:
             self._closed = True
-        with self._closing:  # one that comes second waits for the first
+        with self._closing:  # a second thread waits for the first
             if self._dispatcher is not None:
                 self._dispatcher.close()
                 self._dispatcher = None
@@ -188,44 +186,37 @@ class LLMPlanner(Planner[P_co]):
 
     def replace(self, requests: Sequence[ReplaceRequest]) -> list[EditPlan | Problem]:
         """One plan for each request (P_replace, Eq. 6)."""
-        nothing = Problem(status="rejected", reason="no category to choose from")
-        asked = [request for request in requests if request.categories]
-        answers: list[EditPlan | Problem] = self._ask(REPLACE, asked)
-        plans = iter(answers)
-        return [next(plans) if request.categories else nothing for request in requests]
+        results: list[EditPlan | Problem] = self._ask(
+            REPLACE, [r for r in requests if r.categories]
+        )
+        plans = iter(results)
+        empty = Problem(status="rejected", reason="no category to choose from")
+        return [next(plans) if request.categories else empty for request in requests]
 
     def resolve(self, requests: Sequence[ResolveRequest]) -> list[Choice | Problem]:
-        """The option that each instruction is after, as a reader sees it."""
+        """The option that a reader takes each instruction to mean."""
         return self._ask(RESOLVE, requests)
 
-    def prompt(self, task: Task[Request, Answer, Result]) -> Prompt[Request, Answer, Result]:
-        """The prompt of a task. Raises `RecipeError` when its file is none."""
-        # Read once, so that the fingerprint and the questions cannot tell of different contents.
-        if task.verb not in self._prompts:
-            self._prompts[task.verb] = Prompt(task, self.options.prompts.get(task.verb))
-        prompt: Prompt[Request, Answer, Result] = self._prompts[task.verb]
+    def prompt(self, task: Task[RequestT, AnswerT, ResultT]) -> Prompt[RequestT, AnswerT, ResultT]:
+        """The prompt of a task. Raises `RecipeError` if its file is invalid."""
+        # Read once, so that the fingerprint and the requests agree even if the file is edited.
+        if task.name not in self._prompts:
+            self._prompts[task.name] = Prompt(task, self.options.prompts.get(task.name))
+        prompt: Prompt[RequestT, AnswerT, ResultT] = self._prompts[task.name]
         return prompt
 
     def _ask(
-        self, task: Task[Request, Answer, Result], requests: Sequence[Request]
-    ) -> list[Result | Problem]:
-        """Put the questions, read each answer, ask again once where that raises."""
+        self, task: Task[RequestT, AnswerT, ResultT], requests: Sequence[RequestT]
+    ) -> list[ResultT | Problem]:
+        """Send requests, validate the answers, and have invalid ones repaired once."""
         prompt = self.prompt(task)
-        with self._lock:  # shards come in threads of their own
-            if self._closed:
-                raise ReasonpixError(STOPPED)
-            if self._dispatcher is None:
-                ledger = self.ledger
-                if ledger is None:
-                    ledger = self._memory = Ledger(None)
-                self._dispatcher = make_dispatcher(self, ledger)
-            dispatcher = self._dispatcher
-        results: dict[int, Result | Problem] = {}
-        unanswered = {i: prompt.conversation(request) for i, request in enumerate(requests)}
+        dispatcher = self._open_dispatcher()
+        results: dict[int, ResultT | Problem] = {}
+        pending = {i: prompt.conversation(request) for i, request in enumerate(requests)}
         for _ in range(2):
-            completions = dispatcher.answers(task.verb, list(unanswered.values()))
-            again: dict[int, Conversation] = {}
-            for (index, asked), completion in zip(unanswered.items(), completions, strict=True):
+            completions = dispatcher.answers(task.name, list(pending.values()))
+            repairs: dict[int, Conversation] = {}
+            for (index, conversation), completion in zip(pending.items(), completions, strict=True):
                 if isinstance(completion, Problem):
                     results[index] = completion
                     continue
@@ -238,25 +229,35 @@ class LLMPlanner(Planner[P_co]):
                 except InvalidAnswer as problem:
                     reason = f"no usable answer, even after a repair: {problem}"
                     results[index] = Problem(status="rejected", reason=reason)
-                    again[index] = prompt.repaired(asked, completion.text, problem)
-            unanswered = again
+                    repairs[index] = prompt.repaired(conversation, completion.text, problem)
+            pending = repairs
         return [results[index] for index in range(len(requests))]
 
+    def _open_dispatcher(self) -> Dispatcher:
+        with self._lock:  # shards are processed in several threads
+            if self._closed:
+                raise ReasonpixError(STOPPED)
+            if self._dispatcher is None:
+                ledger = self.ledger
+                if ledger is None:
+                    ledger = self._memory = Ledger(None)
+                self._dispatcher = make_dispatcher(self, ledger)
+            return self._dispatcher
 
-def _parse(completion: Completion, answer: type[Answer]) -> Answer:
-    """The answer in a completion's text. Raises `InvalidAnswer`."""
+
+def _parse(completion: Completion, answer: type[AnswerT]) -> AnswerT:
+    """Parse the answer in a completion's text. Raises `InvalidAnswer`."""
     try:
         return answer.model_validate_json(_json_of(completion.text))
     except ValidationError as error:
         cut = "the answer was cut off, it is too long; "
         problems = "; ".join(explain(error))
-        raise InvalidAnswer(
-            cut + problems if completion.finish_reason == "length" else problems
-        ) from error
+        is_cut = completion.finish_reason == "length"
+        raise InvalidAnswer(cut + problems if is_cut else problems) from error
 
 
 def _json_of(text: str) -> str:
-    """The JSON object in a text that may wrap it in a ``` fence or in prose."""
+    """The JSON object in a text, which may wrap it in a ``` fence or in prose."""
     start, end = text.find("{"), text.rfind("}")
     if text.lstrip().startswith("[") or start < 0 or end < start:
         return text

@@ -1,11 +1,11 @@
-"""Prompt files: the words of a task, its answer's JSON schema, and worked examples.
+"""Prompt files: the text of a task, the JSON schema of its answer, and worked examples.
 
 ```yaml
-system: …          # what to do
-user: …            # the question; each $placeholder of the task, and no other
-repair: …          # sent once after an answer that cannot be used; $problem says why
-schema: {…}        # JSON schema of the answer; an answer has its keys in the order of this one
-examples:          # questions, each with the answer to give
+system: …          # instructions to the model
+user: …            # the request, with every $placeholder of the task and no others
+repair: …          # sent once after an unusable answer; $problem is the reason
+schema: {…}        # JSON schema of the answer; answers have their keys in this order
+examples:          # requests, each with its answer
   - {…, answer: {…}}
 ```
 """
@@ -25,19 +25,18 @@ import yaml
 from pydantic import Field, ValidationError
 
 from reasonpix.errors import RecipeError
-from reasonpix.llm.tasks import Answer, InvalidAnswer, Request, Result, Task
+from reasonpix.llm.tasks import AnswerT, InvalidAnswer, RequestT, ResultT, Task
 from reasonpix.llm.types import Conversation, Message
 from reasonpix.plugin.types import Record
 
 _TITLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What servers take as the name of a schema."""
-
+"""Schema names that servers accept."""
 
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
 
 
 class _File(Record):
-    """The file as it is written."""
+    """The content of a prompt file."""
 
     system: str
     user: str
@@ -46,104 +45,107 @@ class _File(Record):
     examples: tuple[dict[str, Any], ...] = ()
 
 
-class Prompt(Generic[Request, Answer, Result]):
-    """The prompt of a task, checked: its examples keep the rules that they are to teach."""
+class Prompt(Generic[RequestT, AnswerT, ResultT]):
+    """A validated prompt of a task. Its examples follow the rules that they teach."""
 
-    def __init__(self, task: Task[Request, Answer, Result], path: Path | None = None) -> None:
+    def __init__(self, task: Task[RequestT, AnswerT, ResultT], path: Path | None = None) -> None:
         """Read the file at `path`, or the built-in prompt.
 
-        Raises `RecipeError` when the file cannot be read or is no prompt of this task.
+        Raises `RecipeError` if the file cannot be read or is not a prompt of this task.
         """
-        self.task: Task[Request, Answer, Result] = task
-        self._where = path or f"built-in prompt {task.verb!r}"
+        self.task: Task[RequestT, AnswerT, ResultT] = task
+        self._origin = path or f"built-in prompt {task.name!r}"
         content = self._read(path)
         self.digest = hashlib.sha256(content).hexdigest()
-        """SHA-256 of the file's content, in hex: another content is another prompt."""
+        """SHA-256 of the file's content, in hex."""
         try:
-            content_of = yaml.safe_load(content)
-            if not isinstance(content_of, dict):
-                raise self._wrong(["it is no mapping with system, user, repair, schema, examples"])
-            self._file = _File.model_validate(content_of)
+            fields = yaml.safe_load(content)
+            if not isinstance(fields, dict):
+                raise self._error(["not a mapping with system, user, repair, schema, examples"])
+            self._file = _File.model_validate(fields)
         except yaml.YAMLError as error:
-            raise self._wrong([f"not YAML: {error}"]) from error
+            raise self._error([f"not YAML: {error}"]) from error
         except ValidationError as error:
-            raise self._wrong(explain(error)) from error
+            raise self._error(explain(error)) from error
         problems = [
-            *self._holes("user", set(_holes_of(task))),
-            *self._holes("repair", {"problem"}),
+            *self._placeholder_problems("user", _template_variables(task)),
+            *self._placeholder_problems("repair", {"problem"}),
             *self._schema_problems(),
         ]
         if problems:
-            raise self._wrong(problems)
+            raise self._error(problems)
         turns = [Message(role="system", content=self._file.system.strip())]
         for number, example in enumerate(self._file.examples, start=1):
             turns += self._example(number, example)
         self._shared = tuple(turns)
         self.answer_schema = self._file.answer_schema
 
-    def conversation(self, request: Request) -> Conversation:
-        """The system text, the examples as turns, and the question."""
+    def conversation(self, request: RequestT) -> Conversation:
+        """The system text, the examples as turns, and the request."""
         return Conversation(
-            messages=(*self._shared, self._question(request)),
+            messages=(*self._shared, self._request(request)),
             answer_schema=self.answer_schema,
             seed=request.seed,
             shared=len(self._shared),
         )
 
-    def repaired(self, asked: Conversation, text: str, problem: InvalidAnswer) -> Conversation:
-        """The conversation that asks once more after an answer that cannot be used."""
-        # Servers refuse an empty turn.
-        bad = Message(role="assistant", content=text or "(nothing)")
-        again = Template(self._file.repair).substitute(problem=problem).strip()
-        turns = (*asked.messages, bad, Message(role="user", content=again))
-        return asked.model_copy(update={"messages": turns})
+    def repaired(
+        self, conversation: Conversation, text: str, problem: InvalidAnswer
+    ) -> Conversation:
+        """The conversation continued with an unusable answer and the request to repair it."""
+        answer = Message(
+            role="assistant", content=text or "(nothing)"
+        )  # servers refuse empty turns
+        repair = Template(self._file.repair).substitute(problem=problem).strip()
+        turns = (*conversation.messages, answer, Message(role="user", content=repair))
+        return conversation.model_copy(update={"messages": turns})
 
     @property
     def typical_length(self) -> tuple[int, int]:
-        """Characters of a whole conversation, and of its answer, as far as the examples tell."""
+        """Characters of a conversation and of its answer, estimated from the examples."""
         lengths = [len(turn.content) for turn in self._shared]
-        questions, answers = lengths[1::2], lengths[2::2]
+        requests, answers = lengths[1::2], lengths[2::2]
         if not answers:
             return lengths[0] + len(self._file.user), len(json.dumps(self.answer_schema))
-        return sum(lengths) + sum(questions) // len(questions), sum(answers) // len(answers)
+        return sum(lengths) + sum(requests) // len(requests), sum(answers) // len(answers)
 
     def _read(self, path: Path | None) -> bytes:
         if path is None:
-            built_in = resources.files("reasonpix.llm").joinpath(f"templates/{self.task.verb}.yaml")
+            built_in = resources.files("reasonpix.llm").joinpath(f"templates/{self.task.name}.yaml")
             return built_in.read_bytes()
         try:
             return path.read_bytes()
         except OSError as error:
-            raise self._wrong([f"cannot be read: {error.strerror}; name a prompt file"]) from error
+            raise self._error([f"cannot be read: {error.strerror}; name a prompt file"]) from error
 
-    def _question(self, request: Request) -> Message:
-        text = Template(self._file.user).substitute(self.task.holes(request))
+    def _request(self, request: RequestT) -> Message:
+        text = Template(self._file.user).substitute(self.task.template_variables(request))
         return Message(role="user", content=text.strip())
 
     def _example(self, number: int, example: dict[str, Any]) -> list[Message]:
-        asked = {key: value for key, value in example.items() if key != "answer"}
+        fields = {key: value for key, value in example.items() if key != "answer"}
         try:
-            request = self.task.request.model_validate({**asked, "seed": 0})
+            request = self.task.request.model_validate({**fields, "seed": 0})
             answer = self.task.answer.model_validate(example.get("answer"))
             self.task.read(request, answer)
         except ValidationError as error:
             lines = [f"examples: number {number}: {line}" for line in explain(error)]
-            raise self._wrong(lines) from error
+            raise self._error(lines) from error
         except InvalidAnswer as error:
-            what = f"the answer of number {number} breaks the rules it is to teach: {error}"
-            raise self._wrong([f"examples: {what}"]) from error
-        # What is held to a schema writes its keys in the schema's order, so the examples do too.
-        fields = answer.model_dump(mode="json")
-        ordered = {key: fields[key] for key in self._file.answer_schema["properties"]}
+            problem = f"the answer of number {number} breaks the rules that it teaches: {error}"
+            raise self._error([f"examples: {problem}"]) from error
+        # Structured output has its keys in the schema's order, so the examples do too.
+        dumped = answer.model_dump(mode="json")
+        ordered = {key: dumped[key] for key in self._file.answer_schema["properties"]}
         content = json.dumps(ordered, ensure_ascii=False, separators=(",", ":"))
-        return [self._question(request), Message(role="assistant", content=content)]
+        return [self._request(request), Message(role="assistant", content=content)]
 
-    def _holes(self, name: str, wanted: set[str]) -> list[str]:
-        template = Template(getattr(self._file, name))
-        if template.is_valid() and set(template.get_identifiers()) == wanted:
+    def _placeholder_problems(self, field: str, names: set[str]) -> list[str]:
+        template = Template(getattr(self._file, field))
+        if template.is_valid() and set(template.get_identifiers()) == names:
             return []
-        holes = " and ".join(f"${hole}" for hole in sorted(wanted))
-        return [f"{name}: use {holes}, no other placeholder, and $$ for a dollar"]
+        placeholders = " and ".join(f"${name}" for name in sorted(names))
+        return [f"{field}: use {placeholders}, no other placeholder, and $$ for a dollar sign"]
 
     def _schema_problems(self) -> list[str]:
         schema, fields = self._file.answer_schema, list(self.task.answer.model_fields)
@@ -158,28 +160,29 @@ class Prompt(Generic[Request, Answer, Result]):
             and set(schema["required"]) == set(fields)
         )
         if unknown := sorted(set(_types_of(schema)) - _TYPES):
-            return [f"schema: no JSON type {', '.join(map(repr, unknown))}"]
-        wanted = ", ".join(fields)
-        what = (
-            "a title of letters, digits, - and _, type: object, additionalProperties: false, and "
-            f"exactly the properties {wanted}, all of them required"
-        )
-        return [] if strict else [f"schema: give it {what}"]
+            return [f"schema: not a JSON type: {', '.join(map(repr, unknown))}"]
+        if strict:
+            return []
+        return [
+            "schema: give it a title of letters, digits, - and _, type: object, "
+            "additionalProperties: false, and exactly the properties "
+            f"{', '.join(fields)}, all of them required"
+        ]
 
-    def _wrong(self, problems: list[str]) -> RecipeError:
-        return RecipeError([f"prompts.{self.task.verb}: {self._where}: {p}" for p in problems])
+    def _error(self, problems: list[str]) -> RecipeError:
+        return RecipeError([f"prompts.{self.task.name}: {self._origin}: {p}" for p in problems])
 
 
-def _holes_of(task: Task[Any, Any, Any]) -> set[str]:
+def _template_variables(task: Task[Any, Any, Any]) -> set[str]:
     return set(task.request.model_fields) - {"seed"}
 
 
 def _types_of(schema: Any) -> Iterator[str]:
-    """All types that a schema names, at any depth."""
+    """All `type` values in a schema, at any depth."""
     if isinstance(schema, dict):
-        named = schema.get("type")
-        if isinstance(named, str | list):
-            yield from [named] if isinstance(named, str) else map(str, named)
+        types = schema.get("type")
+        if isinstance(types, str | list):
+            yield from [types] if isinstance(types, str) else map(str, types)
         for part in schema.values():
             yield from _types_of(part)
     elif isinstance(schema, list):
@@ -188,7 +191,7 @@ def _types_of(schema: Any) -> Iterator[str]:
 
 
 def explain(error: ValidationError) -> list[str]:
-    """The problems of a validation, each with the field it is in."""
+    """The problems of a validation, each with its field."""
     return [
         ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"])))
         for item in error.errors(include_url=False, include_input=False)

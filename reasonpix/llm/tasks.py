@@ -1,7 +1,7 @@
-"""What an LLM is asked, task by task: P_gen, P_select, P_replace, and what a reader is asked.
+"""The tasks of an LLM: P_gen, P_select and P_replace of the paper, and a reader's task.
 
-A task says what goes into a question and how an answer is read. The words around it, the answer's
-JSON schema and the worked examples are in `templates/<verb>.yaml`.
+A task defines the variables of its prompt and how an answer is validated. The prompt itself, with
+the answer's JSON schema and examples, is in `templates/<task>.yaml`.
 """
 
 from __future__ import annotations
@@ -33,53 +33,57 @@ from reasonpix.plugin.types import (
     SelectRequest,
 )
 
-LONGEST_INSTRUCTION = 300
-"""Characters of the longest instruction that is accepted."""
+MAX_INSTRUCTION_LENGTH = 300
+"""Maximum number of characters of an instruction."""
 
-LONGEST_TARGET = 4
-"""Words of the longest target category that is accepted."""
+MAX_TARGET_WORDS = 4
+"""Maximum number of words of a target category."""
 
-Request = TypeVar("Request", RewriteRequest, SelectRequest, ReplaceRequest, ResolveRequest)
-Answer = TypeVar("Answer", bound=BaseModel)
-Result = TypeVar("Result")
+RequestT = TypeVar("RequestT", RewriteRequest, SelectRequest, ReplaceRequest, ResolveRequest)
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
+ResultT = TypeVar("ResultT")
 
 
 class InvalidAnswer(Exception):
-    """What is wrong with an LLM's answer, worded for the LLM as much as for the user."""
+    """What is wrong with an LLM's answer, in words for the LLM and for the user.
+
+    The text is sent in the repair turn: a change of the wording changes later answers.
+    """
 
 
 @dataclass(frozen=True)
-class Task(Generic[Request, Answer, Result]):
-    """A kind of question. `read` raises `InvalidAnswer` that tells all that is wrong."""
+class Task(Generic[RequestT, AnswerT, ResultT]):
+    """One kind of request to an LLM."""
 
-    verb: PlannerTask
-    request: type[Request]
-    holes: Callable[[Request], Mapping[str, str]]
-    """What stands in the place of each `$` placeholder of the prompt."""
-    answer: type[Answer]
-    read: Callable[[Request, Answer], Result]
+    name: PlannerTask
+    request: type[RequestT]
+    template_variables: Callable[[RequestT], Mapping[str, str]]
+    """The value of each `$` placeholder of the prompt."""
+    answer: type[AnswerT]
+    read: Callable[[RequestT, AnswerT], ResultT]
+    """Turn an answer into a result. Raises `InvalidAnswer` with everything that is wrong."""
 
 
 # -- P_gen, Eq. 2 ---------------------------------------------------------------------------------
 
 
 class RewriteAnswer(Record):
-    """An indirect instruction, and the words it had to avoid."""
+    """An indirect instruction, and the words that it must avoid."""
 
     revealing: tuple[str, ...]
     instruction: str
 
 
 def read_rewriting(request: RewriteRequest, answer: RewriteAnswer) -> Rewriting:
-    """The candidate in an answer. Raises `InvalidAnswer`."""
+    """Read a candidate from an answer. Raises `InvalidAnswer`."""
     instruction = one_line(answer.instruction)
-    # What both captions name stays as it is, so that naming it gives nothing away.
+    # A word in both captions names something that stays unchanged, so it reveals nothing.
     revealing = tuple(
         word
         for word in _names(answer.revealing)
         if not (mentions(request.caption, word) and mentions(request.edited_caption, word))
     )
-    problems = _problems_of(instruction)
+    problems = _instruction_problems(instruction)
     if not problems and words_of(instruction) == words_of(request.instruction):
         problems.append("instruction repeats the direct instruction")
     if leaked := [word for word in revealing if mentions(instruction, word)]:
@@ -107,7 +111,7 @@ REWRITE = Task(
 
 
 class NumberAnswer(Record):
-    """The number of an option, from 1."""
+    """The number of the best option, from 1."""
 
     best: int
 
@@ -137,7 +141,7 @@ SELECT = Task(
     lambda request, answer: _read_number(request.candidates, answer),
 )
 
-# -- what a reader is asked -----------------------------------------------------------------------
+# -- A reader's task: which option does the instruction mean? --------------------------------------
 
 RESOLVE = Task(
     "resolve",
@@ -155,7 +159,7 @@ RESOLVE = Task(
 
 
 class ReplaceAnswer(Record):
-    """Which category to replace, by which other one, and an instruction that hints at both."""
+    """Which category to replace by which, and an instruction that hints at both."""
 
     selected: str
     target: str
@@ -165,7 +169,7 @@ class ReplaceAnswer(Record):
 
 
 def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
-    """The plan in an answer; `selected` becomes the category as the request writes it.
+    """Read a plan from an answer, with `selected` spelt as in the request.
 
     Raises `InvalidAnswer`.
     """
@@ -182,10 +186,10 @@ def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
         problems.append(
             f"selected must be one of {', '.join(categories)}, not {quote(answer.selected)}"
         )
-    lists = set(target) & set(",;/|")
-    if not 1 <= len(words_of(target)) <= LONGEST_TARGET or lists or not target.isprintable():
+    is_list = any(separator in target for separator in ",;/|")
+    if not 1 <= len(words_of(target)) <= MAX_TARGET_WORDS or is_list or not target.isprintable():
         problems.append(
-            f"target must be a name of at most {LONGEST_TARGET} words, not {quote(target)}"
+            f"target must be a name of at most {MAX_TARGET_WORDS} words, not {quote(target)}"
         )
     elif (present := canonical(target, categories)) is not None:
         problems.append(f"target must not be in the picture yet, but {quote(target)} is {present}")
@@ -194,7 +198,7 @@ def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
     ):
         problems.append(f"target {quote(target)} is another word for {selected}")
 
-    problems += _problems_of(instruction)
+    problems += _instruction_problems(instruction)
     for role, name in (("selected", selected or answer.selected), ("target", target)):
         names = (*head_nouns(name), *synonyms[role])
         if leaked := [word for word in names if mentions(instruction, word)]:
@@ -229,29 +233,28 @@ REPLACE = Task(
 )
 
 TASKS: Mapping[PlannerTask, Task[Any, Any, Any]] = {
-    "rewrite": REWRITE,
-    "select": SELECT,
-    "replace": REPLACE,
-    "resolve": RESOLVE,
+    task.name: task for task in (REWRITE, SELECT, REPLACE, RESOLVE)
 }
 
 
 def _names(words: Sequence[str]) -> list[str]:
-    """The words that name something, without articles and repeats."""
+    """Words with a meaning, without articles and duplicates."""
     return list(dict.fromkeys(strip_article(word) for word in words if content_words(word)))
 
 
-def _problems_of(instruction: str) -> list[str]:
+def _instruction_problems(instruction: str) -> list[str]:
     if not words_of(instruction):
         return ["instruction is empty"]
-    if len(instruction) > LONGEST_INSTRUCTION:
-        return [f"instruction has {len(instruction)} characters, {LONGEST_INSTRUCTION} are allowed"]
+    if len(instruction) > MAX_INSTRUCTION_LENGTH:
+        return [
+            f"instruction has {len(instruction)} characters, {MAX_INSTRUCTION_LENGTH} are allowed"
+        ]
     if not instruction.isprintable():
         return ["instruction holds control characters"]
     return []
 
 
 def quote(text: str) -> str:
-    """Foreign text for a message: on one line and not endless."""
+    """Text of a model for a message: on one line and shortened."""
     shown = text if len(text) <= 160 else text[:160] + "…"
     return repr(shown)

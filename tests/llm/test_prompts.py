@@ -298,11 +298,11 @@ def same_category(prompt: dict[str, Any]) -> None:
         (in_schema(required=3), "all of them required"),
         (
             lambda prompt: prompt["schema"]["properties"]["target"].update(type="text"),
-            "schema: no JSON type 'text'",
+            "schema: not a JSON type: 'text'",
         ),
         (lambda prompt: prompt["examples"][0].pop("caption"), "number 1: caption: Field required"),
         (lambda prompt: prompt["examples"][0].pop("answer"), "examples: number 1"),
-        (same_category, "answer of number 2 breaks the rules it is to teach: target must not"),
+        (same_category, "answer of number 2 breaks the rules that it teaches: target must not"),
     ],
 )
 def test_a_bad_prompt_is_explained(

@@ -43,8 +43,8 @@ def plural(word: str) -> str:
 
 def test_there_is_a_task_for_each_verb() -> None:
     assert set(TASKS) == set(get_args(PlannerTask))
-    for verb, task in TASKS.items():
-        assert task.verb == verb
+    for name, task in TASKS.items():
+        assert task.name == name
         assert "seed" in task.request.model_fields
 
 
