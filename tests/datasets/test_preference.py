@@ -161,7 +161,9 @@ def test_the_prompt_is_what_was_asked_and_the_answers_are_in_its_form(
 
 def own_prompt(folder: Path) -> Path:
     """A prompt file that asks for the keys in the other order."""
-    built_in = Path(str(sys.modules["reasonpix"].__path__[0])) / "prompts" / "rewrite.yaml"
+    built_in = (
+        Path(str(sys.modules["reasonpix"].__path__[0])) / "llm" / "templates" / "rewrite.yaml"
+    )
     content = yaml.safe_load(built_in.read_text(encoding="utf-8"))
     content["system"] = "Write something indirect."
     content["schema"]["properties"] = dict(reversed(content["schema"]["properties"].items()))
