@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.generation.run_folder import RunFolder
 
 STAGES = ("read", "caption", "extract", "ground", "plan", "edit", "score-no-op", "score-eq1")

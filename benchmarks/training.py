@@ -30,7 +30,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.recipe_catalog import locate

@@ -166,7 +166,7 @@ def gallery_command(run: str, limit: int) -> None:
 def publish_command(run: str, out: Path, to: str, push_to_hub: str | None, private: bool) -> None:
     """Publish the accepted samples of RUN as a dataset."""
     from reasonpix.datasets import hub
-    from reasonpix.datasets.publish import FORMS, publish
+    from reasonpix.datasets.publishing import FORMS, publish
     from reasonpix.generation.run_folder import RunFolder
 
     if private and not push_to_hub:
@@ -175,8 +175,7 @@ def publish_command(run: str, out: Path, to: str, push_to_hub: str | None, priva
         hub.check(push_to_hub)  # before hours of writing
     rows = publish(RunFolder(run), out, to)
     how = f"; load them with datasets.load_dataset({str(out)!r})" if FORMS[to].data else ""
-    what = FORMS[to].what.replace("s ", " ", 1) if rows == 1 else FORMS[to].what
-    click.echo(f"{rows} {what} in {out}{how}")
+    click.echo(f"{FORMS[to].count(rows)} in {out}{how}")
     if push_to_hub:
         click.echo(hub.push(out, push_to_hub, private))
 

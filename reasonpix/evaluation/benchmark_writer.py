@@ -17,9 +17,9 @@ from reasonpix.core.hashing import seed_of
 from reasonpix.core.images import UndecodableImage, decode, pixel_digest
 from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.core.text import words_of
-from reasonpix.datasets.card import Form, card
+from reasonpix.datasets.card import Form, render_card
 from reasonpix.datasets.open_reader import open_rows
-from reasonpix.datasets.publish import accepted
+from reasonpix.datasets.publishing import accepted
 from reasonpix.datasets.reader import Rows
 from reasonpix.datasets.writers import (
     FEATURES,
@@ -128,7 +128,7 @@ def build_benchmark(
             rows, schema_of(FEATURES), draft, FILE, GROUP, image_bytes, split=_FORM.split
         )
         notes = _notes(disjoint_from, left_out, len(clean) - written, seed)
-        text = card(run, _FORM, Written(written, notes))
+        text = render_card(run, _FORM, Written(written, notes))
         (draft / "README.md").write_text(text, encoding="utf-8")
     return BenchmarkSummary(written, left_out)
 

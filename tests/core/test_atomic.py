@@ -1,4 +1,4 @@
-"""Atomic folders and locks; `tests/datasets/test_publish.py` has more about new folders."""
+"""Atomic folders and locks; `tests/datasets/test_publishing.py` has more about new folders."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import pytest
 
 from reasonpix.core.remote_storage import RemoteStorage
 from reasonpix.core.storage import LocalStorage
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.recipe import load_recipe

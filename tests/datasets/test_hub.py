@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from reasonpix.datasets.hub import push
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.recipe import load_recipe

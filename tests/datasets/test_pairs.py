@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from reasonpix.datasets.pairs import Data, Pairs, View, read_pairs
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import SourceError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcomes

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcomes

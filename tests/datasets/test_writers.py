@@ -20,7 +20,7 @@ from PIL import Image
 from reasonpix.core.images import encode_png
 from reasonpix.core.parallel import Size
 from reasonpix.datasets import writers
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.datasets.writers import derived_caption, facts_of, with_article
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import Outcome, outcomes

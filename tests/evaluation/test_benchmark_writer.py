@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RunError, SourceError
 from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
 from reasonpix.evaluation.benchmark_writer import TEMPLATES, build_benchmark

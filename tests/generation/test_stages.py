@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RecipeError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import funnel, outcomes

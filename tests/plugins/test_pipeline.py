@@ -12,7 +12,7 @@ import pytest
 import skimage
 from PIL import Image
 
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import funnel, outcomes
 from reasonpix.generation.recipe import load_recipe

@@ -23,7 +23,7 @@ from reasonpix.plugin import registry
 from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.training.feature_cache import CachedFeatures, Feature, OnlineFeatures, digest_of
 from tests.conftest import Distribution
-from tests.datasets.test_publish import largest_file
+from tests.datasets.test_publishing import largest_file
 from tests.support.pair_files import pair, parquet, picture, png, rows
 
 SMALL = Size(rows=4, bytes=1_000_000)

@@ -32,7 +32,7 @@ from reasonpix.training.loss import DiffusionLoss
 from reasonpix.training.randomness import StepSampler
 from reasonpix.training.tracking import Log
 from reasonpix.training.trainer import Progress, train
-from tests.datasets.test_publish import largest_file
+from tests.datasets.test_publishing import largest_file
 from tests.editing.test_checkpoint import needs_clip_text, plain
 from tests.support.pair_files import parquet, picture, rows
 from tests.support.tiny_model import RESOLUTION, write_tiny

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.sources import InstructPix2Pix
 from reasonpix.generation.engine.engine import generate

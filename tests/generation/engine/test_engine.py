@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from reasonpix.datasets.publish import publish
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.engine.engine import Progress, generate
 from reasonpix.generation.outcomes import funnel, outcomes

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reasonpix.datasets.publish import FORMS, publish
+from reasonpix.datasets.publishing import FORMS, publish
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import current_stages
@@ -178,7 +178,7 @@ def test_a_publishing_that_was_killed_is_begun_anew(run: RunFolder, tmp_path: Pa
     code = """if True:
         import os, signal
         from pathlib import Path
-        from reasonpix.datasets.publish import publish
+        from reasonpix.datasets.publishing import publish
         from reasonpix.generation.run_folder import RunFolder
         def kill(done):
             if done == 5:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reasonpix.core.atomic import output_dir
 from reasonpix.datasets import preference, writers
-from reasonpix.datasets.card import Form, card
+from reasonpix.datasets.card import Form, render_card
 from reasonpix.datasets.writers import Written
 from reasonpix.errors import RunError
 from reasonpix.generation.outcomes import Outcome, outcomes
@@ -93,7 +93,7 @@ def publish(
         written = _WRITERS[to](run, accepted(run, report), draft)
         if written.rows == 0:
             raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")
-        (draft / "README.md").write_text(card(run, form, written), encoding="utf-8")
+        (draft / "README.md").write_text(render_card(run, form, written), encoding="utf-8")
     return written.rows
 
 
