@@ -1,221 +1,81 @@
-"""What training sees of a pair: h of the frozen encoder, and the moments of the frozen VAE.
-
-Both are of a view, so that flips and crops are right. `OnlineFeatures` computes them each time;
-`CachedFeatures` computes them once and reads them from then on. Either way they are rounded to
-float16 and have the same bits, so that a loss does not depend on which of the two it came from.
-"""
+"""Features that are computed once and kept in a folder, which several runs may share."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from reasonpix.core.atomic import write_atomically
 from reasonpix.core.parallel import THREADS, Report, Size, prefetch, quiet
 from reasonpix.core.tensor_store import SHARD, Shards
 from reasonpix.datasets.pairs import Pairs
-from reasonpix.errors import PluginError, RunError, SourceError
+from reasonpix.errors import RunError
 from reasonpix.plugin import registry
-from reasonpix.plugin.components import MLLMEncoder
 from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.types import Problem
+from reasonpix.training.features import (
+    VAE_IMAGES,
+    VERSION,
+    Feature,
+    ImagePair,
+    OnlineFeatures,
+    Request,
+    hash_of,
+    vae_digest,
+)
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
-    from torch import Tensor
 
-Request = tuple[int, int]
-"""The number of an example, and of a view of it."""
-
-Seen = tuple[Image.Image, Image.Image]
-"""A view of the input image, and the same of the edited one."""
-
-VAE_IMAGES = 8
-"""Images that the VAE sees at a time, always: for other numbers kernels round differently."""
-
-VERSION = "1"
-"""Raise it when views or features are made in another way: what is cached goes stale."""
-
-_MANY = 10
+_MANY_PROBLEMS = 10
+"""Problems of the encoder that stop the computation early."""
 
 
-class Feature(NamedTuple):
-    """What training sees of a view of an example. All is float16, on the CPU."""
-
-    h: Tensor
-    """States of the encoder, before the connector: (tokens, width)."""
-    source: Tensor
-    """Mode of the input image's latents, not scaled: (channels, s, s)."""
-    mean: Tensor
-    """Of the edited image's latents, not scaled: (channels, s, s)."""
-    logvar: Tensor
-
-
-class OnlineFeatures:
-    """Features that are computed whenever they are asked for.
-
-    `encoder` is loaded when it is first needed; `vae` is loaded, and stays where it is. `batch`
-    examples are given to the encoder at a time.
-    """
-
-    def __init__(
-        self, pairs: Pairs, encoder: ComponentSpec, vae: AutoencoderKL, batch: int = 32
-    ) -> None:
-        self.pairs = pairs
-        self.use = encoder
-        self.vae = vae
-        self.batch = batch
-        self._encoder: MLLMEncoder[Any] | None = None
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of encoder and VAE: all that changes a feature of the same view and instruction."""
-        identity = registry.fingerprint_facts("encoder", self.use.name, self.use.options)
-        return _hash(VERSION, identity, digest_of(self.vae))
-
-    def compute(self, report: Report = quiet) -> None:
-        """See that every image can be decoded: see `Pairs.check`."""
-        self.pairs.check(report)
-
-    def usable(self) -> list[int]:
-        """The examples whose features can be asked for."""
-        return self.pairs.usable()
-
-    def get(self, requests: Sequence[Request]) -> list[Feature]:
-        """The features of some views of examples.
-
-        Raises `SourceError` for an image that cannot be read, and for an example that the encoder
-        has a problem with: it is known too late to be skipped.
-        """
-        seen = dict(prefetch(self._seen, iter(requests), THREADS))
-        pairs = {self._shown(*request): seen[request] for request in requests}
-        moments = dict(zip(pairs, self.moments(list(pairs.values())), strict=True))
-        examples = self.pairs.examples
-        texts = [examples[i].instruction for i, _ in requests]
-        states = self.states([seen[request][0] for request in requests], texts)
-        features: list[Feature] = []
-        for request, text, h in zip(requests, texts, states, strict=True):
-            if isinstance(h, Problem):
-                raise SourceError(
-                    f"{examples[request[0]].row}: the encoder has a problem with {text!r}: "
-                    f"{h.reason}; remove the row, or compute features once, where "
-                    "`broken: skip` leaves it out"
-                )
-            features.append(Feature(h, *moments[self._shown(*request)]))
-        return features
-
-    def _seen(self, request: Request) -> tuple[Request, Seen]:
-        return request, self.pairs.view(*request)
-
-    def _shown(self, example: int, view: int) -> tuple[object, ...]:
-        """What is alike when two requests show the same pixels."""
-        it = self.pairs.examples[example]
-        return it.input_image, it.edited_image, self.pairs.geometry(example, view)
-
-    def states(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Tensor | Problem]:
-        """h of each image with its instruction, float16."""
-        results: list[Tensor | Problem] = []
-        for first in range(0, len(texts), self.batch):
-            some = slice(first, first + self.batch)
-            # Images that a component is given are its own.
-            given = self.encoder.encode([image.copy() for image in images[some]], texts[some])
-            if len(given) != len(texts[some]):
-                raise PluginError(
-                    f"encoder {self.use.name!r} gave {len(given)} results for "
-                    f"{len(texts[some])} pairs"
-                )
-            results += map(_rounded, given)
-        return results
-
-    @property
-    def encoder(self) -> MLLMEncoder[Any]:
-        """The encoder, loaded."""
-        if self._encoder is None:
-            encoder = self.use.build()
-            assert isinstance(encoder, MLLMEncoder)
-            encoder.load()
-            self._encoder = encoder
-        return self._encoder
-
-    def close(self) -> None:
-        """Give back what the encoder took; it is loaded again when it is needed."""
-        if self._encoder is not None:
-            self._encoder.close()
-            self._encoder = None
-
-    def moments(self, pairs: Sequence[Seen]) -> list[Tensor]:
-        """Of each pair (3, channels, s, s), float16: source, mean and logvar as `Feature` has them.
-
-        Raises `RunError` when the VAE gives no numbers.
-        """
-        import torch
-
-        images = [image for pair in pairs for image in pair]
-        parameters: list[Tensor] = []
-        for first in range(0, len(images), VAE_IMAGES):
-            some = images[first : first + VAE_IMAGES]
-            pixels = torch.from_numpy(np.stack([np.asarray(image) for image in some]))
-            x = torch.zeros(VAE_IMAGES, *pixels.shape[1:])
-            x[: len(some)] = pixels / 127.5 - 1
-            with torch.no_grad():
-                x = x.permute(0, 3, 1, 2).contiguous().to(self.vae.device, self.vae.dtype)
-                found = self.vae.encode(x).latent_dist
-            both = torch.stack([found.mean, found.logvar], 1)[: len(some)]
-            parameters += both.to("cpu", torch.float16)
-        results = [
-            torch.stack([before[0], *after])
-            for before, after in zip(parameters[::2], parameters[1::2], strict=True)
-        ]
-        if not all(result.isfinite().all() for result in results):
-            raise RunError(
-                f"the VAE gives latents that are no numbers in {self.vae.dtype}; load it in float32"
-            )
-        return results
-
-
-def _rounded(h: object) -> Tensor | Problem:
-    import torch
-
-    if isinstance(h, Problem):
-        return h
-    if not isinstance(h, np.ndarray) or h.ndim != 2 or not h.size:
-        what = f"an array of {h.shape}" if isinstance(h, np.ndarray) else type(h).__name__
-        return Problem(status="failed", reason=f"the encoder gave {what}, not (tokens, width)")
-    rounded = torch.from_numpy(np.ascontiguousarray(h)).to(torch.float16)
-    if not rounded.isfinite().all():
-        return Problem(
-            status="failed", reason="the encoder gave numbers that are not finite in float16"
-        )
-    return rounded
-
-
-class _Work(NamedTuple):
-    """What lacks of a row: by view the examples without h, and the views without latents."""
+class _Missing(NamedTuple):
+    """What the cache lacks for one row."""
 
     example: int
+    """Any example of the row."""
     states: list[tuple[int, list[int]]]
+    """By view, the examples without h."""
     moments: list[int]
+    """The views without latents."""
+
+
+class _Pending:
+    """Views that wait for a full batch, each key once: rows may be alike."""
+
+    def __init__(self) -> None:
+        self.states: list[tuple[str, Image.Image, str]] = []
+        self.moments: list[tuple[str, ImagePair]] = []
+        self._keys: set[str] = set()
+
+    def add_states(self, key: str, image: Image.Image, instruction: str) -> None:
+        if key not in self._keys:
+            self._keys.add(key)
+            self.states.append((key, image, instruction))
+
+    def add_moments(self, key: str, images: ImagePair) -> None:
+        if key not in self._keys:
+            self._keys.add(key)
+            self.moments.append((key, images))
 
 
 class CachedFeatures:
-    """Features that are computed once, in shards of `folder`, and read from there.
+    """Features that are computed once, stored in shards of `folder`, and read from there.
 
     ```
-    folder/h-<fingerprint>/          what the encoder says, and encoder.json: what it is
-    folder/latents-<fingerprint>/    what the VAE says
+    folder/h-<fingerprint>/          states of the encoder, and encoder.json, which describes it
+    folder/latents-<fingerprint>/    outputs of the VAE
     ```
-    Fingerprints cover all that changes a result: the component with its version, options, prompt
-    and weights. Keys in them cover the image's bytes, the view and the instruction. So what is
-    stale is never read, and what is still right is never computed again. Folders of other
-    fingerprints may be removed at any time.
+    A fingerprint covers the component with its version, options, prompt and weights; keys cover the
+    image's bytes, the view and the instruction. So stale features are never read, and valid ones
+    never computed twice. Folders of other fingerprints may be deleted at any time.
     """
 
     def __init__(
@@ -229,63 +89,69 @@ class CachedFeatures:
     ) -> None:
         self.pairs = pairs
         self._online = OnlineFeatures(pairs, encoder, vae, batch)
-        self._identity = registry.fingerprint_facts("encoder", encoder.name, encoder.options)
-        self._fingerprints = (_hash(VERSION, self._identity), _hash(VERSION, digest_of(vae)))
+        self._encoder_facts = registry.fingerprint_facts("encoder", encoder.name, encoder.options)
+        self._fingerprints = (
+            hash_of(VERSION, self._encoder_facts),
+            hash_of(VERSION, vae_digest(vae)),
+        )
         self._h = Shards(folder / f"h-{self._fingerprints[0][:12]}", size)
         self._latents = Shards(folder / f"latents-{self._fingerprints[1][:12]}", size)
 
     @property
     def fingerprint(self) -> str:
-        """Of encoder and VAE, as that of `OnlineFeatures`."""
+        """Digest of encoder and VAE, equal to that of `OnlineFeatures`."""
         return self._online.fingerprint
 
     def _keys(self, example: int, view: int) -> tuple[str, str]:
-        """The keys of h and of the latents of a view of an example."""
-        it, shown = self.pairs.examples[example], self.pairs.geometry(example, view)
-        square = (it.input_image, *shown, self.pairs.data.resolution)
+        """The keys of h and of the latents of a view."""
+        pair, geometry = self.pairs.examples[example], self.pairs.geometry(example, view)
+        square = (pair.input_image, *geometry, self.pairs.data.resolution)
         h, latents = self._fingerprints
-        return _hash(h, square, it.instruction)[:32], _hash(latents, square, it.edited_image)[:32]
+        return (
+            hash_of(h, square, pair.instruction)[:32],
+            hash_of(latents, square, pair.edited_image)[:32],
+        )
 
     def compute(self, report: Report = quiet, rank: int = 0, world: int = 1) -> None:
-        """Compute what is missing; `world` processes can share it, each as another `rank`.
+        """Compute what is missing. `world` processes share the work, each with its own `rank`.
 
-        What is finished stays so when the process is killed. The encoder is loaded only if h is
-        missing, and closed again. A broken image stops it at once where it is to stop, with all
-        broken rows in one error; the encoder's problems stop it when they are many, or at the end.
-        Raises `SourceError` for these and `RunError` when the folder cannot be written.
+        A killed computation continues with the first unfinished shard. The encoder is loaded only
+        if h is missing, and closed at the end. With `broken: stop` a broken image stops at once,
+        with all broken rows in the error; problems of the encoder stop when there are many, or at
+        the end. Raises `SourceError` for these, `RunError` if the folder cannot be written.
         """
         self._refresh()
-        work = list(self._missing(rank, world))
-        if not work:
+        missing = list(self._missing(rank, world))
+        if not missing:
             return
-        facts = json.dumps(self._identity, indent=1, ensure_ascii=False, default=str)
+        facts = json.dumps(self._encoder_facts, indent=1, ensure_ascii=False, default=str)
         write_atomically(self._h.folder / "encoder.json", f"{facts}\n".encode())
         problems: dict[str, str] = {}  # by the key of h
         try:
-            self._work_off(work, problems, report)
+            self._compute_rows(missing, problems, report)
         finally:
             self._online.close()
             for shards in (self._h, self._latents):
                 shards.flush()
-        self.pairs.skip(self._told(problems))
+        self.pairs.skip(self._problems_by_row(problems))
 
-    def _told(self, problems: Mapping[str, str]) -> dict[str, str]:
-        """The examples that have a problem; some may be alike, and were asked about once."""
-        told: dict[str, str] = {}
-        for i in self.pairs.usable() if problems else ():
+    def _problems_by_row(self, problems: Mapping[str, str]) -> dict[str, str]:
+        """The problem of each example; equal examples were encoded once and share it."""
+        by_row: dict[str, str] = {}
+        for number in self.pairs.usable() if problems else ():
             for view in range(self.pairs.views):
-                if (key := self._keys(i, view)[0]) in problems:
-                    example = self.pairs.examples[i]
-                    told[f"{example.row} ({example.column})"] = problems[key]
-        return told
+                if (key := self._keys(number, view)[0]) in problems:
+                    example = self.pairs.examples[number]
+                    by_row[f"{example.row} ({example.column})"] = problems[key]
+        return by_row
 
     def _refresh(self) -> None:
         self._h.refresh()
         self._latents.refresh()
 
-    def _missing(self, rank: int, world: int) -> Iterator[_Work]:
-        """Row by row, so that each image is decoded once for all its views and instructions."""
-        rows = groupby(self.pairs.usable(), lambda i: self.pairs.examples[i].row)
+    def _missing(self, rank: int, world: int) -> Iterator[_Missing]:
+        """What is missing, by row, so each image is decoded once for all views and instructions."""
+        rows = groupby(self.pairs.usable(), lambda number: self.pairs.examples[number].row)
         for number, (_, group) in enumerate(rows):
             if number % world != rank:
                 continue
@@ -293,89 +159,91 @@ class CachedFeatures:
             states: list[tuple[int, list[int]]] = []
             moments: list[int] = []
             for view in range(self.pairs.views):
-                keys = [(i, *self._keys(i, view)) for i in examples]
-                if lacking := [i for i, key, _ in keys if key not in self._h]:
-                    states.append((view, lacking))
+                keys = [(example, *self._keys(example, view)) for example in examples]
+                if without_h := [example for example, key, _ in keys if key not in self._h]:
+                    states.append((view, without_h))
                 if keys[0][2] not in self._latents:
                     moments.append(view)
             if states or moments:
-                yield _Work(examples[0], states, moments)
+                yield _Missing(examples[0], states, moments)
 
-    def _load(self, work: _Work) -> tuple[_Work, dict[int, Seen] | str]:
-        """The views that are wanted of a row, or why there are none."""
-        images = self.pairs.opened(work.example)
+    def _load(self, row: _Missing) -> tuple[_Missing, dict[int, ImagePair] | str]:
+        """The row's views that are needed, or why its images cannot be used."""
+        images = self.pairs.opened(row.example)
         if isinstance(images, str):
-            return work, images
-        views = {view for view, _ in work.states} | set(work.moments)
-        return work, {view: self.pairs.cut(images, work.example, view) for view in views}
+            return row, images
+        views = {view for view, _ in row.states} | set(row.moments)
+        return row, {view: self.pairs.cut(images, row.example, view) for view in views}
 
-    def _work_off(self, work: Sequence[_Work], problems: dict[str, str], report: Report) -> None:
-        """Fills `problems` with what the encoder says."""
+    def _compute_rows(
+        self, rows: Sequence[_Missing], problems: dict[str, str], report: Report
+    ) -> None:
+        """Compute rows in full batches, and collect the encoder's `problems` by key."""
         stop = self.pairs.data.broken == "stop"
-        states: list[tuple[str, Image.Image, str]] = []
-        moments: list[tuple[str, Seen]] = []
-        asked: set[str] = set()  # rows may be alike
-        for done, (one, seen) in enumerate(prefetch(self._load, iter(work), THREADS), 1):
-            last = done == len(work)
-            if isinstance(seen, str):
+        pending = _Pending()
+        for done, (row, views) in enumerate(prefetch(self._load, iter(rows), THREADS), 1):
+            if isinstance(views, str):
                 if stop:
-                    self.pairs.check()  # raises, with all such rows
-                self.pairs.skip({self.pairs.examples[one.example].row: seen})
+                    self.pairs.check()  # raises, naming all broken rows
+                self.pairs.skip({self.pairs.examples[row.example].row: views})
             else:
-                for view, examples in one.states:
-                    for i in examples:
-                        if (key := self._keys(i, view)[0]) not in asked:
-                            instruction = self.pairs.examples[i].instruction
-                            states.append((key, seen[view][0], instruction))
-                            asked.add(key)
-                for view in one.moments:
-                    if (key := self._keys(one.example, view)[1]) not in asked:
-                        moments.append((key, seen[view]))
-                        asked.add(key)
-            while len(states) >= (batch := self._online.batch) or (last and states):
-                self._encode(states[:batch], problems)
-                del states[:batch]
-            while 2 * len(moments) >= VAE_IMAGES or (last and moments):
-                some = moments[: VAE_IMAGES // 2]
-                found = self._online.moments([pair for _, pair in some])
-                for (key, _), latents in zip(some, found, strict=True):
-                    self._latents.add(key, latents)
-                del moments[: VAE_IMAGES // 2]
-            report(done, len(work))
-            if stop and len(problems) >= _MANY:
+                self._enqueue(row, views, pending)
+            self._compute_batches(pending, problems, last=done == len(rows))
+            report(done, len(rows))
+            if stop and len(problems) >= _MANY_PROBLEMS:
                 return
 
-    def _encode(
-        self, some: Sequence[tuple[str, Image.Image, str]], problems: dict[str, str]
-    ) -> None:
-        keys, images, texts = zip(*some, strict=True)
-        for key, h in zip(keys, self._online.states(images, texts), strict=True):
-            if isinstance(h, Problem):
-                problems[key] = h.reason
-            else:
-                self._h.add(key, h)
+    def _enqueue(self, row: _Missing, views: Mapping[int, ImagePair], pending: _Pending) -> None:
+        for view, examples in row.states:
+            for example in examples:
+                instruction = self.pairs.examples[example].instruction
+                pending.add_states(self._keys(example, view)[0], views[view][0], instruction)
+        for view in row.moments:
+            pending.add_moments(self._keys(row.example, view)[1], views[view])
+
+    def _compute_batches(self, pending: _Pending, problems: dict[str, str], last: bool) -> None:
+        """Compute all full batches, and after the last row also what remains."""
+        size = self._online.batch
+        while len(pending.states) >= size or (last and pending.states):
+            keys, images, texts = zip(*pending.states[:size], strict=True)
+            for key, h in zip(keys, self._online.states(images, texts), strict=True):
+                if isinstance(h, Problem):
+                    problems[key] = h.reason
+                else:
+                    self._h.add(key, h)
+            del pending.states[:size]
+        size = VAE_IMAGES // 2
+        while len(pending.moments) >= size or (last and pending.moments):
+            keys, pairs = zip(*pending.moments[:size], strict=True)
+            for key, latents in zip(keys, self._online.moments(pairs), strict=True):
+                self._latents.add(key, latents)
+            del pending.moments[:size]
 
     def usable(self) -> list[int]:
-        """The examples that have features for all their views.
+        """The numbers of the examples that have features of all their views.
 
-        Raises `RunError` when one has none and nothing was to be skipped, or when all lack them.
+        Raises `RunError` if some are missing with `broken: stop`, or all of them.
         """
         self._refresh()
-        views, known = range(self.pairs.views), self.pairs.usable()
-        found = [i for i in known if all(self._has(i, view) for view in views)]
-        if not found or (self.pairs.data.broken == "stop" and len(found) < len(known)):
+        candidates = self.pairs.usable()
+        complete = [
+            number
+            for number in candidates
+            if all(self._has(number, view) for view in range(self.pairs.views))
+        ]
+        if not complete or (self.pairs.data.broken == "stop" and len(complete) < len(candidates)):
             raise RunError(
-                f"{self._h.folder.parent} lacks features of {len(known) - len(found)} of "
-                f"{len(known)} examples; compute them"
+                f"{self._h.folder.parent} lacks features of {len(candidates) - len(complete)} of "
+                f"{len(candidates)} examples; compute them"
             )
-        return found
+        return complete
 
     def _has(self, example: int, view: int) -> bool:
         h, latents = self._keys(example, view)
         return h in self._h and latents in self._latents
 
     def get(self, requests: Sequence[Request]) -> list[Feature]:
-        """The features of some views of examples, read. Raises `RunError` for what is not there."""
+        """Read the features of the views, in order. Raises `RunError` if any is missing."""
         features: list[Feature] = []
         for example, view in requests:
             h, latents = self._keys(example, view)
@@ -387,20 +255,3 @@ class CachedFeatures:
                     f"{self.pairs.examples[example].row}; compute them"
                 ) from error
         return features
-
-
-def digest_of(vae: AutoencoderKL) -> str:
-    """SHA-256 over a VAE's configuration and its weights as they are, in hex."""
-    import torch
-
-    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
-    total = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in sorted(vae.state_dict().items()):
-        total.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        total.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def _hash(*parts: object) -> str:
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()

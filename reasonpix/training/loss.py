@@ -1,4 +1,4 @@
-"""What training minimises, and the batches that it is given."""
+"""The loss, and the batches that it reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reasonpix.errors import WeightsError
 
 
 class Batch(NamedTuple):
-    """What one forward pass of training reads: `b` examples."""
+    """A micro-batch of `b` examples."""
 
     h: list[Tensor]
     """(tokens, h_width) each."""
@@ -22,21 +22,21 @@ class Batch(NamedTuple):
     source: Tensor
     """(b, 4, s, s): the mode of the input image's latents, not scaled."""
     target: Tensor
-    """(b, 4, s, s): latents of the edited image, drawn from their posterior, scaled."""
+    """(b, 4, s, s): latents of the edited image, sampled from their posterior, scaled."""
     noise: Tensor
     """(b, 4, s, s)."""
     timesteps: Tensor
     """(b,)."""
     drop_text: list[bool]
-    """Whose instruction is dropped."""
+    """Examples whose instruction is dropped."""
     drop_image: Tensor
-    """(b,) whose input image is dropped."""
+    """(b,), bool: examples whose input image is dropped."""
     align_text: list[str]
-    """Texts of the `align` column, empty without one."""
+    """Texts of the `align` column, empty where there is none."""
 
 
 class DiffusionLoss(nn.Module):
-    """The losses, in one module, so that gradients meet in its forward pass on many devices."""
+    """Both losses in one module, as distributed training synchronizes one forward pass."""
 
     def __init__(self, model: EditingModel, scheduler: Any) -> None:
         super().__init__()
@@ -44,33 +44,33 @@ class DiffusionLoss(nn.Module):
         self.noise = DDPMScheduler.from_config(scheduler.config)
 
     def forward(self, batch: Batch, aligning: bool) -> Tensor:
-        """The mean loss of a batch: of the connector's tokens, or of the predicted noise."""
+        """Mean loss of a batch: of the connector's tokens if `aligning`, else of the prediction."""
         if aligning:
-            return self._alignment(batch)
+            return self._alignment_loss(batch)
         device = batch.noise.device
         source = batch.source * ~batch.drop_image[:, None, None, None]
         noisy = self.noise.add_noise(batch.target, batch.noise, batch.timesteps)
-        given = self.model.condition(batch.h, batch.instructions, batch.drop_text)
-        predicted = self.model(noisy, source, batch.timesteps, given)
+        conditioning = self.model.condition(batch.h, batch.instructions, batch.drop_text)
+        predicted = self.model(noisy, source, batch.timesteps, conditioning)
         match self.noise.config.prediction_type:
             case "epsilon":
-                wanted = batch.noise
+                target = batch.noise
             case "v_prediction":
-                wanted = self.noise.get_velocity(batch.target, batch.noise, batch.timesteps)
+                target = self.noise.get_velocity(batch.target, batch.noise, batch.timesteps)
             case other:
                 raise WeightsError(
                     f"model: its scheduler predicts {other!r}; epsilon or v_prediction"
                 )
-        return F.mse_loss(predicted.float(), wanted.to(device).float())
+        return F.mse_loss(predicted.float(), target.to(device).float())
 
-    def _alignment(self, batch: Batch) -> Tensor:
+    def _alignment_loss(self, batch: Batch) -> Tensor:
         text = self.model.text
         assert text is not None
-        given = self.model.condition(batch.h, batch.instructions)
-        error = (given.states.float() - text(batch.align_text).float()).square().mean(2)
-        # All of the padding, which says one and the same, counts as much as one token.
+        states = self.model.condition(batch.h, batch.instructions).states
+        error = (states.float() - text(batch.align_text).float()).square().mean(2)
+        # All padding tokens together count as one token: their states are the same.
         is_text = text.text_mask(batch.align_text)
         padding = (~is_text).sum(1, keepdim=True).clamp(min=1)
         weight = torch.where(is_text, torch.ones_like(error), 1 / padding)
-        # By example, so that a batch may be computed in parts.
+        # Per example, so that micro-batches add up to the batch.
         return ((error * weight).sum(1) / weight.sum(1)).mean()

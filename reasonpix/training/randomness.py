@@ -1,7 +1,7 @@
-"""All that is random in training, from the seed, the step and the place in the batch alone.
+"""Random numbers of training, which depend on seed, step and position in the batch only.
 
-So a run that was killed goes on as if it had not been, and the number of devices changes nothing
-but a connector's dropout, which is drawn by micro-batch.
+So a killed run resumes exactly, and the number of devices affects nothing but dropout, which is
+drawn per micro-batch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 
 class StepNoise(NamedTuple):
-    """What chance decides for one example of one step."""
+    """The random choices for one example of one step."""
 
     example: int
     view: int
     posterior: Tensor
-    """Noise for the latents of the edited image, of their shape, float32."""
+    """Noise to sample the edited image's latents with, of their shape, float32."""
     noise: Tensor
-    """Noise that the UNet has to predict."""
+    """Noise that the UNet learns to predict."""
     timestep: int
     drop_text: bool
     """The instruction is dropped."""
@@ -31,7 +31,7 @@ class StepNoise(NamedTuple):
 
 
 class StepSampler:
-    """The draws of every step."""
+    """Draws the examples and the noise of every step."""
 
     def __init__(
         self,
@@ -47,18 +47,18 @@ class StepSampler:
         self.seed, self.examples, self.views, self.batch_size = seed, examples, views, batch_size
         self.shape, self.timesteps, self.dropout = tuple(shape), timesteps, dropout
 
-    def draw(self, step: int, place: int) -> StepNoise:
-        """For the example at `place` of the batch of `step`.
+    def draw(self, step: int, position: int) -> StepNoise:
+        """Draw for the example at a position of a step's batch.
 
-        Each epoch sees every example once, in a new order. From one r in [0, 1) InstructPix2Pix
-        drops the instruction where r < 2p and the image where p ≤ r < 3p.
+        Each epoch has every example once, in a new order. As in InstructPix2Pix, one uniform r
+        drops the instruction if r < 2p and the image if p ≤ r < 3p.
         """
-        epoch, position = divmod(step * self.batch_size + place, len(self.examples))
-        generator = _generator(self.seed, 1, step, place)
+        epoch, index = divmod(step * self.batch_size + position, len(self.examples))
+        generator = _generator(self.seed, 1, step, position)
         r = torch.rand((), generator=generator).item()
         p = self.dropout
         return StepNoise(
-            self.examples[_order(self.seed, epoch, len(self.examples))[position]],
+            self.examples[_order(self.seed, epoch, len(self.examples))[index]],
             int(torch.randint(self.views, (), generator=generator)),
             torch.randn(self.shape, generator=generator),
             torch.randn(self.shape, generator=generator),
@@ -74,18 +74,18 @@ def _order(seed: int, epoch: int, count: int) -> list[int]:
     return order
 
 
-def reseed(seed: int, step: int, part: int) -> None:
-    """Before micro-batch number `part` of a step: for what draws by itself, as dropout."""
+def seed_micro_batch(seed: int, step: int, part: int) -> None:
+    """Seed torch's global generator, which dropout uses, for micro-batch `part` of a step."""
     torch.manual_seed(_state(seed, 2, step, part))
 
 
 def _generator(*numbers: int) -> torch.Generator:
-    """A generator whose stream has nothing to do with that of other numbers."""
+    """A generator whose stream is independent of that of other numbers."""
     return torch.Generator().manual_seed(_state(*numbers))
 
 
 def _state(*numbers: int) -> int:
-    # SeedSequence spreads neighbouring numbers; torch's own seeding of small ones does not.
+    # SeedSequence decorrelates neighbouring numbers; torch's own seeding does not.
     from numpy.random import SeedSequence
 
     (state,) = SeedSequence(numbers).generate_state(1, "uint64")

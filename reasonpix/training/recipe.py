@@ -134,8 +134,18 @@ class TrainingRecipe(_Block):
             raise ValueError("align needs the column to align to: name it by data.align")
         return self
 
+    @property
+    def align_steps(self) -> int:
+        """Optimizer steps of the alignment stage; 0 without one."""
+        return self.align.steps if self.align else 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of both stages."""
+        return self.align_steps + self.steps
+
     def learning_rate_at(self, step: int, aligning: bool) -> float:
-        """Of a step of its stage, counted from 0. Alignment always warms up and cools down."""
+        """Learning rate of a step, counted from 0 in its stage."""
         if aligning and self.align:
             peak, steps, warmup, cosine = self.align.learning_rate, self.align.steps, 100, True
         else:

@@ -1,4 +1,4 @@
-"""What a training run starts from: checks, the model at step 0, and which examples it sees."""
+"""Before the first step: checks of the recipe, the initial model, and the choice of examples."""
 
 from __future__ import annotations
 
@@ -20,48 +20,50 @@ from reasonpix.errors import RecipeError, SourceError, WeightsError
 from reasonpix.training.recipe import TrainingRecipe
 
 
-def see_trackers(recipe: TrainingRecipe) -> None:
+def check_trackers(recipe: TrainingRecipe) -> None:
     """Raise `RecipeError` for trackers that are not installed."""
     if absent := [name for name in recipe.trackers if find_spec(name) is None]:
         raise RecipeError([f"trackers: {name} is not installed" for name in absent])
 
 
-def see_fit(recipe: TrainingRecipe, parts: PipelineParts, processes: int) -> None:
-    """See that the recipe suits the model and the number of processes, before hours of features.
+def check_recipe_fits(recipe: TrainingRecipe, parts: PipelineParts, processes: int) -> None:
+    """Check that the recipe fits the model and the number of processes, before hours of features.
 
-    Raises `RecipeError`, and `WeightsError` for a model that cannot be trained as it says.
+    Raises `RecipeError`, and `WeightsError` for a model that it cannot train.
     """
     check_channels(parts, recipe.model.init)
-    _see_scheduler(recipe, parts)
-    _see_connector(recipe, parts)
-    _see_resolution(recipe, parts)
-    _see_alignment(recipe, parts)
-    _see_batches(recipe, processes)
+    _check_scheduler(recipe, parts)
+    _check_connector(recipe, parts)
+    _check_resolution(recipe, parts)
+    _check_alignment(recipe, parts)
+    _check_batches(recipe, processes)
 
 
-def _see_scheduler(recipe: TrainingRecipe, parts: PipelineParts) -> None:
-    given: Any = parts.scheduler.config
-    if (predicted := given.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
+def _check_scheduler(recipe: TrainingRecipe, parts: PipelineParts) -> None:
+    config: Any = parts.scheduler.config
+    if (predicted := config.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
         raise WeightsError(
             f"model: its scheduler predicts {predicted!r}; epsilon or v_prediction can be trained"
         )
-    steps, trained = recipe.sampling.num_inference_steps, given["num_train_timesteps"]
+    steps, trained = recipe.sampling.num_inference_steps, config["num_train_timesteps"]
     if steps > trained:
         raise RecipeError(
             [f"sampling.num_inference_steps: {steps} are more than the model's {trained} steps"]
         )
 
 
-def _see_connector(recipe: TrainingRecipe, parts: PipelineParts) -> None:
-    """All but whether the width of h suits it, which is known once h is."""
-    config = _connector(recipe, parts, parts.unet.config.cross_attention_dim)
+def _check_connector(recipe: TrainingRecipe, parts: PipelineParts) -> None:
+    """Check everything but the width of h, which is not known before h is computed."""
+    config = _connector_config(recipe, parts, parts.unet.config.cross_attention_dim)
     try:
         EditingModel(parts.unet, build_connector(config), torch.zeros(0), parts.text)
     except ValueError as error:
         raise WeightsError(f"model: {error}") from error
 
 
-def _connector(recipe: TrainingRecipe, parts: PipelineParts, h_width: int) -> ConnectorConfig:
+def _connector_config(
+    recipe: TrainingRecipe, parts: PipelineParts, h_width: int
+) -> ConnectorConfig:
     choice = recipe.model.connector
     return ConnectorConfig(
         h_width=h_width,
@@ -70,7 +72,7 @@ def _connector(recipe: TrainingRecipe, parts: PipelineParts, h_width: int) -> Co
     )
 
 
-def _see_resolution(recipe: TrainingRecipe, parts: PipelineParts) -> None:
+def _check_resolution(recipe: TrainingRecipe, parts: PipelineParts) -> None:
     stride = vae_scale_factor(parts.vae) * 2 ** (len(parts.unet.config.block_out_channels) - 1)
     if recipe.data.resolution % stride:
         raise RecipeError(
@@ -81,7 +83,7 @@ def _see_resolution(recipe: TrainingRecipe, parts: PipelineParts) -> None:
         )
 
 
-def _see_alignment(recipe: TrainingRecipe, parts: PipelineParts) -> None:
+def _check_alignment(recipe: TrainingRecipe, parts: PipelineParts) -> None:
     if recipe.align is None:
         return
     if parts.text is None:
@@ -97,7 +99,7 @@ def _see_alignment(recipe: TrainingRecipe, parts: PipelineParts) -> None:
         )
 
 
-def _see_batches(recipe: TrainingRecipe, processes: int) -> None:
+def _check_batches(recipe: TrainingRecipe, processes: int) -> None:
     sizes = {"batch_size": recipe.batch_size}
     if recipe.align:
         sizes["align.batch_size"] = recipe.align.batch_size
@@ -110,46 +112,48 @@ def _see_batches(recipe: TrainingRecipe, processes: int) -> None:
         raise RecipeError(problems)
 
 
-def start(recipe: TrainingRecipe, parts: PipelineParts, h: Sequence[Tensor]) -> LoadedModel:
-    """The model at step 0. `h` are states of examples, as many as the connector looks at."""
-    config = _connector(recipe, parts, h[0].shape[-1])
+def initial_model(recipe: TrainingRecipe, parts: PipelineParts, h: Sequence[Tensor]) -> LoadedModel:
+    """The model at step 0; `h` (tokens, h_width) of some examples calibrate its connector."""
+    config = _connector_config(recipe, parts, h[0].shape[-1])
     settings = SamplingSettings(resolution=recipe.data.resolution, **recipe.sampling.model_dump())
     with torch.random.fork_rng(devices=[]):
-        # A fresh connector is the same in each process, and when a run begins again.
+        # A fresh connector is the same in each process, and when a run starts again.
         torch.default_generator.manual_seed(recipe.seed)
         return initialize_model(parts, recipe.model.init, recipe.encoder, config, settings, h)
 
 
-def with_text(pairs: Pairs, examples: Sequence[int]) -> list[int]:
-    """Those that have a text to align to."""
-    found = [number for number in examples if pairs.examples[number].plain]
-    if not found:
+def examples_with_align_text(pairs: Pairs, examples: Sequence[int]) -> list[int]:
+    """The examples that have a text to align to. Raises `SourceError` if none has."""
+    aligned = [number for number in examples if pairs.examples[number].plain]
+    if not aligned:
         raise SourceError(f"data.align: no row has text in {pairs.data.align!r}")
-    return found
+    return aligned
 
 
-def digest(pairs: Pairs, examples: Sequence[int], features: str) -> str:
-    """SHA-256 over all that is trained on, in order, and what its features are made by."""
+def data_digest(pairs: Pairs, examples: Sequence[int], features: str) -> str:
+    """SHA-256 of the training examples in order, and of the fingerprint of their `features`."""
     total = sha256(features.encode())
-    for one in (pairs.examples[number] for number in examples):
-        words = (one.input_image, one.edited_image, one.instruction, one.plain)
-        total.update(f"{words}".encode())
+    for example in (pairs.examples[number] for number in examples):
+        facts = (example.input_image, example.edited_image, example.instruction, example.plain)
+        total.update(f"{facts}".encode())
     return total.hexdigest()
 
 
-def split(recipe: TrainingRecipe, pairs: Pairs, usable: list[int]) -> tuple[list[int], list[int]]:
-    """The examples to train on, and those kept out to look at, by their input image."""
+def split_examples(
+    recipe: TrainingRecipe, pairs: Pairs, usable: list[int]
+) -> tuple[list[int], list[int]]:
+    """The examples to train on, and one for each input image that is held out for validation."""
     if recipe.validation is None:
         return usable, []
     first: dict[str, int] = {}
     for number in usable:
         first.setdefault(pairs.examples[number].input_image, number)
     images = sorted(first, key=lambda image: sha256(f"{recipe.seed} {image}".encode()).digest())
-    kept_out = dict.fromkeys(images[: recipe.validation.examples])
-    if len(kept_out) == len(images):
+    held_out = dict.fromkeys(images[: recipe.validation.examples])
+    if len(held_out) == len(images):
         raise SourceError(
             f"data: {len(images)} input images are too few to keep "
             f"{recipe.validation.examples} of them for validation; lower validation.examples"
         )
-    training = [n for n in usable if pairs.examples[n].input_image not in kept_out]
-    return training, [first[image] for image in kept_out]
+    training = [n for n in usable if pairs.examples[n].input_image not in held_out]
+    return training, [first[image] for image in held_out]

@@ -1,4 +1,4 @@
-"""Pictures to look at while a model learns: input, edit and truth of examples it is not shown."""
+"""Validation images: input, edit and ground truth of held-out examples."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from reasonpix.editing.image_grid import grid
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.plugin.components import MLLMEncoder, Options
 from reasonpix.plugin.types import Problem
-from reasonpix.training.feature_cache import CachedFeatures, OnlineFeatures
+from reasonpix.training.feature_cache import CachedFeatures
+from reasonpix.training.features import OnlineFeatures
 
 
-def sheet(
+def validation_grid(
     checkpoint: LoadedModel,
     features: CachedFeatures | OnlineFeatures,
     examples: Sequence[int],
     device: torch.device,
 ) -> tuple[Image, list[str]]:
-    """A row for each of `examples`, edited as the model's settings say, and their instructions."""
+    """Edit `examples` with the model's settings; return a grid of rows, and instructions."""
     pairs = features.pairs
     views = [pairs.view(number, 0) for number in examples]
     instructions = [pairs.examples[number].instruction for number in examples]
-    states = features.get([(number, 0) for number in examples])
-    known = CachedEncoder(
+    computed = features.get([(number, 0) for number in examples])
+    encoder = CachedEncoder(
         {
             (view.tobytes(), instruction): feature.h.float().numpy()
-            for (view, _), instruction, feature in zip(views, instructions, states, strict=True)
+            for (view, _), instruction, feature in zip(views, instructions, computed, strict=True)
         }
     )
-    model = ReasonPix2Pix(checkpoint, known, device=device, dtype=torch.float32)
+    model = ReasonPix2Pix(checkpoint, encoder, device=device, dtype=torch.float32)
     edited = model([before for before, _ in views], instructions)
     rows = [[before, after, truth] for (before, truth), after in zip(views, edited, strict=True)]
     return grid(rows), instructions
 
 
 class CachedEncoder(MLLMEncoder[Options]):
-    """States that are known already, by the bytes of the image and the instruction."""
+    """States computed before, by the image's bytes and the instruction."""
 
-    name = "remembered"
+    name = "cached"
 
     def __init__(self, states: Mapping[tuple[bytes, str], NDArray[np.float32]]) -> None:
         super().__init__(Options())
@@ -52,7 +53,7 @@ class CachedEncoder(MLLMEncoder[Options]):
     def encode(
         self, images: Sequence[Image], instructions: Sequence[str]
     ) -> list[NDArray[np.float32] | Problem]:
-        """Those of each pair."""
+        """Look up the states of each pair."""
         return [
             self.states[image.tobytes(), instruction]
             for image, instruction in zip(images, instructions, strict=True)

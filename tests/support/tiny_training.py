@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from reasonpix.training.recipe import TrainingRecipe, load_training_recipe
-from reasonpix.training.trainer import Trained, train
+from reasonpix.training.trainer import TrainingResult, train
 from tests.support.pair_files import parquet, rows
 from tests.support.tiny_model import RESOLUTION, write_tiny
 
@@ -78,7 +78,7 @@ def recipe(folder: Path, **changes: Any) -> TrainingRecipe:
     return load_training_recipe(write_training(folder, **changes))
 
 
-def run(folder: Path, out: str = "out", **changes: Any) -> Trained:
+def run(folder: Path, out: str = "out", **changes: Any) -> TrainingResult:
     """Train in `folder`/`out`."""
     return train(recipe(folder, **changes), folder / out)
 

@@ -21,7 +21,8 @@ from reasonpix.datasets.pairs import Data, Pairs, read_pairs
 from reasonpix.errors import PluginError, RunError, SourceError
 from reasonpix.plugin import registry
 from reasonpix.plugin.spec import ComponentSpec
-from reasonpix.training.feature_cache import CachedFeatures, Feature, OnlineFeatures, digest_of
+from reasonpix.training.feature_cache import CachedFeatures
+from reasonpix.training.features import Feature, OnlineFeatures, vae_digest
 from tests.conftest import Distribution
 from tests.datasets.test_publishing import largest_file
 from tests.support.pair_files import pair, parquet, picture, png, rows
@@ -333,8 +334,8 @@ def test_another_image_or_instruction_is_computed(
 def test_another_vae_is_another_cache(path: Path, notes: Path, tmp_path: Path) -> None:
     pairs = read(path)
     one, two = tiny_vae(0), tiny_vae(1)
-    assert digest_of(one) == digest_of(tiny_vae(0)) != digest_of(two)
-    assert digest_of(tiny_vae(0).half()) != digest_of(one)
+    assert vae_digest(one) == vae_digest(tiny_vae(0)) != vae_digest(two)
+    assert vae_digest(tiny_vae(0).half()) != vae_digest(one)
     for vae in (one, two):
         cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4)
         cached.compute()

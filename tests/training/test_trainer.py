@@ -30,7 +30,7 @@ from reasonpix.plugin.components import ModelOptions
 from reasonpix.plugin.fakes import FakeEncoder
 from reasonpix.training.loss import DiffusionLoss
 from reasonpix.training.randomness import StepSampler
-from reasonpix.training.tracking import Log
+from reasonpix.training.tracking import TrainingLog
 from reasonpix.training.trainer import Progress, train
 from tests.datasets.test_publishing import largest_file
 from tests.editing.test_checkpoint import needs_clip_text, plain
@@ -586,7 +586,7 @@ def test_curves_forget_what_is_trained_again(tmp_path: Path) -> None:
     for done, end in ((0, 6), (3, 5)):
         AcceleratorState._reset_state(True)
         project = tmp_path / "tensorboard"
-        log = Log(tmp_path, done, Accelerator(log_with="tensorboard", project_dir=project))
+        log = TrainingLog(tmp_path, done, Accelerator(log_with="tensorboard", project_dir=project))
         for step in range(done + 1, end + 1):
             log.step(step, "train", 10.0 * done + step, 0.1, 1.0)
         log.close()

@@ -1,0 +1,173 @@
+"""Everything that a training run consists of, built from its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+
+from reasonpix.core.parallel import Report
+from reasonpix.datasets.pairs import Pairs, read_pairs
+from reasonpix.editing.checkpoint import LoadedModel
+from reasonpix.editing.connectors import CONNECTORS
+from reasonpix.editing.model import EditingModel
+from reasonpix.editing.pipeline_parts import PipelineParts, read_parts, vae_scale_factor
+from reasonpix.training.batches import BatchLoader, Stage
+from reasonpix.training.checkpointing import checkpoints, read_state
+from reasonpix.training.distributed import explain_out_of_memory, raise_in_all_processes
+from reasonpix.training.feature_cache import CachedFeatures
+from reasonpix.training.features import OnlineFeatures
+from reasonpix.training.loss import DiffusionLoss
+from reasonpix.training.randomness import StepSampler
+from reasonpix.training.recipe import TrainingRecipe
+from reasonpix.training.setup import (
+    check_recipe_fits,
+    data_digest,
+    examples_with_align_text,
+    initial_model,
+    split_examples,
+)
+from reasonpix.training.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run in one of its processes, ready to take the next step."""
+
+    recipe: TrainingRecipe
+    out: Path
+    accelerator: Accelerator
+    features: CachedFeatures | OnlineFeatures
+    validation_examples: Sequence[int]
+    checkpoint: LoadedModel
+    """The model; its networks are those that `loss` trains."""
+    loss: DiffusionLoss
+    """Wrapped for several devices."""
+    batches: BatchLoader
+    state: TrainingState
+
+    @property
+    def pairs(self) -> Pairs:
+        """The training data."""
+        return self.features.pairs
+
+    @property
+    def model(self) -> EditingModel:
+        """The networks that learn."""
+        return self.checkpoint.model
+
+
+def prepare_session(
+    recipe: TrainingRecipe,
+    out: Path,
+    accelerator: Accelerator,
+    report: Callable[[str], Report],
+) -> Session:
+    """Read data and models, compute features, and load the last checkpoint, if there is one.
+
+    `report(stage)` gives the progress callback of "rows" and of "features".
+    """
+    parts = read_parts(recipe.model.weights)
+    check_recipe_fits(recipe, parts, accelerator.num_processes)
+    pairs = read_pairs(recipe.data, report=report("rows"))
+    vae = parts.vae.requires_grad_(False).eval().to(accelerator.device)
+    features = _prepare_features(recipe, out, pairs, vae, accelerator, report("features"))
+    training, held_out = split_examples(recipe, pairs, features.usable())
+    data = data_digest(pairs, training, features.fingerprint)
+
+    count = CONNECTORS[recipe.model.connector.kind].calibration_examples
+    calibration = training[:: max(1, len(training) // count)]
+    h = [feature.h for feature in features.get([(number, 0) for number in calibration])]
+    checkpoint = initial_model(recipe, parts, h)
+    model = checkpoint.model
+    if recipe.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    loss = DiffusionLoss(model, checkpoint.scheduler)
+    timesteps = int(loss.noise.config.num_train_timesteps)
+    batches = BatchLoader(
+        stages=_stages(recipe, parts, pairs, training, timesteps),
+        features=features,
+        scaling_factor=float(vae.config.scaling_factor),
+        micro_batch_size=recipe.micro_batch_size,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    loss = accelerator.prepare(loss.to(accelerator.device).train())
+    if model.text:
+        model.text.encoder.to(accelerator.device)
+    state = _resume(recipe, out, model, data)
+    return Session(recipe, out, accelerator, features, held_out, checkpoint, loss, batches, state)
+
+
+def _prepare_features(
+    recipe: TrainingRecipe,
+    out: Path,
+    pairs: Pairs,
+    vae: AutoencoderKL,
+    accelerator: Accelerator,
+    report: Report,
+) -> CachedFeatures | OnlineFeatures:
+    if recipe.cache is False:
+        online = OnlineFeatures(pairs, recipe.encoder, vae)
+        online.compute(report)
+        return online
+    folder = out / "features" if recipe.cache is True else recipe.cache
+    cached = CachedFeatures(folder, pairs, recipe.encoder, vae, batch=128)
+    with (
+        raise_in_all_processes(),
+        explain_out_of_memory("set a lower batch_size of the encoder"),
+    ):
+        cached.compute(report, accelerator.process_index, accelerator.num_processes)
+    return cached
+
+
+def _stages(
+    recipe: TrainingRecipe,
+    parts: PipelineParts,
+    pairs: Pairs,
+    examples: Sequence[int],
+    timesteps: int,
+) -> list[Stage]:
+    side = recipe.data.resolution // vae_scale_factor(parts.vae)
+
+    def sampler(examples: Sequence[int], batch_size: int) -> StepSampler:
+        return StepSampler(
+            recipe.seed,
+            examples,
+            pairs.views,
+            batch_size,
+            shape=(parts.vae.config.latent_channels, side, side),
+            timesteps=timesteps,
+            dropout=recipe.dropout,
+        )
+
+    stages: list[Stage] = []
+    if recipe.align:
+        aligned = sampler(examples_with_align_text(pairs, examples), recipe.align.batch_size)
+        stages.append(Stage("align", 0, recipe.align.steps, aligned))
+    train = sampler(examples, recipe.batch_size)
+    return [*stages, Stage("train", recipe.align_steps, recipe.steps, train)]
+
+
+def _resume(recipe: TrainingRecipe, out: Path, model: EditingModel, data: str) -> TrainingState:
+    saved = checkpoints(out)
+    aligning = recipe.align is not None and not (saved and int(saved[-1].name) > recipe.align_steps)
+    optimizer = build_optimizer(recipe, model, aligning)
+    state = TrainingState(0, dict(model.named_parameters()), {}, optimizer, data)
+    if saved:
+        read_state(saved[-1], state)
+    return state
+
+
+def build_optimizer(
+    recipe: TrainingRecipe, model: EditingModel, aligning: bool
+) -> torch.optim.AdamW:
+    """AdamW for the connector alone, or for UNet and connector."""
+    trained = model.connector.parameters() if aligning else model.parameters()
+    decay = recipe.align.weight_decay if aligning and recipe.align else recipe.weight_decay
+    return torch.optim.AdamW(list(trained), betas=recipe.betas, weight_decay=decay, fused=True)
