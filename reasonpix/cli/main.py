@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from reasonpix.cli import evaluate, export, generate, model, recipes, runs, serve
+from reasonpix.cli import edit, evaluate, export, generate, recipes, runs, serve, train
 from reasonpix.cli.plugin_commands import PluggableGroup
 
 
@@ -34,6 +34,6 @@ def cli(debug: bool) -> None:
     """Make datasets for reasoning-based image editing; train, evaluate and serve models on them."""
 
 
-for module in (generate, runs, model, evaluate, export, serve, recipes):
+for module in (generate, runs, train, edit, evaluate, export, serve, recipes):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from reasonpix.editing.runtimes.names import RUNTIMES
+from reasonpix.editing.runtimes.names import RUNTIMES, Runtime
+from reasonpix.errors import require_extra
+
+if TYPE_CHECKING:
+    from reasonpix.editing.pipeline import ReasonPix2Pix
 
 run_argument = click.argument("run")
 
@@ -54,3 +60,71 @@ def runtime_option(default: str | None) -> Callable[[Any], Any]:
         help="Runtime of the UNet; onnx, openvino and tensorrt need an export made by "
         "`reasonpix export`.",
     )
+
+
+@dataclass(frozen=True)
+class EditingModelArguments:
+    """An editing model as the command line names it."""
+
+    model: str
+    revision: str | None
+    runtime: Runtime
+    device: str
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    batch_size: int
+
+    def load(self) -> ReasonPix2Pix:
+        """Load the model. Raises `ReasonpixError`."""
+        with require_extra("edit"):
+            from reasonpix.editing.pipeline import ReasonPix2Pix
+
+        return ReasonPix2Pix.from_pretrained(
+            self.model,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            runtime=self.runtime,
+        )
+
+
+def editing_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of an editing model; `command` gets `model`, an `EditingModelArguments`."""
+
+    @wraps(command)
+    def with_model(
+        *,
+        model: str,
+        revision: str | None,
+        runtime: Runtime,
+        device: str,
+        dtype: Literal["auto", "float32", "float16", "bfloat16"],
+        batch_size: int,
+        **others: Any,
+    ) -> Any:
+        named = EditingModelArguments(model, revision, runtime, device, dtype, batch_size)
+        return command(model=named, **others)
+
+    for option in (
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=8,
+            show_default=True,
+            metavar="N",
+            help="Edits computed together on a GPU; another number may change the last bits.",
+        ),
+        dtype_option,
+        device_option,
+        runtime_option("auto"),
+        revision_option,
+        click.option(
+            "--model",
+            required=True,
+            metavar="MODEL",
+            help="A folder that `reasonpix train` or `reasonpix export` wrote, a hub id, or a name "
+            "such as mini/reasonpix2pix.",
+        ),
+    ):
+        with_model = option(with_model)
+    return with_model

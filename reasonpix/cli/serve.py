@@ -5,43 +5,20 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import click
 
 from reasonpix.cli import console, options
 from reasonpix.errors import ReasonpixError, require_extra
 
-if TYPE_CHECKING:
-    from reasonpix.editing.pipeline import ReasonPix2Pix
-    from reasonpix.editing.runtimes.names import Runtime
-
 TOKEN = "REASONPIX_TOKEN"
 """The environment variable with what clients have to know."""
 
 
 @click.command("serve")
-@click.option(
-    "--model",
-    required=True,
-    metavar="MODEL",
-    help="A folder that `reasonpix train` or `reasonpix export` wrote, a hub id, or a name such as "
-    "mini/reasonpix2pix.",
-)
-@options.revision_option
+@options.editing_model_options
 @options.host_option
 @options.port_option
-@options.runtime_option("auto")
-@options.device_option
-@options.dtype_option
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    metavar="N",
-    help="Edits computed together at most.",
-)
 @click.option(
     "--queue",
     type=click.IntRange(min=1),
@@ -96,14 +73,9 @@ TOKEN = "REASONPIX_TOKEN"
 )
 @click.option("--no-page", is_flag=True, help="Serve the API alone, without the page at /.")
 def serve_command(
-    model: str,
-    revision: str | None,
+    model: options.EditingModelArguments,
     host: str,
     port: int,
-    runtime: Runtime,
-    device: str,
-    dtype: Literal["auto", "float32", "float16", "bfloat16"],
-    batch_size: int,
     queue: int,
     wait: float,
     timeout: float,
@@ -126,26 +98,15 @@ def serve_command(
         from reasonpix.deployment.server.process import run_server
         from reasonpix.deployment.server.service import Limits, Service
 
-    def load() -> ReasonPix2Pix:
-        with require_extra("edit"):
-            from reasonpix.editing.pipeline import ReasonPix2Pix
-
-        return ReasonPix2Pix.from_pretrained(
-            model,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            runtime=runtime,
-        )
-
-    name = Path(model).resolve().name if Path(model).is_dir() else model  # no path of this machine
+    name = model.model
+    if Path(name).is_dir():  # clients must not see this machine's paths
+        name = Path(name).resolve().name
     limits = Limits(queue, timeout, max_bytes, max_pixels, max_steps, max_resolution)
     try:
         with console.graceful_shutdown(), listen(host, port, backlog=2048) as listening:
             url = url_of(host, listening)
-            click.echo(f"loading {model}; {url}/readyz says when it is ready", err=True)
-            service = Service(load, name, limits=limits, wait=wait / 1000, token=token)
+            click.echo(f"loading {model.model}; {url}/readyz says when it is ready", err=True)
+            service = Service(model.load, name, limits=limits, wait=wait / 1000, token=token)
             run_server(
                 service, listening, page=not no_page, ready=lambda: click.echo(f"serving on {url}")
             )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from reasonpix.editing.checkpoint import LoadedModel
-from reasonpix.editing.image_grid import grid
+from reasonpix.editing.image_grid import arrange_grid
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.plugin.components import MLLMEncoder, Options
 from reasonpix.plugin.types import Problem
@@ -38,7 +38,7 @@ def validation_grid(
     model = ReasonPix2Pix(checkpoint, encoder, device=device, dtype=torch.float32)
     edited = model([before for before, _ in views], instructions)
     rows = [[before, after, truth] for (before, truth), after in zip(views, edited, strict=True)]
-    return grid(rows), instructions
+    return arrange_grid(rows), instructions
 
 
 class CachedEncoder(MLLMEncoder[Options]):

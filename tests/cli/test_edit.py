@@ -13,7 +13,8 @@ from PIL import Image
 
 from reasonpix.cli.main import cli
 from reasonpix.core.images import decode
-from reasonpix.editing.image_grid import CELL, GAP, check_writable, files, grid, shrunk, write
+from reasonpix.editing.image_grid import CELL, GAP, arrange_grid, shrink
+from reasonpix.editing.output_files import check_writable, output_paths, write_image
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.errors import ReasonpixError
 from tests.conftest import Shell
@@ -262,7 +263,7 @@ def test_every_missing_image_is_named(here: Path) -> None:
 
 def test_a_grid_centres_what_is_smaller_and_leaves_gaps_white() -> None:
     red, blue = Image.new("RGB", (10, 20), "red"), Image.new("RGB", (30, 6), "blue")
-    sheet = np.asarray(grid([[red, blue], [blue, None]]))
+    sheet = np.asarray(arrange_grid([[red, blue], [blue, None]]))
     assert sheet.shape == (20 + GAP + 6, 30 + GAP + 30, 3)
     assert (sheet[:20, 10:20] == (255, 0, 0)).all()
     assert (sheet[7:13, 30 + GAP :] == (0, 0, 255)).all()
@@ -271,30 +272,32 @@ def test_a_grid_centres_what_is_smaller_and_leaves_gaps_white() -> None:
 
 
 def test_large_images_are_shrunk_for_a_grid() -> None:
-    assert shrunk(picture(0, (1000, 300))).size == (CELL, 154)
-    assert shrunk(picture(0, (2, 4000))).size == (1, CELL)
+    assert shrink(picture(0, (1000, 300))).size == (CELL, 154)
+    assert shrink(picture(0, (2, 4000))).size == (1, CELL)
     small = picture()
-    assert shrunk(small) is small
+    assert shrink(small) is small
 
 
 def test_names(tmp_path: Path) -> None:
     one, two = Path("a/Bee.jpg"), Path("b/bee.png")
-    assert files(tmp_path, [one], 1, range(3, 4), False) == [tmp_path / "Bee-edited.png"]
-    assert files(tmp_path / "x.jpg", [one], 1, range(1), False) == [tmp_path / "x.jpg"]
-    assert files(tmp_path / "x.jpg", [one, two], 2, range(9), True) == [tmp_path / "x.jpg"]
-    assert files(tmp_path / "v1.2", [one], 1, range(1), True) == [tmp_path / "v1.2" / "grid.png"]
+    assert output_paths(tmp_path, [one], 1, range(3, 4), False) == [tmp_path / "Bee-edited.png"]
+    assert output_paths(tmp_path / "x.jpg", [one], 1, range(1), False) == [tmp_path / "x.jpg"]
+    assert output_paths(tmp_path / "x.jpg", [one, two], 2, range(9), True) == [tmp_path / "x.jpg"]
+    assert output_paths(tmp_path / "v1.2", [one], 1, range(1), True) == [
+        tmp_path / "v1.2" / "grid.png"
+    ]
     (tmp_path / "odd.png").mkdir()
-    (named,) = files(tmp_path / "odd.png", [one], 1, range(1), False)
+    (named,) = output_paths(tmp_path / "odd.png", [one], 1, range(1), False)
     assert named == tmp_path / "odd.png" / "Bee-edited.png"
     with pytest.raises(ReasonpixError, match=r"a/Bee.jpg and b/bee.png would both be written"):
-        files(tmp_path, [one, two], 1, range(1), False)
+        output_paths(tmp_path, [one, two], 1, range(1), False)
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "wide.jpg"
     with pytest.raises(ReasonpixError, match=r"cannot write .*wide.jpg: "):
-        write(Image.new("RGB", (70_000, 1)), file)
+        write_image(Image.new("RGB", (70_000, 1)), file)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(ReasonpixError, match="exists"):
-        check_writable([tmp_path / "taken.png"], [], force=True)
+        check_writable([tmp_path / "taken.png"], [], overwrite=True)
