@@ -53,7 +53,7 @@ def evaluate_command(
 
     checked = load_evaluation_recipe(locate(recipe), overrides)
     if runtime:
-        checked = checked.computed_by(runtime)
+        checked = checked.with_runtime(runtime)
     if reference not in (None, COPY, *checked.methods):
         raise ReasonpixError(
             f"--reference: the recipe has no method {reference!r}; "

@@ -1,4 +1,4 @@
-"""Read a benchmark: one that `reasonpix benchmark` made, or one of other people."""
+"""Read and check a benchmark: one of `reasonpix benchmark`, or a published one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from reasonpix.datasets.pairs import shown_rows
 from reasonpix.errors import InvalidBox, SourceError
 from reasonpix.evaluation.benchmark_formats import (
     SESSIONS,
-    Found,
-    Read,
+    DraftRow,
+    ReadImage,
     magicbrush,
     reason_edit,
     scenarios,
@@ -35,77 +35,80 @@ from reasonpix.generation.components.sources import is_text
 from reasonpix.plugin.types import Box
 
 Kind = Annotated[str, Field(pattern=r"^\w[\w -]*$", max_length=50)]
-"""Of instructions: a folder of edits has its name."""
+"""A kind of instructions. It becomes the name of a folder of edits."""
 
 
 class BenchmarkOptions(BaseModel):
-    """Which cases to evaluate on."""
+    """The cases to evaluate on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(
-        description="What `reasonpix benchmark` wrote, any dataset of pairs that `reasonpix train` "
-        "reads, a folder of MagicBrush or of Reason-Edit, or a hub id"
+        description="Output of `reasonpix benchmark`, any dataset of pairs that `reasonpix train` "
+        "reads, a folder of MagicBrush or Reason-Edit, or a hub id"
     )
     revision: str | None = Field(None, description="Commit or tag, for hub ids")
     split: str = Field("test", description="Split to read")
     instructions: dict[Kind, str] | None = Field(
         None,
         min_length=1,
-        description="Columns of instructions by kind; by default direct and reasoning of a "
-        "benchmark of ours, and direct of others",
+        description="Columns of instructions by kind; by default direct and reasoning for a "
+        "benchmark of reasonpix, and direct for others",
     )
     captions: Path | None = Field(
-        None, description="MagicBrush's global_descriptions.json, where the data hold no captions"
+        None, description="MagicBrush's global_descriptions.json, if the data have no captions"
     )
-    limit: int | None = Field(None, ge=1, description="Cases to read at most, from the first on")
+    limit: int | None = Field(
+        None, ge=1, description="Read only the first cases, at most this many"
+    )
 
 
 def read_benchmark(options: BenchmarkOptions, base: Path) -> Benchmark:
-    """Read all cases; relative paths are relative to `base`. Images are checked, and not kept.
+    """Read all cases. Paths are relative to `base`. Images are decoded to check them, then dropped.
 
-    Raises `SourceError` for what is no benchmark and for broken rows, all of them at once.
+    Raises `SourceError` if it is not a benchmark, or with all rows that are broken.
     """
     cases: dict[str, Case] = {}
     broken: dict[str, str] = {}
     drafts = islice(_drafts(options, base), options.limit)
-    for row, case in prefetch(_checked, drafts, THREADS):
+    for row, case in prefetch(_check_row, drafts, THREADS):
         if isinstance(case, str):
             broken[row] = case
-        elif case.id.lower() in cases:  # names of files that differ by case alone may be the same
-            broken[row] = f"its id {case.id!r} is that of {cases[case.id.lower()].row} too"
+        elif case.id.lower() in cases:  # file systems may ignore case
+            broken[row] = f"its id {case.id!r} is also that of {cases[case.id.lower()].row}"
         else:
             cases[case.id.lower()] = case
     if broken:
         rows = f"{len(broken)} broken row{'s' * (len(broken) != 1)}"
         raise SourceError(
-            f"benchmark: {options.path}: {rows}\n{shown_rows(broken)}\nmend or remove them"
+            f"benchmark: {options.path}: {rows}\n{shown_rows(broken)}\nfix or remove them"
         )
     if not cases:
-        raise SourceError(f"benchmark: {options.path}: holds no cases")
+        raise SourceError(f"benchmark: {options.path}: it has no cases")
     return Benchmark(options.path, list(cases.values()))
 
 
-def _drafts(options: BenchmarkOptions, base: Path) -> Iterator[Found]:
-    """The rows, by whatever layout it is."""
-    where, place = options.path, base / Path(options.path).expanduser()
+def _drafts(options: BenchmarkOptions, base: Path) -> Iterator[DraftRow]:
+    """The rows, read in the format that the benchmark has."""
+    name, root = options.path, base / Path(options.path).expanduser()
     captions = base / options.captions.expanduser() if options.captions else None
-    for named, folder in ((where, place), (f"{where}/{options.split}", place / options.split)):
+    for folder_name, folder in ((name, root), (f"{name}/{options.split}", root / options.split)):
         if (folder / SESSIONS).is_file():
-            _refuse(options, "instructions", "revision")
-            return magicbrush(named, folder, captions)
-    if place.is_dir() and scenarios(place):
-        _refuse(options, "instructions", "revision", "captions")
-        return reason_edit(where, place)
-    rows = open_rows(where, base, options.split, options.revision)
+            _reject_options(options, "instructions", "revision")
+            return magicbrush(folder_name, folder, captions)
+    if root.is_dir() and scenarios(root):
+        _reject_options(options, "instructions", "revision", "captions")
+        return reason_edit(name, root)
+    rows = open_rows(name, base, options.split, options.revision)
     return table(rows, options.instructions, captions)
 
 
-def _refuse(options: BenchmarkOptions, *names: str) -> None:
+def _reject_options(options: BenchmarkOptions, *names: str) -> None:
     for name in names:
         if getattr(options, name) is not None:
             raise SourceError(
-                f"benchmark: {name} is not for {options.path}, which says it all; leave it out"
+                f"benchmark: {options.path} has its own format, in which {name} is not an option; "
+                "leave it out"
             )
 
 
@@ -113,14 +116,16 @@ def _refuse(options: BenchmarkOptions, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """An image of a row that was looked at: what it gives later must be the same."""
+class _CheckedImage:
+    """An image that was decoded once. Later reads must return the same bytes."""
 
     row: str
-    which: str
-    read: Read
-    content: str
-    """SHA-256 of the encoded image, in hex."""
+    role: str
+    read: ReadImage
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    sha256: str
+    """Of the encoded image, in hex."""
 
     def data(self) -> bytes:
         """The encoded image. Raises `SourceError`."""
@@ -128,9 +133,10 @@ class _Picture:
             data = self.read()
         except OSError as error:
             raise SourceError(f"{self.row}: {error}") from error
-        if hashlib.sha256(data).hexdigest() != self.content:
-            what = f"the {self.which} changed since it was read"
-            raise SourceError(f"{self.row}: {what}; start again")
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise SourceError(
+                f"{self.row}: the {self.role} changed during the evaluation; start again"
+            )
         return data
 
     def image(self) -> Image.Image:
@@ -138,93 +144,84 @@ class _Picture:
         return decode(self.data())
 
     def mask(self, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """What it marks in an image of `size`."""
+        """(height, width): what the mask marks in an image of `size`."""
         marked = Image.fromarray(decode_mask(self.data()))
         return np.asarray(marked.resize(size, Image.Resampling.NEAREST))
 
 
-def _checked(found: Found) -> tuple[str, Case | str]:
-    """A row's name with its case, or with all that is wrong with it."""
-    if isinstance(found, tuple):
-        return found
-    wrong: list[str] = []
-    told = {kind: str(text) for kind, text in found.instructions.items() if is_text(text)}
-    for kind, text in found.instructions.items():
-        if kind not in told and text is not None:
-            wrong.append(f"no text as its {kind} instruction: {text!r:.80}")
-    if not told and not wrong:
-        wrong.append(f"no instruction: neither {' nor '.join(found.instructions)}")
-    looked = {
-        which: _looked(found.row, which, read, wrong)
-        for which, read in (
-            ("input image", found.input),
-            ("edited image", found.truth),
-            ("mask", found.mask),
-        )
-        if read
-    }
-    before = looked["input image"]
-    mask = looked.get("mask")
+def _check_row(draft: DraftRow) -> tuple[str, Case | str]:
+    """A row's name with its case, or with all of its problems."""
+    if isinstance(draft, tuple):
+        return draft
+    problems: list[str] = []
+    instructions = {kind: str(it) for kind, it in draft.instructions.items() if is_text(it)}
+    for kind, cell in draft.instructions.items():
+        if kind not in instructions and cell is not None:
+            problems.append(f"its {kind} instruction is not a text: {cell!r:.80}")
+    if not instructions and not problems:
+        problems.append(f"no instruction: neither {' nor '.join(draft.instructions)}")
+    source = _check_image(draft.row, "input image", draft.input, problems)
+    truth = _check_image(draft.row, "edited image", draft.truth, problems)
+    mask = _check_image(draft.row, "mask", draft.mask, problems)
     box = None
-    if before and found.box is not None:
-        box = _box(found.box, before[1], wrong)
-    elif before and mask:
-        box = _around(mask[0], mask[1], before[1], wrong)
-    if wrong or not before:
-        return found.row, "; ".join(wrong)
-    truth = looked.get("edited image")
-    return found.row, Case(
-        id=_safe(found.id),
-        row=found.row,
-        read_input=before[0].image,
-        read_truth=truth[0].image if truth else None,
-        instructions=told,
-        caption=_text(found.caption) or "",
-        edited_caption=_text(found.edited_caption) or "",
-        target=_text(found.target),
+    if source and draft.box is not None:
+        box = _box(draft.box, source.size, problems)
+    elif source and mask:
+        box = _bounding_box(mask, source.size, problems)
+    if problems or not source:
+        return draft.row, "; ".join(problems)
+    return draft.row, Case(
+        id=_file_name(draft.id),
+        row=draft.row,
+        read_input=source.image,
+        read_truth=truth.image if truth else None,
+        instructions=instructions,
+        caption=_text(draft.caption) or "",
+        edited_caption=_text(draft.edited_caption) or "",
+        target=_text(draft.target),
         box=box,
-        read_mask=partial(mask[0].mask, before[1]) if mask else None,
-        groups=found.groups,
+        read_mask=partial(mask.mask, source.size) if mask else None,
+        groups=draft.groups,
     )
 
 
-def _looked(
-    row: str, which: str, read: Read, wrong: list[str]
-) -> tuple[_Picture, tuple[int, int]] | None:
-    """An image and its size; what makes it useless is added to `wrong`."""
+def _check_image(
+    row: str, role: str, read: ReadImage | None, problems: list[str]
+) -> _CheckedImage | None:
+    """Decode an image if there is one; what is wrong with it is added to `problems`."""
+    if read is None:
+        return None
     try:
         data = read()
-        marked = decode_mask(data).shape[::-1] if which == "mask" else decode(data).size
+        width, height = decode_mask(data).shape[::-1] if role == "mask" else decode(data).size
     except OSError as error:
-        wrong.append(str(error))
+        problems.append(str(error))
     except UndecodableImage as error:
-        wrong.append(f"{which}: {error}")
+        problems.append(f"{role}: {error}")
     else:
-        width, height = marked
-        content = hashlib.sha256(data).hexdigest()
-        return _Picture(row, which, read, content), (width, height)
+        return _CheckedImage(row, role, read, (width, height), hashlib.sha256(data).hexdigest())
     return None
 
 
-def _box(corners: Any, size: tuple[int, int], wrong: list[str]) -> Box | None:
+def _box(corners: Any, size: tuple[int, int], problems: list[str]) -> Box | None:
     try:
         x0, y0, x1, y1 = map(float, corners)
         return Box(x0=x0, y0=y0, x1=x1, y1=y1, width=size[0], height=size[1])
     except InvalidBox as error:
-        wrong.append(f"box: {error}")
+        problems.append(f"box: {error}")
     except (TypeError, ValueError):
-        wrong.append(f"box: no four numbers: {corners!r:.80}")
+        problems.append(f"box: expected four numbers, not {corners!r:.80}")
     return None
 
 
-def _around(
-    mask: _Picture, own: tuple[int, int], size: tuple[int, int], wrong: list[str]
-) -> Box | None:
-    """The box around what a mask marks in an image of `size`; None where it marks nothing."""
-    (w, h), (width, height) = own, size
-    # One scaled to the other's size may be a pixel off by rounding.
+def _bounding_box(mask: _CheckedImage, size: tuple[int, int], problems: list[str]) -> Box | None:
+    """The box around what a mask marks in an image of `size`; None if it marks nothing."""
+    (w, h), (width, height) = mask.size, size
+    # A mask that was scaled may be a pixel off by rounding.
     if abs(w * height - h * width) > max(w, h, width, height):
-        wrong.append(f"mask: {w}x{h} pixels, and the image has {width}x{height}: another aspect")
+        problems.append(
+            f"mask: {w}x{h} pixels; the image has {width}x{height}, another aspect ratio"
+        )
         return None
     marked = mask.mask(size)
     if not marked.any():
@@ -238,8 +235,8 @@ def _text(cell: object) -> str | None:
     return str(cell) if is_text(cell) else None
 
 
-def _safe(name: str) -> str:
-    """The name as one of a file; where that changes it, a hash keeps it apart from others."""
+def _file_name(name: str) -> str:
+    """The name, made safe for a file; a hash keeps changed names unique."""
     if re.fullmatch(r"[\w-][\w.-]{0,99}", name, re.ASCII):
         return name
     short = re.sub(r"[^\w-]+", "-", name, flags=re.ASCII).strip("-")[:80]

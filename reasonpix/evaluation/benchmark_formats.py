@@ -1,6 +1,6 @@
-"""Where benchmarks lie: tables of pairs, MagicBrush's released folder, SmartEdit's Reason-Edit.
+"""Formats of benchmarks: tables of pairs, MagicBrush's test folder, SmartEdit's Reason-Edit.
 
-Each layout gives drafts of cases, from which nothing was read yet but names and words.
+Each reader yields drafts of cases: their texts, and functions that read their images.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from reasonpix.evaluation.cases import DIRECT
 from reasonpix.generation.components.sources import file_bytes
 
 REASONING = "reasoning"
-"""The kind of instruction that only hints at what comes."""
+"""The kind of instruction that only hints at the target."""
 
-Read = Callable[[], bytes]
-"""Gives an encoded image. Raises `OSError`."""
+ReadImage = Callable[[], bytes]
+"""Returns an encoded image. Raises `OSError`."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A row of a benchmark as it was found; nothing of it is checked. Absent cells are None."""
+    """A row of a benchmark, unchecked. Missing cells are None."""
 
     row: str
     """The file and the row in it, for messages."""
     id: str
     instructions: Mapping[str, object]
     """By kind."""
-    input: Read
-    truth: Read | None = None
-    mask: Read | None = None
+    input: ReadImage
+    truth: ReadImage | None = None
+    mask: ReadImage | None = None
     caption: object = None
     edited_caption: object = None
     target: object = None
@@ -44,8 +44,8 @@ class Draft:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-Found = Draft | tuple[str, str]
-"""A draft; or a row's name, and why there is none."""
+DraftRow = Draft | tuple[str, str]
+"""A draft, or a row's name and why it cannot be read."""
 
 
 # -- Tables of pairs ------------------------------------------------------------------------------
@@ -56,40 +56,40 @@ _TURN = ("img_id", "turn_index")
 
 def table(
     rows: Rows, instructions: Mapping[str, str] | None, captions: Path | None
-) -> Iterator[Found]:
-    """What `reasonpix benchmark` and `publish` write, and the columns of others, as MagicBrush's.
+) -> Iterator[DraftRow]:
+    """Tables of `reasonpix benchmark` and `publish`, and others, such as MagicBrush's on the hub.
 
-    `instructions` are columns by kind; by default direct and reasoning of a dataset of ours, and
-    direct of others. `captions` is for rows that MagicBrush's columns number.
+    `instructions` are columns by kind; by default direct and reasoning for a dataset of reasonpix,
+    and direct for others. `captions` needs MagicBrush's columns `img_id` and `turn_index`.
     """
     kinds = instructions or _kinds(rows)
     rows.require(list(kinds.values()))
-    known = [name for name in (*_FACTS, *_TURN) if name in rows.columns]
-    told = _Captions(captions) if captions else None
-    if told and not set(_TURN) <= set(known):
+    columns = [name for name in (*_FACTS, *_TURN) if name in rows.columns]
+    captions_file = _Captions(captions) if captions else None
+    if captions_file and not set(_TURN) <= set(columns):
         raise SourceError(
-            f"captions: {rows.where} has no columns img_id and turn_index to look them up by"
+            f"captions: {rows.where} lacks the columns img_id and turn_index to look them up by"
         )
-    for number, cells in enumerate(rows.texts(list(dict.fromkeys([*kinds.values(), *known])))):
+    for number, cells in enumerate(rows.texts(list(dict.fromkeys([*kinds.values(), *columns])))):
         name = rows.name(number)
         if isinstance(cells, OSError):
             yield name, str(cells)
             continue
-        words = {kind: cells[column] for kind, column in kinds.items()}
+        texts = {kind: cells[column] for kind, column in kinds.items()}
         try:
-            turn = _turn(cells, told) if set(_TURN) <= set(known) else {}
+            turn = _turn(cells, captions_file) if set(_TURN) <= set(columns) else {}
         except (OSError, ValueError) as error:
             yield name, str(error)
             continue
         yield Draft(
             row=name,
-            instructions=words,
-            input=partial(_of_pair, rows, number, 0),
-            truth=partial(_of_pair, rows, number, 1),
+            instructions=texts,
+            input=partial(_read_pair_image, rows, number, 0),
+            truth=partial(_read_pair_image, rows, number, 1),
             mask=partial(rows.mask, number) if rows.has_masks else None,
             target=cells.get("target"),
             box=cells.get("box"),
-            **({"id": f"row-{number:06d}"} | _own(cells) | turn),
+            **({"id": f"row-{number:06d}"} | _own_facts(cells) | turn),
         )
 
 
@@ -99,12 +99,12 @@ def _kinds(rows: Rows) -> Mapping[str, str]:
     return {DIRECT: rows.instruction}
 
 
-def _of_pair(rows: Rows, number: int, which: int) -> bytes:
-    return rows.images(number)[which]
+def _read_pair_image(rows: Rows, number: int, index: int) -> bytes:
+    return rows.images(number)[index]
 
 
-def _own(cells: Mapping[str, Any]) -> dict[str, Any]:
-    """What only a dataset of ours tells."""
+def _own_facts(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """From the columns of a reasonpix dataset."""
     selected, target = cells.get("selected"), cells.get("target")
     own: dict[str, Any] = {name: cells.get(name) for name in ("caption", "edited_caption")}
     if cells.get("record_id") is not None:
@@ -115,7 +115,7 @@ def _own(cells: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _turn(cells: Mapping[str, Any], captions: _Captions | None) -> dict[str, Any]:
-    """Of MagicBrush's columns. Raises `OSError` and `ValueError`."""
+    """From MagicBrush's columns. Raises `OSError` and `ValueError`."""
     if missing := [name for name in _TURN if cells[name] is None]:
         raise OSError(f"has no {' and no '.join(missing)}")
     image, turn = str(cells["img_id"]), int(cells["turn_index"])
@@ -132,8 +132,8 @@ SESSIONS = "edit_sessions.json"
 CAPTIONS = "global_descriptions.json"
 
 
-def magicbrush(where: str, folder: Path, captions: Path | None) -> Iterator[Found]:
-    """The folder that MagicBrush's test set comes in (OSU-NLP-Group/MagicBrush).
+def magicbrush(where: str, folder: Path, captions: Path | None) -> Iterator[DraftRow]:
+    """The folder of MagicBrush's test set (OSU-NLP-Group/MagicBrush).
 
     ```
     edit_sessions.json         {image: [{"input", "mask", "output", "instruction"}, …]}, by turns
@@ -141,18 +141,22 @@ def magicbrush(where: str, folder: Path, captions: Path | None) -> Iterator[Foun
     images/<image>/<file>      139-input.png, 139-mask1.png, 139-output1.png, …
     ```
 
-    Every turn is a case: from its own input, which is the output of the turn before, as in the
-    single-turn setting of their evaluation.
+    Every turn is a case. Its input is the previous turn's output, as in the single-turn setting of
+    MagicBrush's evaluation.
     """
     if captions is None and (folder / CAPTIONS).is_file():
         captions = folder / CAPTIONS
-    told = _Captions(captions) if captions else None
+    captions_file = _Captions(captions) if captions else None
     for image, turns in _json(folder / SESSIONS, "{image: [turn, …]}").items():
         for number, turn in enumerate(turns if isinstance(turns, list) else [turns], 1):
-            shown = image.encode(errors="backslashreplace").decode()  # no half characters
+            shown = image.encode(
+                errors="backslashreplace"
+            ).decode()  # lone surrogates cannot be printed
             name = f"{where}/{SESSIONS} {shown} turn {number}"
             try:
-                yield _session_turn(folder / "images" / image, name, image, number, turn, told)
+                yield _session_turn(
+                    folder / "images" / image, name, image, number, turn, captions_file
+                )
             except OSError as error:
                 yield name, str(error)
 
@@ -165,7 +169,7 @@ def _session_turn(
     if missing:
         raise OSError(f"names no {' and no '.join(missing)}")
     before, after = map(str, files)
-    told = captions.of(image, before, after) if captions else {}
+    captions_file = captions.of(image, before, after) if captions else {}
     return Draft(
         row=name,
         id=f"{image}-{number}",
@@ -174,7 +178,7 @@ def _session_turn(
         truth=partial(_file, folder / after),
         mask=partial(_file, folder / str(turn["mask"])) if turn.get("mask") else None,
         groups={"turn": str(number)},
-        **told,
+        **captions_file,
     )
 
 
@@ -186,21 +190,21 @@ class _Captions:
         self._captions = _json(path, "{image: {file: caption}}")
 
     def of(self, image: str, before: str, after: str) -> dict[str, Any]:
-        """The two captions of a turn. Raises `OSError` when there is none of the edited image."""
-        named = self._captions.get(image)
-        known = named if isinstance(named, dict) else {}
-        if not known.get(after):
-            raise OSError(f"{self._path.name} has no caption of {after}")
-        return {"caption": known.get(before), "edited_caption": known[after]}
+        """The two captions of a turn. Raises `OSError` if the edited image has none."""
+        by_file = self._captions.get(image)
+        captions = by_file if isinstance(by_file, dict) else {}
+        if not captions.get(after):
+            raise OSError(f"{self._path.name} has no caption for {after}")
+        return {"caption": captions.get(before), "edited_caption": captions[after]}
 
 
 # -- Reason-Edit ----------------------------------------------------------------------------------
 
 _MASK = "_mask.jpg"
-"""The end of a mask's name; before it stands the name of its image."""
+"""Suffix of a mask's file name, after the name of its image."""
 
 _CLIP = "CLIP:"
-"""Between the instruction and what CLIP should find in the mask."""
+"""Separates the instruction from the target, which CLIP should find in the mask."""
 
 _SCENARIOS = {
     "1-Left-Right": "Left_Right_text.txt",
@@ -210,27 +214,29 @@ _SCENARIOS = {
     "5-Multiple-Objects": "MultipleObjects_text.txt",
     "6-Reasoning": "Reason_test.txt",
 }
-"""The folders of Reason-Edit, and the texts in them."""
+"""The folders of Reason-Edit, and their text files."""
 
 
 def scenarios(folder: Path) -> dict[str, Path]:
-    """The folders of Reason-Edit by their names: `folder`, those in it, and those one deeper.
+    """The folders of Reason-Edit by name: among `folder`, its subfolders, and theirs.
 
     SmartEdit's scripts search for the first five at any depth.
     """
     inside = _folders(folder)
     places = [folder, *inside]
-    if any(place.name in _SCENARIOS for place in places):  # or it is none, and perhaps large
+    if any(
+        place.name in _SCENARIOS for place in places
+    ):  # otherwise it is another folder, perhaps a large one
         places += [deeper for place in inside for deeper in _folders(place)]
-    found = {place.name: place for place in reversed(places) if place.name in _SCENARIOS}
-    return dict(sorted(found.items()))
+    scenario_folders = {place.name: place for place in reversed(places) if place.name in _SCENARIOS}
+    return dict(sorted(scenario_folders.items()))
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def reason_edit(where: str, folder: Path) -> Iterator[Found]:
+def reason_edit(where: str, folder: Path) -> Iterator[DraftRow]:
     """Reason-Edit, the benchmark of SmartEdit (TencentARC/SmartEdit, test/metrics_evaluation.py).
 
     ```
@@ -240,7 +246,7 @@ def reason_edit(where: str, folder: Path) -> Iterator[Found]:
     2-Relative-Size … 6-Reasoning    the same, with a text file of another name
     ```
 
-    Lines belong to images by the order of the images' names, and masks too, as in SmartEdit's own
+    Lines and masks are matched to images by the order of the images' names, as in SmartEdit's own
     scripts; but 10_mask.jpg, which sorts before 1_mask.jpg, comes after it as 10.png does. There
     are no ground-truth images.
     """
@@ -252,8 +258,8 @@ def reason_edit(where: str, folder: Path) -> Iterator[Found]:
         if len(lines) != len(images) or len(masks) not in (0, len(images)):
             raise SourceError(
                 f"{where}/{scenario}: {len(images)} images (*.png), {len(masks)} masks "
-                f"(*{_MASK}) and {len(lines)} lines in {text.name}; they belong together by "
-                "their order, so there must be as many of each"
+                f"(*{_MASK}) and {len(lines)} lines in {text.name}; they are matched by order, so "
+                "there must be the same number of each"
             )
         for number, (image, line) in enumerate(zip(images, lines, strict=True)):
             instruction, _, target = line.partition(_CLIP)
@@ -269,7 +275,7 @@ def reason_edit(where: str, folder: Path) -> Iterator[Found]:
 
 
 def _visible(folder: Path, ending: str) -> list[Path]:
-    """The files with this ending, by name; hidden ones are what file managers leave."""
+    """The files with this suffix, sorted; hidden ones are left by file managers."""
     return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
 
 
@@ -303,5 +309,5 @@ def _file(path: Path) -> bytes:
         return file_bytes(path)
     except OSError as error:
         raise OSError(f"{path.name}: {error.strerror}") from error
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # such as a null byte in the name
         raise OSError(f"{path.name!r}: {error}") from error

@@ -1,8 +1,8 @@
-"""Make a benchmark of a run over test images: what Table 3 of the paper is measured on.
+"""Build a benchmark from a run over test images, as for Table 3 of the paper.
 
-Each row holds an input image and its caption, the ground-truth edit and its caption, a direct and a
-reasoning instruction (section 3.2 of the paper), and no image and no reasoning instruction of the
-datasets that are trained on.
+Each row has an input image and its caption, the ground-truth edit and its caption, and a direct and
+a reasoning instruction (section 3.2 of the paper). Images and reasoning instructions of training
+datasets are excluded.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _FORM = Form(
     what="test cases",
     title="A benchmark for reasoning edits, made with reasonpix",
     columns="`input_image` and `caption`; the ground truth `edited_image` and `edited_caption` "
-    "(the caption before, with the target's name for the selected category's); "
+    "(the input's caption with the target in place of the selected category); "
     "`direct_instruction`, from a template drawn by the record; `edit_prompt` is the reasoning "
     "instruction. `selected` became `target` in `box` (XYXY in pixels of the input image). Images "
     "are lossless. `scores` is JSON of what the filters measured.",
@@ -67,27 +67,27 @@ _FORM = Form(
 
 @dataclass(frozen=True)
 class BenchmarkSummary:
-    """A benchmark that was written."""
+    """A benchmark that was built."""
 
     rows: int
     left_out: Mapping[str, int]
-    """Samples that are in a training dataset, by what they share with it."""
+    """By what a sample shares with the training datasets, the number of such samples."""
 
 
 @dataclass
-class _Training:
-    """What the datasets that are trained on hold: hashes of pixels, and words."""
+class _TrainingData:
+    """The contents of the training datasets: digests of images, and words of instructions."""
 
     images: set[bytes]
     instructions: set[tuple[str, ...]]
 
-    def shares(self, outcome: Outcome) -> str | None:
-        """What a sample has in common with them."""
+    def overlap(self, outcome: Outcome) -> str | None:
+        """What a sample shares with them, if anything."""
         sample = outcome.sample
         if {pixel_digest(sample.image()), pixel_digest(sample.edited_image())} & self.images:
-            return "an image that is trained on"
-        if _words(sample.instruction) in self.instructions:
-            return "an instruction that is trained on"
+            return "an image of the training data"
+        if _normalized(sample.instruction) in self.instructions:
+            return "an instruction of the training data"
         return None
 
 
@@ -101,24 +101,24 @@ def build_benchmark(
 ) -> BenchmarkSummary:
     """Write accepted samples of `run` to the new folder `out`, as split test.
 
-    `count` samples are drawn by `seed` from those that share no image (by pixels, however encoded)
-    and no reasoning instruction (by words) with the training splits of `disjoint_from`. The same
-    run and seed give the same bytes. Raises `RunError` when there are too few, and `SourceError`
-    for a dataset that cannot be read.
+    `count` samples are drawn by `seed` from those that share no image (compared by pixels) and no
+    reasoning instruction (compared by words) with the training splits of `disjoint_from`. The same
+    run and seed give the same bytes. Raises `RunError` if there are too few samples, and
+    `SourceError` if a dataset cannot be read.
     """
     with output_dir(out, "publish") as draft:
-        training = _Training(set(), set())
+        training = _TrainingData(set(), set())
         for dataset in disjoint_from:
-            _take(training, dataset)
-        reasons = dict(prefetch(lambda it: _looked(training, it), accepted(run), THREADS))
+            _add(training, dataset)
+        reasons = dict(prefetch(lambda it: _overlap(training, it), accepted(run), THREADS))
         clean = [record for record, why in reasons.items() if why is None]
         left_out = Counter(why for why in reasons.values() if why)
         wanted = len(clean) if count is None else count
         if not clean or wanted > len(clean):
             raise RunError(
-                f"{run} gives {len(clean)} rows and --count asks for {max(wanted, 1)}; "
-                f"{left_out.total()} more are in the training data. Continue the run over more "
-                f"images (`reasonpix generate RECIPE --out {run} --limit N`), or ask for fewer"
+                f"{run} has samples for {len(clean)} rows, but {max(wanted, 1)} are wanted; "
+                f"{left_out.total()} more are in the training data. Continue the run with more "
+                f"images (`reasonpix generate RECIPE --out {run} --limit N`), or lower --count"
             )
         clean.sort(key=lambda record: seed_of(seed, "benchmark", record))
         chosen = set(clean[:wanted])
@@ -133,9 +133,9 @@ def build_benchmark(
     return BenchmarkSummary(written, left_out)
 
 
-def _looked(training: _Training, outcome: Outcome) -> tuple[str, str | None]:
+def _overlap(training: _TrainingData, outcome: Outcome) -> tuple[str, str | None]:
     try:
-        return outcome.sample.record_id, training.shares(outcome)
+        return outcome.sample.record_id, training.overlap(outcome)
     except (UndecodableImage, OSError) as error:
         raise RunError(f"{outcome.sample.item.native_id}: {error}") from error
 
@@ -152,14 +152,14 @@ def _row(outcome: Outcome, seed: int) -> Row:
     return row
 
 
-def _take(training: _Training, dataset: str) -> None:
-    """Add what a dataset's training split holds."""
+def _add(training: _TrainingData, dataset: str) -> None:
+    """Add the training split of a dataset."""
     rows = open_rows(dataset, Path(), "train", None)
     columns = [it for it in (rows.instruction, "direct_instruction") if it in rows.columns]
     for number, texts in enumerate(rows.texts(columns)):
         if isinstance(texts, OSError):
             raise SourceError(f"{rows.name(number)}: {texts}")
-        training.instructions |= {_words(str(it)) for it in texts.values() if is_text(it)}
+        training.instructions |= {_normalized(str(it)) for it in texts.values() if is_text(it)}
     for hashes in prefetch(lambda number: _hashes(rows, number), iter(range(len(rows))), THREADS):
         training.images.update(hashes)
 
@@ -171,14 +171,14 @@ def _hashes(rows: Rows, number: int) -> list[bytes]:
         raise SourceError(f"{rows.name(number)}: {error}; it cannot be compared") from error
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _normalized(text: str) -> tuple[str, ...]:
     return tuple(words_of(text))
 
 
 def _notes(
     disjoint_from: Sequence[str], left_out: Mapping[str, int], unused: int, seed: int
 ) -> tuple[str, ...]:
-    """Of what it was kept apart from, and what was not taken."""
+    """For the card: what the benchmark is disjoint from, and which samples were not used."""
     if not disjoint_from:
         checked = "**Not checked against any training data.**"
     else:
@@ -187,7 +187,7 @@ def _notes(
             f"No image (by its pixels) and no reasoning instruction (by its words) is in {names}."
         )
     left = [
-        f"{rows} accepted samples hold {what}, and are left out." for what, rows in left_out.items()
+        f"{rows} accepted samples share {what} and are left out." for what, rows in left_out.items()
     ]
-    drawn = f"Rows and templates are drawn with seed {seed}; {unused} more were to choose from."
+    drawn = f"Rows and templates are drawn with seed {seed}; {unused} others were available."
     return (" ".join([checked, *left, drawn]),)

@@ -1,4 +1,4 @@
-"""What an evaluation is made of: the cases of a benchmark."""
+"""The cases of a benchmark."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from PIL import Image
 from reasonpix.plugin.types import Box
 
 DIRECT = "direct"
-"""The kind of instruction that says what comes: what the edit shows may be told with it."""
+"""The kind of instruction that names the target, so that methods may see the edited caption."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a benchmark. Images are read when they are asked for, from any thread.
+    """One row of a benchmark. Images are read on demand, from any thread.
 
-    What a benchmark does not know is empty or None; the metrics that need it are left out.
+    Facts that a benchmark lacks are empty or None; the metrics that need them are not computed.
     """
 
     id: str
-    """Unique in the benchmark and safe as a file's name."""
+    """Unique in the benchmark, and safe as a file name."""
     row: str
     """The file and the row in it, for messages."""
     read_input: Callable[[], Image.Image]
-    """RGB. Raises `SourceError` that names the row."""
+    """RGB. Raises `SourceError`, which names the row."""
     instructions: Mapping[str, str]
     """By kind: `DIRECT`, reasoning, …"""
     read_truth: Callable[[], Image.Image] | None = None
-    """The ground-truth edit, RGB, in a size of its own. Raises `SourceError`."""
+    """The ground-truth edit, RGB, of any size. Raises `SourceError`."""
     caption: str = ""
     edited_caption: str = ""
     target: str | None = None
-    """The category that should be in the box afterwards."""
+    """The category that the edit should put into the box."""
     box: Box | None = None
-    """Where the edit is, in pixels of the input image."""
+    """The region of the edit, in pixels of the input image."""
     read_mask: Callable[[], NDArray[np.bool_]] | None = None
-    """(height, width) of the input image: where the edit may change it. Raises `SourceError`."""
+    """(height, width) of the input image: the pixels to edit. Raises `SourceError`."""
     groups: Mapping[str, str] = field(default_factory=dict)
-    """By which results are broken down, such as {"category": "bee", "edit": "bee → ant"}."""
+    """Values to break results down by, such as {"category": "bee", "edit": "bee → ant"}."""
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,5 @@ class Benchmark:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of instructions, in the order in which they appear."""
+        """The kinds of instructions, in order of appearance."""
         return list(dict.fromkeys(kind for case in self.cases for kind in case.instructions))

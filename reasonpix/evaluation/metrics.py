@@ -1,8 +1,8 @@
-"""What an evaluation measures of an edit: the paper's five metrics, and what is cheap beside them.
+"""The metrics of an edit: the paper's five, and others that cost little more.
 
-L1, L2, CLIP-I, DINO and CLIP-T are defined by MagicBrush's evaluation (Zhang et al., 2023), by
-which Table 3 of the paper is made. The others say what these cannot: whether an edit goes the way
-the captions go, what it preserved, and whether the target can be found.
+L1, L2, CLIP-I, DINO and CLIP-T are defined by MagicBrush's evaluation (Zhang et al., 2023), which
+Table 3 of the paper uses. The others measure whether the edit follows the captions, what it
+preserves, and whether the target can be found.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from reasonpix.plugin.components import Grounder
 from reasonpix.plugin.types import Problem
 
 VERSION = "1"
-"""Raise it when the same images get other values: what was measured before goes stale."""
+"""Increase it when the same images get other values: earlier scores become stale."""
 
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """What a metric is, and how it is shown."""
+    """A metric and how to print it."""
 
     key: str
     title: str
     better: Literal["lower", "higher"]
     digits: int
-    """Behind the point."""
+    """After the decimal point."""
     meaning: str
 
 
@@ -64,36 +64,38 @@ METRICS: tuple[MetricSpec, ...] = (
         "CLIP direction",
         "higher",
         4,
-        "how far the image's change goes the way of the captions' change",
+        "agreement of the image's change with the captions' change",
     ),
-    MetricSpec("psnr_outside", "PSNR outside", "higher", 2, "dB to the input, around the edit"),
-    MetricSpec("ssim_outside", "SSIM outside", "higher", 4, "SSIM to the input, around the edit"),
+    MetricSpec(
+        "psnr_outside", "PSNR outside", "higher", 2, "PSNR to the input outside the edit, in dB"
+    ),
+    MetricSpec("ssim_outside", "SSIM outside", "higher", 4, "SSIM to the input outside the edit"),
     MetricSpec(
         "target_found", "Target found", "higher", 3, "share of edits with the target in its box"
     ),
 )
 
 
-def _named(value: Any) -> Any:
+def _as_options(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
 class MetricsOptions(BaseModel):
-    """The models that measure, each a name or a mapping of options."""
+    """The models of the metrics, each a name or a mapping of options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     clip: Annotated[
-        ClipOptions, BeforeValidator(_named, json_schema_input_type=str | ClipOptions)
+        ClipOptions, BeforeValidator(_as_options, json_schema_input_type=str | ClipOptions)
     ] = Field(ClipOptions(), description="Model of CLIP-I, CLIP-T and CLIP direction")
     dino: Annotated[
-        DinoOptions, BeforeValidator(_named, json_schema_input_type=str | DinoOptions)
+        DinoOptions, BeforeValidator(_as_options, json_schema_input_type=str | DinoOptions)
     ] = Field(DinoOptions(), description="Model of DINO")
 
 
 @dataclass
 class _Edit:
-    """A case whose images were read: what was measured, and what models are to see."""
+    """A case with its scores so far, and its images as the models need them."""
 
     case: Case
     values: dict[str, float] = field(default_factory=dict)
@@ -101,46 +103,46 @@ class _Edit:
     clip: dict[str, PreprocessedImage] = field(default_factory=dict)
     """By role: edited, truth, input."""
     dino: dict[str, PreprocessedImage] = field(default_factory=dict)
-    grounded: Image.Image | None = None
-    """Where the grounder is to look: the edited image in the input's size."""
+    grounder_input: Image.Image | None = None
+    """The edited image in the input's size, if the target is to be found in it."""
 
 
 class Metrics:
-    """Measures edits. Where there is a `grounder` it looks for the target.
+    """Measures edits. With a `grounder`, also whether the target is found.
 
-    The embeddings of inputs, ground truths and captions are kept until `close`, so that further
-    edits of the same cases cost less. What a case is measured with does not change its values.
+    The embeddings of inputs, ground truths and captions are cached until `close`, so that further
+    edits of the same cases cost less. The values of a case do not depend on other cases.
     """
 
     def __init__(self, options: MetricsOptions, grounder: Grounder[Any] | None = None) -> None:
         self._clip = Clip(options.clip)
         self._dino = Dino(options.dino)
         self._grounder = grounder
-        self._texts: dict[str, Embedding] = {}
-        self._together = max(options.clip.batch_size, options.dino.batch_size)
+        self._captions: dict[str, Embedding] = {}
+        self._batch = max(options.clip.batch_size, options.dino.batch_size)
 
     @property
-    def _parts(self) -> list[ImageModel[Any] | Grounder[Any]]:
+    def _models(self) -> list[ImageModel[Any] | Grounder[Any]]:
         return [self._clip, self._dino, *([self._grounder] if self._grounder else [])]
 
     def check(self) -> None:
-        """Raise a `ReasonpixError` for what is missing and cheap to see."""
-        for part in self._parts:
+        """Raise `ReasonpixError` for problems that are cheap to detect, such as missing models."""
+        for part in self._models:
             part.check()
 
     def load(self) -> None:
-        """Read the weights. Raises `WeightsError`."""
-        for part in self._parts:
+        """Load the weights. Raises `WeightsError`."""
+        for part in self._models:
             part.load()
 
     def close(self) -> None:
-        """Give back what `load` took, and forget the embeddings."""
-        self._texts.clear()
-        for part in self._parts:
+        """Free what `load` took, and the cached embeddings."""
+        self._captions.clear()
+        for part in self._models:
             part.close()
 
     def fingerprint_facts(self) -> dict[str, Any]:
-        """What the values follow from, beside images and captions (JSON values)."""
+        """Everything that determines the values, except images and captions (JSON values)."""
         grounder = self._grounder
         return {
             "version": VERSION,
@@ -158,33 +160,33 @@ class Metrics:
     ) -> list[dict[str, float] | Problem]:
         """The values of each case's edit, by the keys of `METRICS`.
 
-        What a case lacks the words or images for is left out. An image that cannot be read, or a
-        value that is no number, gives a problem in the place of the case. `edited` read RGB images
-        of any size; they are called once each, from threads.
+        Metrics for which a case lacks texts or images are left out. A case gets a `Problem` if an
+        image cannot be read or a value is not finite. `edited` return RGB images of any size; each
+        is called once, from a thread.
         """
         results: list[dict[str, float] | Problem] = []
         edits = prefetch(lambda pair: self._read(*pair), zip(cases, edited, strict=True), THREADS)
-        while some := list(islice(edits, self._together)):
-            self._compare(some)
-            self._look_for_targets([edit for edit in some if edit.grounded])
-            results += [edit.problem or _checked(edit) for edit in some]
+        while some := list(islice(edits, self._batch)):
+            self._compare_embeddings(some)
+            self._find_targets([edit for edit in some if edit.grounder_input])
+            results += [edit.problem or _result(edit) for edit in some]
             report(len(results), len(cases))
         return results
 
-    # -- one by one, in threads ------------------------------------------------------------------
+    # -- Each case by itself, in threads ---------------------------------------------------------
 
     def _read(self, case: Case, read_edited: Callable[[], Image.Image]) -> _Edit:
-        """Read the images of a case, and measure what takes no model."""
+        """Read the images of a case, and compute the metrics that need no model."""
         try:
-            return self._look(case, rgb(read_edited()))
+            return self._measure_pixels(case, rgb(read_edited()))
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             if is_out_of_memory(error):
                 raise
-            told = isinstance(error, ReasonpixError)
-            what = str(error) if told else f"{case.row}: {type(error).__name__}: {error}"
-            return _Edit(case, problem=Problem(status="failed", reason=what))
+            explained = isinstance(error, ReasonpixError)
+            reason = str(error) if explained else f"{case.row}: {type(error).__name__}: {error}"
+            return _Edit(case, problem=Problem(status="failed", reason=reason))
 
-    def _look(self, case: Case, edited: Image.Image) -> _Edit:
+    def _measure_pixels(self, case: Case, edited: Image.Image) -> _Edit:
         edit, images = _Edit(case), {"edited": edited}
         if case.read_truth:
             truth = images["truth"] = rgb(case.read_truth())
@@ -192,26 +194,26 @@ class Metrics:
         if case.box or case.read_mask or _has_direction(case):
             before = images["input"] = rgb(case.read_input())
             after = resized(edited, before.size)
-            if (outside := _outside(case, before.size)) is not None and outside.any():
+            if (outside := _pixels_outside(case, before.size)) is not None and outside.any():
                 edit.values["psnr_outside"] = psnr(after, before, outside)
                 edit.values["ssim_outside"] = ssim(after, before, outside)
             if self._grounder and case.box and case.target:
-                edit.grounded = after
+                edit.grounder_input = after
         digests = {role: pixel_digest(image) for role, image in images.items()}
         for model, pictures, roles in (
-            (self._clip, edit.clip, _seen_by_clip(case)),
+            (self._clip, edit.clip, _clip_roles(case)),
             (self._dino, edit.dino, ["edited", "truth"] if case.read_truth else []),
         ):
-            pictures |= {role: model.picture(images[role], digests[role]) for role in roles}
+            pictures |= {role: model.preprocess(images[role], digests[role]) for role in roles}
         return edit
 
-    # -- by models, together ---------------------------------------------------------------------
+    # -- By models, in batches -------------------------------------------------------------------
 
-    def _compare(self, edits: Sequence[_Edit]) -> None:
-        """Measure the similarities of embeddings."""
+    def _compare_embeddings(self, edits: Sequence[_Edit]) -> None:
+        """Compute the metrics that compare embeddings."""
         clip = _embedded(self._clip, [edit.clip for edit in edits])
         dino = _embedded(self._dino, [edit.dino for edit in edits])
-        self._read_captions([edit.case for edit in edits])
+        self._embed_captions([edit.case for edit in edits])
         for edit, by_clip, by_dino in zip(edits, clip, dino, strict=True):
             case, values = edit.case, edit.values
             if edit.problem:
@@ -220,38 +222,38 @@ class Metrics:
                 values["clip_i"] = cosine(by_clip["edited"], by_clip["truth"])
                 values["dino"] = cosine(by_dino["edited"], by_dino["truth"])
             if case.edited_caption:
-                wanted = self._texts[case.edited_caption]
+                wanted = self._captions[case.edited_caption]
                 values["clip_t"] = cosine(by_clip["edited"], wanted)
             if _has_direction(case):
                 values["clip_direction"] = cosine(
-                    by_clip["edited"] - by_clip["input"], wanted - self._texts[case.caption]
+                    by_clip["edited"] - by_clip["input"], wanted - self._captions[case.caption]
                 )
 
-    def _read_captions(self, cases: Sequence[Case]) -> None:
+    def _embed_captions(self, cases: Sequence[Case]) -> None:
         captions = {text for case in cases for text in (case.caption, case.edited_caption) if text}
-        if new := sorted(captions - self._texts.keys()):
-            self._texts |= zip(new, self._clip.embed_texts(new), strict=True)
+        if new := sorted(captions - self._captions.keys()):
+            self._captions |= zip(new, self._clip.embed_texts(new), strict=True)
 
-    def _look_for_targets(self, edits: Sequence[_Edit]) -> None:
+    def _find_targets(self, edits: Sequence[_Edit]) -> None:
         if not edits:
             return
         assert self._grounder is not None
         found = overlaps(
             self._grounder,
-            [edit.grounded for edit in edits if edit.grounded],
+            [edit.grounder_input for edit in edits if edit.grounder_input],
             [[edit.case.target] for edit in edits if edit.case.target],
             [edit.case.box for edit in edits if edit.case.box],
         )
-        for edit, answer in zip(edits, found, strict=True):
-            if isinstance(answer, Problem):
-                edit.problem = answer
+        for edit, overlap in zip(edits, found, strict=True):
+            if isinstance(overlap, Problem):
+                edit.problem = overlap
             else:
-                found_it = answer[0] >= RegroundedOptions().overlap
-                edit.values["target_found"] = float(found_it)
+                is_found = overlap[0] >= RegroundedOptions().overlap
+                edit.values["target_found"] = float(is_found)
 
 
 def cosine(one: Embedding, other: Embedding) -> float:
-    """In [-1, 1]; 0 where one of them is zero: what does not change has no direction."""
+    """In [-1, 1]; 0 if either is zero, because no change has no direction."""
     lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float(np.clip(one @ other / lengths, -1, 1)) if lengths else 0.0
 
@@ -260,18 +262,18 @@ def _has_direction(case: Case) -> bool:
     return bool(case.caption and case.edited_caption) and case.caption != case.edited_caption
 
 
-def _seen_by_clip(case: Case) -> list[str]:
-    """The roles of the images that are compared with each other or with captions."""
+def _clip_roles(case: Case) -> list[str]:
+    """The roles of the images that CLIP embeds."""
     roles = {
         "edited": case.read_truth or case.edited_caption,
         "truth": case.read_truth,
         "input": _has_direction(case),
     }
-    return [role for role, is_seen in roles.items() if is_seen]
+    return [role for role, is_needed in roles.items() if is_needed]
 
 
-def _outside(case: Case, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """(height, width) of the input image: what the edit should preserve, where that is known."""
+def _pixels_outside(case: Case, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """(height, width) of the input image: the pixels to preserve; None if they are not known."""
     if case.read_mask:
         within = case.read_mask()
     elif case.box:
@@ -289,15 +291,15 @@ def _outside(case: Case, size: tuple[int, int]) -> NDArray[np.bool_] | None:
 def _embedded(
     model: ImageModel[Any], edits: Sequence[Mapping[str, PreprocessedImage]]
 ) -> list[dict[str, Embedding]]:
-    """By role, of each edit. Those of the benchmark's own images are kept."""
+    """Each edit's embeddings by role. Those of the benchmark's own images are cached."""
     keep = {it.digest for edit in edits for role, it in edit.items() if role != "edited"}
     found = model.embed([it for edit in edits for it in edit.values()], keep)
     return [{role: found[it.digest] for role, it in edit.items()} for edit in edits]
 
 
-def _checked(edit: _Edit) -> dict[str, float] | Problem:
-    wrong = [key for key, value in edit.values.items() if not np.isfinite(value)]
-    if not wrong:
+def _result(edit: _Edit) -> dict[str, float] | Problem:
+    invalid = [key for key, value in edit.values.items() if not np.isfinite(value)]
+    if not invalid:
         return edit.values
-    what = f"{edit.case.row}: {', '.join(wrong)}: no finite number; compute in float32"
-    return Problem(status="failed", reason=what)
+    reason = f"{edit.case.row}: {', '.join(invalid)}: not a finite number; compute in float32"
+    return Problem(status="failed", reason=reason)

@@ -1,4 +1,4 @@
-"""What pixels alone tell of an edit: L1 and L2, and PSNR and SSIM of what it should preserve."""
+"""Metrics of pixels: L1 and L2, and PSNR and SSIM of the region to preserve."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from reasonpix.core.images import resized
 
 IDENTICAL = 100.0
-"""PSNR in dB from which pixels count as identical: that of equal ones is infinite."""
+"""PSNR in dB for equal pixels, and its upper bound; mathematically it is infinite."""
 
 Plane = NDArray[np.floating[Any]]
 """(height, width)"""
@@ -26,11 +26,11 @@ def distances(
 ) -> tuple[float, float]:
     """L1 and L2 of RGB images: mean absolute and mean squared difference, of values in [0, 1].
 
-    `image` is brought to the size of `truth`; `where` (height, width) says which pixels count.
+    `image` is resized to the size of `truth`; `where` (height, width) selects pixels.
     """
     difference = ImageChops.difference(resized(image, truth.size), truth)
     mask = None if where is None else Image.fromarray(where)
-    # How often each difference occurs says it all, and is exact.
+    # The histogram of differences gives exact sums.
     counts = np.array(difference.histogram(mask)).reshape(3, 256).sum(0)
     values = np.arange(256) / 255
     return float(counts @ values / counts.sum()), float(counts @ values**2 / counts.sum())
@@ -45,8 +45,8 @@ def psnr(image: Image.Image, reference: Image.Image, where: NDArray[np.bool_]) -
 def ssim(image: Image.Image, reference: Image.Image, where: NDArray[np.bool_]) -> float:
     """Structural similarity (Wang et al., 2004), mean over the pixels `where` and the channels.
 
-    Gaussian windows of 11 pixels, σ 1.5; images are mirrored at their borders. Elsewhere the
-    reference is put in the image's place, so that windows that reach there see no change.
+    Gaussian windows of 11 pixels, σ 1.5; images are mirrored at their borders. Other pixels are
+    replaced by the reference's, so that a window that reaches them sees no change.
     """
     x = np.asarray(reference, np.float32) / 255
     y = np.where(where[..., None], np.asarray(image, np.float32) / 255, x)
@@ -54,7 +54,7 @@ def ssim(image: Image.Image, reference: Image.Image, where: NDArray[np.bool_]) -
 
 
 def _ssim(x: Plane, y: Plane) -> Plane:
-    """The map of two planes."""
+    """The SSIM map of two planes."""
     mean_x, mean_y = _blurred(x), _blurred(y)
     product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
     covariance = _blurred(x * y) - product

@@ -22,24 +22,24 @@ from reasonpix.plugin.spec import Complain, ComponentSpec, check, read_spec, slo
 
 
 class EvaluationRecipe(BaseModel):
-    """What `reasonpix evaluate` compares. Ground truth and copy of the input are always there."""
+    """What `reasonpix evaluate` compares. Ground truth and copy of the input are always added."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     seed: int = Field(
-        0, ge=0, lt=2**63, description="The noise of a case follows from it, alike for all methods"
+        0, ge=0, lt=2**63, description="Determines the noise of each case, the same for all methods"
     )
     benchmark: BenchmarkOptions
     metrics: MetricsOptions = MetricsOptions()
     grounder: ComponentSpec | None = Field(
-        None, description="Looks for the target in the box of each edit"
+        None, description="Finds the target in the box of each edit"
     )
     methods: dict[Annotated[str, Field(min_length=1)], ComponentSpec] = Field(
-        min_length=1, description="The methods, by names of your own"
+        min_length=1, description="The methods, by names of your choice"
     )
 
     def as_yaml(self) -> str:
-        """The resolved recipe: every option spelled out, and the packages of its components."""
+        """The resolved recipe: all options, and the packages of its components."""
         packages = {use.package for use in (*self.methods.values(), self.grounder) if use}
         body = self.model_dump(mode="json", exclude={"grounder", "methods"})
         if self.grounder:
@@ -48,8 +48,8 @@ class EvaluationRecipe(BaseModel):
         head = "".join(f"# {package}\n" for package in sorted(packages))
         return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
 
-    def computed_by(self, runtime: str) -> EvaluationRecipe:
-        """The recipe with this `runtime` for all methods that have a choice."""
+    def with_runtime(self, runtime: str) -> EvaluationRecipe:
+        """The recipe with this `runtime` for all methods that have the option."""
         methods = {
             name: replace(use, options=use.options.model_copy(update={"runtime": runtime}))
             if "runtime" in type(use.options).model_fields
@@ -62,7 +62,7 @@ class EvaluationRecipe(BaseModel):
 def load_evaluation_recipe(path: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
     """Read and check a recipe; `overrides` are `a.b=value` and win over the file.
 
-    Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
+    Raises `RecipeError` with all problems, each as `file:line:column: path: what`.
     """
     data, marks = recipe_catalog.read(path, "evaluate")
     problems: list[str] = []
@@ -70,7 +70,7 @@ def load_evaluation_recipe(path: Path, overrides: Sequence[str] = ()) -> Evaluat
         yaml_locations.override_value(data, marks, override, problems)
 
     complain = marks.into(problems)
-    # Components are named in place of their blocks, so that all else is told of too.
+    # Components replace their blocks first, so that problems of both are reported together.
     if data.get("grounder") is not None:
         data["grounder"] = _use("grounder", data["grounder"], ("grounder",), complain)
     if isinstance(data.get("methods"), dict):
@@ -91,7 +91,7 @@ def _methods(named: Mapping[str, Any], complain: Complain) -> Iterator[tuple[str
     for name, value in named.items():
         at = ("methods", name)
         if name in (TRUTH, COPY):
-            complain(at, "this name is taken by a row that is always there; choose another")
+            complain(at, "this name is reserved for a row that is always added; choose another")
         yield name, _use("method", value, at, complain)
 
 

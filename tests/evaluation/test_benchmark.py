@@ -184,7 +184,7 @@ def test_broken_turns_are_told_all_at_once(tmp_path: Path) -> None:
     assert "4 broken rows" in said
     for line in (
         r"139 turn 2: 139-nowhere\.png: No such file",
-        r"140 turn 1: no text as its direct instruction: '  '; 139-input\.png: No such file",
+        r"140 turn 1: its direct instruction is not a text: '  '; 139-input\.png: No such file",
         r"140 turn 2: names no input and no output",
         r"140 turn 3: names no output",
     ):
@@ -194,7 +194,9 @@ def test_broken_turns_are_told_all_at_once(tmp_path: Path) -> None:
 def test_a_caption_that_is_missing_is_told(tmp_path: Path) -> None:
     magicbrush_folder(tmp_path)
     (tmp_path / "global_descriptions.json").write_text(json.dumps(descriptions(turns=1)))
-    assert "turn 2: global_descriptions.json has no caption of 139-output2.png" in trouble(tmp_path)
+    assert "turn 2: global_descriptions.json has no caption for 139-output2.png" in trouble(
+        tmp_path
+    )
     (tmp_path / "global_descriptions.json").write_text("[")
     assert "global_descriptions.json: cannot be read" in trouble(tmp_path)
     (tmp_path / "edit_sessions.json").write_text("[]")
@@ -241,7 +243,7 @@ def test_a_mask_of_another_aspect_is_refused(tmp_path: Path) -> None:
     wide.paste(255, (0, 0, 50, 20))
     wide.save(tmp_path / "1-Left-Right" / "002_mask.jpg")
     said = trouble(tmp_path)
-    assert "line 2: mask: 100x20 pixels, and the image has 32x24: another aspect" in said
+    assert "line 2: mask: 100x20 pixels; the image has 32x24, another aspect ratio" in said
     assert "1 broken row" in said
 
 
@@ -254,7 +256,7 @@ def test_scenarios_that_do_not_add_up_are_told(tmp_path: Path) -> None:
     found = read(tmp_path)  # a scenario may have none
     assert [case.read_mask is None for case in found.cases] == [False, False, True, True]
     (tmp_path / "6-Reasoning" / "Reason_test.txt").write_text("CLIP: cat\nfine\n")
-    assert "line 1: no text as its reasoning instruction: ''" in trouble(tmp_path)
+    assert "line 1: its reasoning instruction is not a text: ''" in trouble(tmp_path)
 
 
 # -- Masks
@@ -293,11 +295,11 @@ def test_all_broken_rows_are_told_at_once(tmp_path: Path) -> None:
     for line in (
         r"row 1: input image: ",
         r"row 2: no instruction: neither direct nor reasoning",
-        r"row 3: box: no four numbers: \[1\.0, 2\.0, 3\.0\]",
+        r"row 3: box: expected four numbers, not \[1\.0, 2\.0, 3\.0\]",
         r"row 4: box: .*leaves the image of 64x64 pixels",
         r"row 5: no image in 'edited_image'",
-        r"row 6: its id 'record-0' is that of .*row 0 too",
-        r"row 7: no text as its reasoning instruction: ''; edited image: ",
+        r"row 6: its id 'record-0' is also that of .*row 0",
+        r"row 7: its reasoning instruction is not a text: ''; edited image: ",
     ):
         assert re.search(rf"test-00000\.parquet {line}", said), said
 
@@ -307,15 +309,17 @@ def test_what_is_no_benchmark_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no dataset of pairs" in trouble(tmp_path / "empty")
     benchmark(tmp_path / "none", [])
-    assert "holds no cases" in trouble(tmp_path / "none")
+    assert "it has no cases" in trouble(tmp_path / "none")
     benchmark(tmp_path / "bench", [row(0)])
     assert "no file of split 'dev'" in trouble(tmp_path / "bench", split="dev")
     captions = tmp_path / "told.json"
     captions.write_text("{}")
-    assert "no columns img_id and turn_index" in trouble(tmp_path / "bench", captions=captions)
+    assert "lacks the columns img_id and turn_index" in trouble(
+        tmp_path / "bench", captions=captions
+    )
     reason_edit(tmp_path / "reason")
-    assert "captions is not for " in trouble(tmp_path / "reason", captions=captions)
-    assert "instructions is not for " in trouble(tmp_path / "reason", instructions={"a": "b"})
+    assert "captions is not an option" in trouble(tmp_path / "reason", captions=captions)
+    assert "instructions is not an option" in trouble(tmp_path / "reason", instructions={"a": "b"})
 
 
 def test_options_are_checked() -> None:
@@ -338,9 +342,11 @@ def test_an_image_that_changed_is_not_taken_for_what_was_read(tmp_path: Path) ->
     shutil.copy(images / "139-output2.png", images / "139-output1.png")
     shutil.copy(images / "139-mask2.png", images / "139-mask1.png")
     case.read_input()
-    with pytest.raises(SourceError, match="139 turn 1: the edited image changed since"):
+    with pytest.raises(
+        SourceError, match="139 turn 1: the edited image changed during the evaluation"
+    ):
         case.read_truth()
-    with pytest.raises(SourceError, match="139 turn 1: the mask changed since it was read"):
+    with pytest.raises(SourceError, match="139 turn 1: the mask changed during the evaluation"):
         case.read_mask()
     (images / "139-input.png").unlink()
     with pytest.raises(SourceError, match=r"139 turn 1: 139-input\.png: No such file"):

@@ -152,7 +152,7 @@ def test_too_few_rows_are_refused(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         build_benchmark(run, tmp_path / "bench", count=rows + 1)
     said = str(caught.value)
-    assert f"gives {rows} rows and --count asks for {rows + 1}" in said
+    assert f"has samples for {rows} rows, but {rows + 1} are wanted" in said
     assert f"reasonpix generate RECIPE --out {run} --limit N" in said
     assert not (tmp_path / "bench").exists()
     (tmp_path / "bench").mkdir()
@@ -175,7 +175,7 @@ def test_an_image_that_is_trained_on_is_left_out_however_encoded(
     assert known["bytes"] not in (sample.load(), sample.edited_png())
     dataset = training(tmp_path / "part1", {column: known})
     built = build_benchmark(run, tmp_path / "bench", disjoint_from=[dataset])
-    assert dict(built.left_out) == {"an image that is trained on": 1}
+    assert dict(built.left_out) == {"an image of the training data": 1}
     assert built.rows == len(taken(run)) - 1
     assert sample.record_id not in {case.id for case in read(tmp_path / "bench").cases}
 
@@ -200,7 +200,7 @@ def test_an_instruction_that_is_trained_on_is_left_out_however_written(
     assert 0 < others < len(said)
     dataset = training(tmp_path / "part1", {"edit_prompt": f"  {leaked.upper()[:-1]} … !"})
     built = build_benchmark(run, tmp_path / "bench", disjoint_from=[dataset])
-    assert dict(built.left_out) == {"an instruction that is trained on": len(said) - others}
+    assert dict(built.left_out) == {"an instruction of the training data": len(said) - others}
     cases = read(tmp_path / "bench").cases
     assert [case.instructions["reasoning"] for case in cases] == [t for t in said if t != leaked]
 
@@ -233,9 +233,9 @@ def test_the_card_says_what_was_checked(run: RunFolder, tmp_path: Path) -> None:
     assert told["configs"][0]["data_files"] == files
     assert "4 test cases, made by the pipeline" in body
     assert "is in `part1`" in body
-    assert "1 accepted samples hold an image that is trained on, and are left out" in body
+    assert "1 accepted samples share an image of the training data and are left out" in body
     more = len(taken(run)) - 1 - 4
-    assert f"drawn with seed 7; {more} more were to choose from" in body
+    assert f"drawn with seed 7; {more} others were available" in body
     for section in ("What made it", "Licences", "Filters", "How many came through", "Recipe"):
         assert f"\n## {section}\n" in body
     assert str(tmp_path) not in text

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, CLIPModel, ViTModel
 from reasonpix.core.images import decode
 from reasonpix.errors import PluginError, SourceError, WeightsError
 from reasonpix.evaluation.cases import Case
-from reasonpix.evaluation.embedders import Preparation
+from reasonpix.evaluation.embedders import Preprocessing
 from reasonpix.evaluation.metrics import METRICS, Metrics, MetricsOptions
 from reasonpix.evaluation.pixel_metrics import distances, psnr, ssim
 from reasonpix.plugin.components import Options
@@ -465,7 +465,7 @@ def test_values_that_are_no_numbers_are_problems(models: Path, tmp_path: Path) -
         [case(read_truth=image(3)), case(edited_caption="x")], [image(), image()]
     )
     assert isinstance(whole, Problem)
-    assert "row 1: dino: no finite number" in whole.reason
+    assert "row 1: dino: not a finite number" in whole.reason
     assert "clip_t" in without_dino
 
 
@@ -551,7 +551,7 @@ def test_resizing_and_cropping_round_as_torchvision_does(
     given_ = picture(0, size)
     x, y = corner
     expected = given_.resize(resized, Image.Resampling.BICUBIC).crop((x, y, x + 32, y + 32))
-    cut = Preparation(32, 32, MEAN, STD).cut(given_)
+    cut = Preprocessing(32, 32, MEAN, STD).crop_image(given_)
     assert np.array_equal(cut, np.asarray(expected))
 
 
