@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,29 @@ def shell(tmp_path: Path) -> Shell:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_environment() -> Iterator[dict[str, str]]:
+    """An S3 server of this test session, as environment variables."""
+    from tests.support.s3_server import s3_server
+
+    with s3_server() as environment:
+        yield environment
+
+
+_folders = count()
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a new folder on S3."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/run-{next(_folders)}"
+
+
+@pytest.fixture
+def memory() -> str:
+    """The URL of a new folder in this process's memory."""
+    return f"memory://remote-{next(_folders)}/run"

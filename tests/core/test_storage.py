@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
@@ -14,22 +13,14 @@ import pytest
 from reasonpix.core.remote_storage import RemoteStorage, open_storage
 from reasonpix.core.storage import LocalStorage, Storage
 from reasonpix.errors import RunError
-from tests.support.s3_server import BUCKET, s3_server
+from tests.support.s3_server import BUCKET, needs_s3
 
 S3 = pytest.param(
     "s3",
-    marks=pytest.mark.skipif(
-        not (find_spec("s3fs") and find_spec("moto")), reason="needs s3fs and moto[s3]"
-    ),
+    marks=needs_s3,
 )
 number = count()
 Open = Callable[[], Storage]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    with s3_server() as environment:
-        yield environment
 
 
 @pytest.fixture(params=["local", "memory", "moved", S3])
@@ -42,7 +33,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         "s3": f"s3://{BUCKET}/test-{next(number)}/run",
     }[request.param]
     if request.param == "s3":
-        for name, value in request.getfixturevalue("s3").items():
+        for name, value in request.getfixturevalue("s3_environment").items():
             monkeypatch.setenv(name, value)
     return lambda: open_storage(where)
 

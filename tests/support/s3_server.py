@@ -7,8 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+
+import pytest
 
 BUCKET = "bucket"
+
+needs_s3 = pytest.mark.skipif(
+    not (find_spec("s3fs") and find_spec("moto")), reason="needs s3fs and moto[s3]"
+)
 
 
 @contextmanager
