@@ -151,6 +151,13 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def is_text(value: object) -> bool:
+    """Whether it is a string that is not blank and has no lone surrogates, which JSON allows."""
+    return (
+        isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+    )
+
+
 def strip_article(name: str) -> str:
     """A name without its article, and without punctuation around it."""
     return re.sub(r"^(an?|the) (?=\w)", "", one_line(name).strip(" .,;:!?\"'"), flags=re.IGNORECASE)

@@ -19,11 +19,8 @@ from reasonpix.datasets.reader import Rows, Texts
 from reasonpix.datasets.table_readers import DatasetRows, ParquetRows
 from reasonpix.datasets.writers import FEATURES
 from reasonpix.errors import SourceError
-from reasonpix.generation.components.sources import (
-    InstructPix2Pix,
-    InstructPix2PixOptions,
-    file_bytes,
-)
+from reasonpix.generation.components.file_source import file_bytes
+from reasonpix.generation.components.instruct_pix2pix import InstructPix2Pix, InstructPix2PixOptions
 
 SPLITS = (
     ("train", "training"),

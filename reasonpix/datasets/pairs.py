@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from reasonpix.core.images import UndecodableImage, decode
 from reasonpix.core.parallel import THREADS, Report, prefetch, quiet
+from reasonpix.core.text import is_text
 from reasonpix.datasets.open_reader import open_rows
 from reasonpix.datasets.reader import Rows, Texts
 from reasonpix.errors import SourceError
-from reasonpix.generation.components.sources import is_text
 
 SMALLEST_CROP = 0.8
 """The side of the smallest crop, as a share of the centre crop's: most of the edit stays in it."""

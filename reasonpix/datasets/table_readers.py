@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from reasonpix.datasets.reader import Rows, Texts, image_columns
 from reasonpix.errors import SourceError
-from reasonpix.generation.components.sources import image_bytes, open_dataset
+from reasonpix.generation.components.hub_dataset import image_bytes, open_dataset
 
 # -- Parquet --------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class ParquetRows(Rows):
                     raise self.lacks(column, schema.names, self._shown(file))
                 if not _may_hold_text(kind := schema.field(column).type):
                     raise SourceError(
-                        f"{self._shown(file)}: column {column!r} holds {kind}, no text"
+                        f"{self._shown(file)}: column {column!r} holds {kind}, not text"
                     )
 
     def texts(self, columns: Sequence[str]) -> Iterator[Texts | OSError]:
@@ -235,9 +235,9 @@ class DatasetRows(Rows):
         for column in columns:
             if column not in self._data.column_names:
                 raise self.lacks(column, self._data.column_names)
-            kind = getattr(self._data.features[column], "dtype", "no text")
+            kind = getattr(self._data.features[column], "dtype", "other data")
             if kind not in ("string", "large_string"):
-                raise SourceError(f"{self.where}: column {column!r} holds {kind}, no text")
+                raise SourceError(f"{self.where}: column {column!r} holds {kind}, not text")
 
     def texts(self, columns: Sequence[str]) -> Iterator[Texts | OSError]:
         """Without the images."""

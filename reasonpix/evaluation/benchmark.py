@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reasonpix.core.images import UndecodableImage, decode, decode_mask
 from reasonpix.core.parallel import THREADS, prefetch
+from reasonpix.core.text import is_text
 from reasonpix.datasets.open_reader import open_rows
 from reasonpix.datasets.pairs import shown_rows
 from reasonpix.errors import InvalidBox, SourceError
@@ -31,7 +32,6 @@ from reasonpix.evaluation.benchmark_formats import (
     table,
 )
 from reasonpix.evaluation.cases import Benchmark, Case
-from reasonpix.generation.components.sources import is_text
 from reasonpix.plugin.types import Box
 
 Kind = Annotated[str, Field(pattern=r"^\w[\w -]*$", max_length=50)]

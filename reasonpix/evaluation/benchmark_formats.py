@@ -15,7 +15,7 @@ from typing import Any
 from reasonpix.datasets.reader import Rows
 from reasonpix.errors import SourceError
 from reasonpix.evaluation.cases import DIRECT
-from reasonpix.generation.components.sources import file_bytes
+from reasonpix.generation.components.file_source import file_bytes
 
 REASONING = "reasoning"
 """The kind of instruction that only hints at the target."""

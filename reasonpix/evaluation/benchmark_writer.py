@@ -16,7 +16,7 @@ from reasonpix.core.atomic import output_dir
 from reasonpix.core.hashing import seed_of
 from reasonpix.core.images import UndecodableImage, decode, pixel_digest
 from reasonpix.core.parallel import THREADS, prefetch
-from reasonpix.core.text import words_of
+from reasonpix.core.text import is_text, words_of
 from reasonpix.datasets.card import Form, render_card
 from reasonpix.datasets.open_reader import open_rows
 from reasonpix.datasets.publishing import accepted
@@ -35,7 +35,6 @@ from reasonpix.datasets.writers import (
     write_rows,
 )
 from reasonpix.errors import RunError, SourceError
-from reasonpix.generation.components.sources import is_text
 from reasonpix.generation.outcomes import Outcome
 from reasonpix.generation.run_folder import RunFolder
 

@@ -165,7 +165,7 @@ def test_plugins_are_listed_and_described() -> None:
     assert kinds["fake-planner"] == "planner"
     shown = CliRunner().invoke(cli, ["plugins", "show", "image-folder"]).output
     assert shown.startswith(
-        "image-folder: reasonpix.generation.components.sources of reasonpix 0.1.0\n"
+        "image-folder: reasonpix.generation.components.image_folder of reasonpix 0.1.0\n"
     )
     assert "source: All images under a folder, by name" in shown
     assert "  path: Folder of images, searched with its subfolders (required)" in shown

@@ -315,7 +315,7 @@ def test_columns_of_another_type(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", rows(1))
     table = pq.read_table(path)
     pq.write_table(table.set_column(1, "edit_prompt", pa.array([5])), path)
-    assert "column 'edit_prompt' holds int64, no text" in refused(path)
+    assert "column 'edit_prompt' holds int64, not text" in refused(path)
     pq.write_table(table.set_column(0, "input_image", pa.array(["x"])), path)
     assert "column 'input_image' holds string, no images" in refused(path)
 

@@ -89,10 +89,10 @@ def special_files(folder: Path) -> dict[str, Array | str]:
         "linked itself.png": "Too many levels of symbolic links",
         "linked ring a.png": "Too many levels of symbolic links",
         "linked ring b.png": "Too many levels of symbolic links",
-        "linked zeros.png": "is no regular file",
+        "linked zeros.png": "not a regular file",
         "linked folder/in.png": PICTURE,
-        "pipe.png": "is no regular file",
-        "socket.png": "is no regular file",
+        "pipe.png": "not a regular file",
+        "socket.png": "not a regular file",
         "sparse.png": "1073741825 bytes exceed the limit",
         "'\\udcff.png'": "its name is not UTF-8",
         "'\\udcfe/in.png'": "its name is not UTF-8",
@@ -311,7 +311,7 @@ def test_an_image_that_becomes_a_pipe_after_the_plan(
     first, second = outcomes(run)
     assert first.status == "ok"
     assert (second.status, second.stage) == ("failed", "caption")
-    assert "is no regular file" in second.reason
+    assert "not a regular file" in second.reason
 
 
 @contextmanager
@@ -400,8 +400,8 @@ def test_pairs_of_which_an_image_is_bad(tmp_path: Path) -> None:
     ended = list(outcomes(generate(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")))
     wanted = [
         *[(f"1/{seed}_0.jpg", stage, reason) for seed, (_, _, stage, reason) in pairs.items()],
-        ("1/pipe_0.jpg", "source", "is no regular file"),
-        ("2/any_0.jpg", "source", "2/prompt.json: is no regular file"),
+        ("1/pipe_0.jpg", "source", "not a regular file"),
+        ("2/any_0.jpg", "source", "2/prompt.json: not a regular file"),
     ]
     assert [outcome.sample.item.native_id for outcome in ended] == [name for name, _, _ in wanted]
     for outcome, (name, stage, reason) in zip(ended, wanted, strict=True):
@@ -426,7 +426,7 @@ def test_a_dataset_with_bad_images(tmp_path: Path) -> None:
         (cmyk, "misleading.png", "", ""),
         (None, str(tmp_path / "there.png"), "", ""),
         (None, str(tmp_path / "nowhere.png"), "source", "row 8: .*No such file"),
-        (None, str(tmp_path / "pipe.png"), "source", "row 9: .*is no regular file"),
+        (None, str(tmp_path / "pipe.png"), "source", "row 9: .*not a regular file"),
         (SOUND, None, "", ""),
     ]
     import pyarrow as pa

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from reasonpix.datasets.publishing import publish
 from reasonpix.errors import SourceError
-from reasonpix.generation.components.sources import InstructPix2Pix
+from reasonpix.generation.components.instruct_pix2pix import InstructPix2Pix
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcomes
 from reasonpix.generation.recipe import load_recipe
@@ -261,7 +261,7 @@ def test_a_prompt_without_its_words_fails_its_images_alone(
     items = list(source("instruct-pix2pix", path=path, pairs=pairs).items())
     names = [item.native_id for item in items if isinstance(item, SourceItem)]
     assert names == ["1/11_0.jpg", "1/22_0.jpg", "3/11_0.jpg", "3/22_0.jpg"]
-    problem = failed(f"2/prompt.json: holds no text for {missing}")
+    problem = failed(f"2/prompt.json: has no text for {missing}")
     assert items[2:4] == [("2/11_0.jpg", problem), ("2/22_0.jpg", problem)]
 
 
@@ -480,7 +480,7 @@ def test_hf_dataset_gives_pairs(tmp_path: Path) -> None:
     assert [row[2] for row in got[4]] == [red, red, None, red, red, red, lime]
     assert got[5].startswith(f"'{file}' has no column 'image_1'; it has original_prompt, ")
     assert got[6].startswith(f"'{file}' has no column 'edit'; it has original_prompt, ")
-    assert got[7] == f"column 'n' of '{file}' holds int64, no text"
+    assert got[7] == f"column 'n' of '{file}' holds int64, not text"
     assert got[8].startswith(f"column 'edited_image' of '{file}' holds ")
     assert got[9].startswith(f"column 'n' of '{file}' holds no images: ")
     assert got[10].startswith(f"path: cannot open dataset '{file}': ")

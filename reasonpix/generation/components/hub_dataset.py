@@ -1,0 +1,157 @@
+"""Source `hf-dataset`: a dataset that the `datasets` library opens, of images or of pairs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from reasonpix.core.text import is_text
+from reasonpix.errors import SourceError
+from reasonpix.generation.components.file_source import ItemTexts, file_bytes
+from reasonpix.plugin.components import Options, Source, SourceItem
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Problem
+
+
+class HFDatasetOptions(Options):
+    """Options of `hf-dataset`."""
+
+    path: str = Field(
+        description="Folder of parquet files, one parquet file, saved dataset, or a hub id"
+    )
+    revision: str | None = Field(None, description="Commit or tag, for a hub id")
+    split: str = Field("train", description="Split to read")
+    image: str = Field("image", description="Column of the images")
+    caption: str | None = Field(None, description="Column of captions, if there is one")
+    edited_image: str | None = Field(
+        None, description="Column of the edited images, of a dataset of pairs (Part I)"
+    )
+    edited_caption: str | None = Field(None, description="Column of the edited images' captions")
+    instruction: str | None = Field(None, description="Column of the direct instructions of pairs")
+
+    @model_validator(mode="after")
+    def _columns_of_pairs(self) -> Self:
+        if (self.edited_image is None) != (self.instruction is None):
+            raise ValueError("a pair needs both columns, edited_image and instruction")
+        if self.edited_caption is not None and self.edited_image is None:
+            raise ValueError("edited_caption needs the columns edited_image and instruction too")
+        return self
+
+
+class HFDataset(Source[HFDatasetOptions]):
+    """A Hugging Face dataset with a column of images, or columns of pairs.
+
+    Native ids are row numbers. A row of a pair with an empty cell gives a `Problem`.
+    """
+
+    name: ClassVar[str] = "hf-dataset"
+    Options: ClassVar[type[Options]] = HFDatasetOptions
+
+    @property
+    def gives_pairs(self) -> bool:
+        """Whether a column of edited images is named."""
+        return self.options.edited_image is not None
+
+    def load(self) -> None:
+        """Open the dataset. Raises `SourceError` for a missing folder, split or column."""
+        options = self.options
+        data = open_dataset(options.path, options.split, options.revision)
+        import datasets
+
+        images = [name for name in (options.image, options.edited_image) if name]
+        texts = [
+            name for name in (options.caption, options.edited_caption, options.instruction) if name
+        ]
+        for column in images + texts:
+            if column not in data.column_names:
+                raise SourceError(
+                    f"{options.path!r} has no column {column!r}; "
+                    f"it has {', '.join(data.column_names)}"
+                )
+        for column in texts:
+            kind = getattr(data.features[column], "dtype", "other data")
+            if kind not in ("string", "large_string"):
+                raise SourceError(f"column {column!r} of {options.path!r} holds {kind}, not text")
+        try:
+            for column in images:
+                data = data.cast_column(column, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise SourceError(
+                f"column {column!r} of {options.path!r} holds no images: {error}"
+            ) from error
+        # Other columns are not read.
+        self._data = data.select_columns(list(dict.fromkeys(images + texts)))
+
+    def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
+        """All rows, in order."""
+        for number, row in enumerate(self._data):
+            try:
+                item = self._item(str(number), row)
+            except OSError as error:
+                yield str(number), Problem(status="failed", reason=f"row {number}: {error}")
+            else:
+                yield item
+
+    def _item(self, native_id: str, row: dict[str, Any]) -> SourceItem:
+        options = self.options
+        content = hashlib.sha256(image_bytes(row[options.image], "image")).hexdigest()
+        caption = row[options.caption] if options.caption else None
+        if options.edited_image is None:
+            return ItemTexts(caption).item(native_id, content)
+        edited = hashlib.sha256(image_bytes(row[options.edited_image], "edited image")).hexdigest()
+        columns = (options.caption, options.edited_caption, options.instruction)
+        for column in filter(None, columns):
+            if not is_text(row[column]):
+                raise OSError(f"no text in {column!r}")
+        texts = ItemTexts(*(row[column] if column else None for column in columns))
+        return texts.item(native_id, content, edited)
+
+    def read(self, native_id: str) -> bytes:
+        """The encoded image of a row."""
+        return image_bytes(self._data[int(native_id)][self.options.image], "image")
+
+    def read_edited(self, native_id: str) -> bytes:
+        """The encoded edited image of a row."""
+        return image_bytes(self._data[int(native_id)][self.options.edited_image], "edited image")
+
+
+def open_dataset(path: str, split: str, revision: str | None = None) -> Any:
+    """A split of a folder of parquet files, a parquet file, a saved dataset or a hub id.
+
+    Raises `SourceError` when it cannot be opened, or `datasets` is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise SourceError(
+            f"{path!r} is read with the package datasets: pip install 'reasonpix[hub]'"
+        ) from error
+
+    folder = Path(path)
+    saved = any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+    try:
+        if saved:
+            data = datasets.load_from_disk(path)
+            return data[split] if isinstance(data, datasets.DatasetDict) else data
+        if folder.is_file():
+            return datasets.load_dataset("parquet", data_files=path, split=split)
+        return datasets.load_dataset(path, split=split, revision=revision)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"path: cannot open dataset {path!r}: {error}") from error
+
+
+def image_bytes(cell: dict[str, Any] | None, what: str) -> bytes:
+    """The encoded image of a cell, or of the file that it names. Raises `OSError`."""
+    if cell is None or cell["bytes"] is cell["path"] is None:
+        raise OSError(f"no {what}")
+    return bytes(cell["bytes"]) if cell["bytes"] is not None else file_bytes(Path(cell["path"]))
+
+
+@hookimpl
+def sources() -> list[type[Source[Any]]]:
+    """The source of this module."""
+    return [HFDataset]

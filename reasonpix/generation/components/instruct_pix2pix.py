@@ -1,0 +1,104 @@
+"""Source `instruct-pix2pix`: the data of InstructPix2Pix, as images or as pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from reasonpix.core.text import is_text
+from reasonpix.errors import SourceError
+from reasonpix.generation.components.file_source import (
+    FileSource,
+    ItemTexts,
+    existing_folder,
+    file_bytes,
+    read_json,
+)
+from reasonpix.plugin.components import Options, Source
+from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.types import Problem
+
+
+class InstructPix2PixOptions(Options):
+    """Options of `instruct-pix2pix`."""
+
+    path: Path = Field(
+        description="Folder with seeds.json and <dir>/prompt.json, <dir>/<seed>_0.jpg"
+    )
+    pairs: bool = Field(
+        False, description="Give the edited images <dir>/<seed>_1.jpg and instructions too (Part I)"
+    )
+
+
+class InstructPix2Pix(FileSource[InstructPix2PixOptions]):
+    """InstructPix2Pix data: its input images with their captions (Part II), or its pairs (Part I).
+
+    Layout of timothybrooks/instruct-pix2pix: `seeds.json` is [[dir, [seed, …]], …]; `prompt.json`
+    holds `input` (older files: `caption`), `edit` and `output`. An invalid prompt.json makes its
+    own images fail, and no others.
+    """
+
+    name: ClassVar[str] = "instruct-pix2pix"
+    Options: ClassVar[type[Options]] = InstructPix2PixOptions
+
+    @property
+    def gives_pairs(self) -> bool:
+        """The option `pairs`."""
+        return self.options.pairs
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return existing_folder(self.options.path, "path")
+
+    def edited(self, native_id: str) -> str:
+        """<dir>/<seed>_1.jpg beside <dir>/<seed>_0.jpg."""
+        return native_id.removesuffix("_0.jpg") + "_1.jpg"
+
+    def folders(self) -> list[tuple[str, list[str]]]:
+        """The (dir, seeds) of seeds.json."""
+        expected = "expected seeds.json as [[dir, [seed, …]], …]"
+        rows = read_json(self.root / "seeds.json", expected)
+        try:
+            return [(str(folder), [str(seed) for seed in seeds]) for folder, seeds in rows]
+        except (TypeError, ValueError) as error:
+            raise SourceError(f"{self.root / 'seeds.json'}: {expected}, but {error}") from error
+
+    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem]]:
+        """One input image for each seed of each prompt, in the order of seeds.json."""
+        for folder, seeds in self.folders():
+            texts = self._prompt(folder)
+            for seed in seeds:
+                yield f"{folder}/{seed}_0.jpg", texts
+
+    def _prompt(self, folder: str) -> ItemTexts | Problem:
+        """The texts of a folder's prompt.json, or what is wrong with it."""
+        name = f"{folder}/prompt.json"
+        try:
+            prompt = json.loads(file_bytes(self.root / name).decode())
+        except OSError as error:
+            return Problem(status="failed", reason=f"{name}: {error.strerror}")
+        except (ValueError, RecursionError) as error:
+            return Problem(status="failed", reason=f"{name}: cannot be read: {error}")
+        fields = prompt if isinstance(prompt, dict) else {}
+        caption = fields.get("input") or fields.get("caption")
+        missing = [] if is_text(caption) else ['"input" (or "caption")']
+        if not self.gives_pairs:
+            texts = ItemTexts(caption)
+        else:
+            texts = ItemTexts(caption, fields.get("output"), fields.get("edit"))
+            missing += [f'"{key}"' for key in ("edit", "output") if not is_text(fields.get(key))]
+        if missing:
+            reason = f"{name}: has no text for {' and '.join(missing)}"
+            return Problem(status="failed", reason=reason)
+        return texts
+
+
+@hookimpl
+def sources() -> list[type[Source[Any]]]:
+    """The source of this module."""
+    return [InstructPix2Pix]
