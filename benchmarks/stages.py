@@ -27,9 +27,10 @@ from reasonpix.generation.engine.local_executor import LocalExecutor
 from reasonpix.generation.outcomes import StageEntry
 from reasonpix.generation.pipeline import Stage
 from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
-from reasonpix.generation.samples import Sample
 from reasonpix.plugin.components import SourceItem
 from reasonpix.plugin.fakes import FakeSource, FakeSourceOptions
+from reasonpix.plugin.samples import Sample
+from reasonpix.plugin.stages import Result, StageSpec
 from reasonpix.plugin.types import Record
 
 STAGES = 6
@@ -47,16 +48,16 @@ PEERS = {
 NOTHING = Record()
 
 
-def no_op(samples: Sequence[Sample], _: dict[str, Any]) -> list[Record]:
+def no_op(samples: Sequence[Sample], _: None) -> list[Result]:
     return [NOTHING for _sample in samples]
 
 
 def six_stages() -> list[Stage]:
     stages: list[Stage] = []
     for number in range(STAGES):
-        entry = StageEntry(f"stage-{number}", f"stage-{number}", {"use": None}, {})
-        follows = tuple(stage.entry for stage in stages)
-        stages.append(Stage(entry.stage, None, no_op, entry, follows))  # type: ignore[arg-type]
+        spec = StageSpec(name=f"stage-{number}", function=no_op, output=Record)
+        entry = StageEntry(spec.name, spec.name, {"use": None}, {})
+        stages.append(Stage(spec, None, entry, tuple(stage.entry for stage in stages)))
     return stages
 
 

@@ -74,15 +74,19 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> WriteRecipe:
-    """Write a recipe of fakes; `slot=` replaces a component, None leaves it out."""
+    """Write a recipe of fakes; `slot=` replaces a component, None leaves it out.
+
+    With `part="rewrite"` there is a planner alone.
+    """
 
     def write(name: str = "recipe.yaml", **changes: object) -> Path:
         recipe: dict[str, object] = {
-            key: changes.pop(key) for key in ("seed", "shard_size") if key in changes
+            key: changes.pop(key) for key in ("part", "seed", "shard_size") if key in changes
         }
         recipe["source"] = changes.pop("source", {"use": "fake-source", "count": 7})
         filters = changes.pop("filters", None)
-        pipeline = {**FAKES, **changes}
+        fakes = {"planner": FAKES["planner"]} if recipe.get("part") == "rewrite" else FAKES
+        pipeline = {**fakes, **changes}
         recipe["pipeline"] = {slot: use for slot, use in pipeline.items() if use is not None}
         if filters is not None:
             recipe["filters"] = filters

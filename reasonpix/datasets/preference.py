@@ -27,10 +27,10 @@ from reasonpix.datasets.writers import (
 from reasonpix.errors import RecipeError, RunError
 from reasonpix.generation.outcomes import Outcome, read_stages
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.generation.samples import Sample
 from reasonpix.llm.prompts import Prompt
 from reasonpix.llm.tasks import REWRITE
 from reasonpix.llm.types import Message
+from reasonpix.plugin.samples import Sample
 from reasonpix.plugin.types import RewriteRequest, Rewriting
 
 _TURNS = many({"role": TEXT, "content": TEXT})

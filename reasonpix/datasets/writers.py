@@ -25,7 +25,7 @@ from reasonpix.core.parallel import Size, prefetch
 from reasonpix.core.text import strip_article
 from reasonpix.errors import RunError
 from reasonpix.generation.outcomes import Outcome
-from reasonpix.generation.samples import Sample
+from reasonpix.plugin.samples import Sample
 
 Row = dict[str, Any]
 T = TypeVar("T")

@@ -8,16 +8,18 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from typing import Any, NamedTuple, overload
 
 from reasonpix.core.images import UndecodableImage
 from reasonpix.errors import RunError
+from reasonpix.generation.chains import declared
 from reasonpix.generation.run_folder import Row, RunFolder, Shard, Status
-from reasonpix.generation.samples import Sample, Scores
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Scorer, Source, SourceItem
+from reasonpix.plugin.samples import Sample, SampleImage, Scores
+from reasonpix.plugin.stages import StageSpec
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,15 @@ class StageEntry:
         """Whether it measures edits for a filter."""
         return self.stage.startswith("score-")
 
+    @cached_property
+    def spec(self) -> StageSpec | None:
+        """Its declaration; None for filters, and without the plugin that adds the stage."""
+        return None if self.is_score else declared(self.stage)
+
 
 def write_stages(run: RunFolder, entries: Sequence[StageEntry]) -> None:
     """Say which stage folders are current."""
-    body = json.dumps([vars(entry) for entry in entries], indent=1)
+    body = json.dumps([asdict(entry) for entry in entries], indent=1)
     run.storage.write("stages.json", body.encode() + b"\n")
 
 
@@ -76,13 +83,11 @@ def _checked(read: Callable[[str], bytes], native_id: str, content: str) -> byte
 
 def _sample(planned: Row, source: Source[Any]) -> Sample:
     item = SourceItem.model_validate_json(planned.output)
-    load = partial(_checked, source.read, item.native_id, item.content)
-    edited = (
-        partial(_checked, source.read_edited, item.native_id, item.pair.content)
-        if item.pair
-        else None
-    )
-    return Sample(planned.record_id, item, load, load_edited=edited)
+    images = {"input": SampleImage(partial(_checked, source.read, item.native_id, item.content))}
+    if item.pair:
+        load = partial(_checked, source.read_edited, item.native_id, item.pair.content)
+        images["paired"] = SampleImage(load)
+    return Sample(planned.record_id, item, images)
 
 
 Verdicts = Mapping[str, Mapping[str, str]]
@@ -98,6 +103,7 @@ def samples_reaching(
 ) -> Iterator[Sample]:
     """The samples of a shard that all `earlier` stages and their `verdicts` let through."""
     rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in earlier}
+    specs = {entry.folder: entry.spec for entry in earlier}
     for planned in run.read("source", shard):
         if planned.status != "ok":
             continue
@@ -108,7 +114,8 @@ def samples_reaching(
                 raise _missing(run, entry, shard, planned.record_id)
             if row.status != "ok" or planned.record_id in verdicts.get(entry.folder, ()):
                 break
-            sample.take_row(entry.stage, row)
+            if (spec := specs[entry.folder]) is not None:
+                sample.add_stored(spec, row.output, row.image)
         else:
             yield sample
 
@@ -184,7 +191,8 @@ def _outcome(
             if ended[0] == "ok":
                 ended = (row.status, entry.stage, row.reason)
             continue
-        sample.take_row(entry.stage, row)
+        if entry.spec is not None:
+            sample.add_stored(entry.spec, row.output, row.image)
         if entry.is_score:
             values = Scores.model_validate_json(row.output).scores
             prefix = entry.component["use"]

@@ -5,74 +5,82 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from reasonpix.core import yaml_locations
-from reasonpix.errors import RecipeError
+from reasonpix.errors import PluginError, RecipeError
 from reasonpix.generation import recipe_catalog
+from reasonpix.generation.chains import CHAINS, chain_of, slots_of
 from reasonpix.generation.resources import Resources
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Planner, PlannerTask, Scorer, Source
 from reasonpix.plugin.spec import Complain, ComponentSpec, check, read_spec, slot_schemas
+from reasonpix.plugin.stages import Part, StageSpec
 
-PIPELINE = ("captioner", "extractor", "grounder", "planner", "editor", "reader")
-"""The places of a pipeline, in the order of the data."""
-
-_SHOWN_OF_REPLACED = frozenset({"instruction", "box", "selected", "target", "synonyms"})
-_SHOWN_OF_REWRITTEN = frozenset(
-    {"instruction", "edited_caption", "direct_instruction", "candidates", "revealing", "agreement"}
-)
-"""Which fields of `slots.Edit` a scorer sees, beside images and captions."""
-
-_REPLACING = ("captioner", "extractor", "grounder", "editor")
-"""Those that only a recipe has which makes edits of its own (Parts II and III)."""
+_PART_SETTINGS = ("candidates", "selection_orders")
+"""Settings that only some parts have."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What `reasonpix generate` does: a source, a component for each slot, and filters.
 
-    Without an `editor` the source gives whole edits, and their instructions are rewritten (Part I):
-    then there is no `captioner`, `extractor` and `grounder` either. With one, `captioner` is None
-    when the source itself gives captions (Part II).
+    `part: replace` makes edits of its own: Part III, or Part II when the source gives the captions.
+    `part: rewrite` rewrites the instructions of edits that the source gives: Part I.
     """
 
+    part: Part
     seed: int
     shard_size: int
     candidates: int
-    orders: int
+    selection_orders: int
     source: ComponentSpec
-    captioner: ComponentSpec | None
-    extractor: ComponentSpec | None
-    grounder: ComponentSpec | None
-    planner: ComponentSpec
-    editor: ComponentSpec | None
-    reader: ComponentSpec | None
+    pipeline: Mapping[str, ComponentSpec]
+    """By slot; slots that the recipe leaves empty are missing."""
     filters: tuple[ComponentSpec, ...]
     resources: Mapping[str, Resources] = field(default_factory=dict)
-    """What a stage takes of a machine, by the stage's name."""
+    """By the stage's name."""
+
+    @property
+    def chain(self) -> tuple[StageSpec, ...]:
+        """The stages in the order of the data, without those of the filters."""
+        return chain_of(self.part, self.pipeline)
+
+    @property
+    def settings(self) -> Mapping[str, int]:
+        """What a `StageSpec` may name as its settings."""
+        return {
+            "run_seed": self.seed,
+            "candidates": self.candidates,
+            "selection_orders": self.selection_orders,
+        }
 
     @property
     def uses(self) -> Iterator[ComponentSpec]:
-        """All components named, in the order of the data."""
+        """All components, in the order of the data."""
         yield self.source
-        yield from (use for slot in PIPELINE if (use := getattr(self, slot)) is not None)
+        yield from self.pipeline.values()
         yield from self.filters
+
+    def component(self, slot: str) -> ComponentSpec | None:
+        """The component in a slot, if there is one."""
+        return self.source if slot == "source" else self.pipeline.get(slot)
 
     def as_yaml(self) -> str:
         """The resolved recipe: every option spelled out, and the packages it ran with."""
-        packages = sorted({use.package for use in self.uses})
+        packages = {use.package for use in self.uses} | {
+            package for slot in self.pipeline if (package := registry.slot_package(slot))
+        }
         body = {
+            "part": self.part,
             "seed": self.seed,
             "shard_size": self.shard_size,
-            **({} if self.editor else {"candidates": self.candidates, "orders": self.orders}),
+            **{name: self.settings[name] for name in _settings_of(self.chain)},
             "source": self.source.as_yaml(),
-            "pipeline": {
-                slot: use.as_yaml() for slot in PIPELINE if (use := getattr(self, slot)) is not None
-            },
+            "pipeline": {slot: use.as_yaml() for slot, use in self.pipeline.items()},
             "filters": [use.as_yaml() for use in self.filters],
         }
         if self.resources:
@@ -80,23 +88,12 @@ class Recipe:
                 name: resources.model_dump(exclude_defaults=True)
                 for name, resources in self.resources.items()
             }
-        head = "".join(f"# {package}\n" for package in packages)
+        head = "".join(f"# {package}\n" for package in sorted(packages))
         return head + yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
 
 
-class _Pipeline(BaseModel):
-    """The component of each slot, by name or as a block with `use:` and options."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    captioner: Any = Field(None, description="Left out when the source gives captions")
-    extractor: Any = Field(None, description="Candidate categories from a caption (Eq. 4)")
-    grounder: Any = Field(None, description="Boxes for categories (Eq. 5)")
-    planner: Any = Field(description="What becomes what, and the instruction (Eq. 2, 3, 6)")
-    editor: Any = Field(
-        None, description="Object replacement (Eq. 7); left out when the source gives pairs"
-    )
-    reader: Any = Field(None, description="A planner that filters ask what an instruction is after")
+def _settings_of(chain: Sequence[StageSpec]) -> list[str]:
+    return [name for name in _PART_SETTINGS if any(name in spec.settings for spec in chain)]
 
 
 class _Document(BaseModel):
@@ -104,16 +101,26 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    seed: int = Field(0, ge=0, description="Every random choice follows from it")
+    part: Part = Field(
+        "replace",
+        description="replace makes edits (Parts II and III); rewrite rewrites the instructions of "
+        "edits that the source gives (Part I)",
+    )
+    seed: int = Field(0, ge=0, description="Every random choice depends on it")
     shard_size: int = Field(32, ge=1, description="Records computed and stored together")
     candidates: int = Field(
-        4, ge=1, description="n of Eq. 2: instructions to choose from, where pairs are rewritten"
+        4, ge=1, description="n of Eq. 2: instructions to choose from, with part: rewrite"
     )
-    orders: int = Field(
-        2, ge=1, description="Times P_select is asked (Eq. 3), each time in another order"
+    selection_orders: int = Field(
+        2,
+        ge=1,
+        description="Times P_select is asked (Eq. 3), each time with the candidates in another "
+        "order, with part: rewrite",
     )
     source: Any = Field(description="Where input images come from")
-    pipeline: _Pipeline
+    pipeline: dict[str, Any] = Field(
+        description="The component of each slot, by name or as a block with `use:` and options"
+    )
     filters: list[Any] = Field([], description="What to reject, by stored scores")
     resources: dict[str, Resources] = Field(
         {}, description="What a stage takes of a machine, by its name, such as caption"
@@ -129,158 +136,213 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     problems: list[str] = []
     for override in overrides:
         yaml_locations.override_value(data, marks, override, problems)
-
     complain = marks.into(problems)
     document = check(_Document, data, (), complain)
-    uses: dict[str, ComponentSpec | None] = dict.fromkeys(PIPELINE)
-    if "source" in data:
-        uses["source"] = read_spec("source", data["source"], ("source",), complain)
-    pipeline = data.get("pipeline")
-    named = pipeline if isinstance(pipeline, dict) else {}
-    for slot in PIPELINE:
-        if _is_named(named, slot):
-            uses[slot] = read_spec(slot, named[slot], ("pipeline", slot), complain)
+    source = (
+        read_spec("source", data["source"], ("source",), complain) if "source" in data else None
+    )
     listed = data.get("filters")
+    block = data.get("pipeline")
+    pipeline = _Pipeline(data.get("part", "replace"), block if isinstance(block, dict) else {})
+    pipeline.read(complain)
     filters = [
         read_spec("filter", value, ("filters", i), complain)
         for i, value in enumerate(listed if isinstance(listed, list) else [])
     ]
-    if named:
-        _check_part(data, document, named, uses, complain)
-    _check_filters(data, named, filters, complain)
-    _check_resources(data.get("resources"), named, filters, complain)
-    if problems or document is None:
+    if pipeline.block and pipeline.part in CHAINS:
+        pipeline.check_stages(complain)
+        _check_settings(data, document, pipeline, complain)
+        if pipeline.part == "rewrite" and source is not None:
+            _check_pairs(source, complain)
+        _check_filters(data, pipeline, filters, complain)
+        _check_resources(data.get("resources"), pipeline, filters, complain)
+    if problems or document is None or source is None:
         raise RecipeError(problems)
     return Recipe(
+        part=document.part,
         seed=document.seed,
         shard_size=document.shard_size,
         candidates=document.candidates,
-        orders=document.orders,
+        selection_orders=document.selection_orders,
+        source=source,
+        pipeline={slot: use for slot, use in pipeline.uses.items() if use},
         filters=tuple(use for use in filters if use),
         resources=document.resources,
-        **uses,  # type: ignore[arg-type]
     )
 
 
-def _check_part(
-    data: dict[str, Any],
-    document: _Document | None,
-    named: dict[str, Any],
-    uses: dict[str, ComponentSpec | None],
-    complain: Complain,
+class _Pipeline:
+    """The block `pipeline:` while it is checked."""
+
+    def __init__(self, part: Any, block: dict[str, Any]) -> None:
+        self.part: Part = part
+        self.block = block
+        self.uses: dict[str, ComponentSpec | None] = {}
+        """By slot that the recipe fills; None where what it names is wrong."""
+        self.chain: tuple[StageSpec, ...] = ()
+        self.required = {
+            spec.slot: None
+            for spec in CHAINS.get(part, ())
+            if spec.if_empty == "refuse" and spec.slot != "source"
+        }
+
+    def read(self, complain: Complain) -> None:
+        """Read the component of each slot."""
+        slots = [name for name, spec in registry.slots().items() if spec.in_pipeline]
+        for slot in self.block:
+            if slot not in slots:
+                complain(("pipeline", slot), _unknown_slot(str(slot), slots))
+        for slot in slots:
+            value = self.block.get(slot)
+            # An empty slot is left out, unless the part needs it.
+            if value is not None or (slot in self.block and slot in self.required):
+                self.uses[slot] = read_spec(slot, value, ("pipeline", slot), complain)
+
+    def check_stages(self, complain: Complain) -> None:
+        """Check that the slots are those of the part, and that planners can do their tasks."""
+        for slot in self.required:
+            if slot not in self.block:
+                complain(("pipeline",), f"{slot!r} is missing; `part: {self.part}` needs it")
+        for slot in sorted(set(self.uses) - slots_of(self.part)):
+            complain(
+                ("pipeline", slot), f"`part: {self.part}` has no {slot}; remove it, or change part"
+            )
+        try:
+            self.chain = chain_of(self.part, self.uses)
+        except PluginError as error:
+            complain(("pipeline",), str(error))
+        tasks = [(slot, task) for slot in self.uses if (task := registry.slot(slot).task)]
+        tasks += [(spec.slot, spec.task) for spec in self.chain if spec.task]
+        for slot, task in tasks:
+            if (use := self.uses.get(slot)) is not None:
+                self._check_task(use, task, complain)
+
+    def _check_task(self, use: ComponentSpec, task: PlannerTask, complain: Complain) -> None:
+        planner = registry.find(use.slot, use.name)
+        assert issubclass(planner, Planner)
+        if not planner.can(task):
+            complain(("pipeline", use.slot), f"{use.name!r} does not {task}; name another planner")
+
+
+def _unknown_slot(name: str, slots: Sequence[str]) -> str:
+    """Why a key of the pipeline is not a slot."""
+    try:
+        registry.slot(name)  # raises for a broken plugin
+    except PluginError as error:
+        if name in registry.added_slots():
+            return str(error)
+    hint = "plugins can add slots: is the package that adds it installed?"
+    return f"no such slot{registry.nearest(name, slots)} ({hint})"
+
+
+def _check_settings(
+    data: dict[str, Any], document: _Document | None, pipeline: _Pipeline, complain: Complain
 ) -> None:
-    """What a recipe that rewrites (Part I) has, and what one that replaces has."""
-    pipeline = ("pipeline",)
-    if _replaces(named):
-        for slot in ("extractor", "grounder", "editor"):
-            if slot not in named:
-                complain(pipeline, f"{slot!r} is missing")
-        for key in ("candidates", "orders"):
-            if key in data:
-                complain((key,), "only a recipe that rewrites, one without an editor, asks for it")
-    elif document and document.orders > document.candidates:
+    """Check the settings that only some parts have."""
+    settings = _settings_of(pipeline.chain)
+    for key in _PART_SETTINGS:
+        if key in data and key not in settings:
+            complain((key,), f"`part: {pipeline.part}` has no such setting; remove it")
+    if settings and document and document.selection_orders > document.candidates:
         complain(
-            ("orders",) if "orders" in data else ("candidates",),
-            f"there can be no more orders ({document.orders}) than candidates "
+            ("selection_orders",) if "selection_orders" in data else ("candidates",),
+            f"there can be no more orders ({document.selection_orders}) than candidates "
             f"({document.candidates})",
         )
-    if not _replaces(named) and (use := uses.get("source")) is not None:
-        source = use.build()
-        assert isinstance(source, Source)
-        if not source.gives_pairs:
-            complain(
-                ("source",),
-                f"{use.name!r} gives no edited images, and the recipe names no editor to make "
-                "them; ask the source for pairs, or name an editor",
-            )
-    verbs: list[tuple[str, PlannerTask]] = [("reader", "resolve")]
-    if _replaces(named):
-        verbs.append(("planner", "replace"))
-    else:
-        verbs += [("planner", "rewrite"), ("planner", "select")]
-    for slot, verb in verbs:
-        use = uses[slot]
-        if use is None:
-            continue
-        cls = registry.find(slot, use.name)
-        assert issubclass(cls, Planner)
-        if not cls.can(verb):
-            complain((*pipeline, slot), f"{use.name!r} does not {verb}; name another planner")
+
+
+def _check_pairs(use: ComponentSpec, complain: Complain) -> None:
+    source = use.build()
+    assert isinstance(source, Source)
+    if not source.gives_pairs:
+        complain(
+            ("source",),
+            f"{use.name!r} gives no edited images, and `part: rewrite` makes none; "
+            "let the source give pairs, or set part: replace",
+        )
 
 
 def _check_filters(
     data: dict[str, Any],
-    named: dict[str, Any],
+    pipeline: _Pipeline,
     filters: Sequence[ComponentSpec | None],
     complain: Complain,
 ) -> None:
-    """Each filter once, and with all that it needs."""
-    shown = _SHOWN_OF_REPLACED if _replaces(named) else _SHOWN_OF_REWRITTEN
-    kind = "makes edits" if _replaces(named) else "rewrites instructions"
-    seen: set[str] = set()
+    """Check that each filter is there once, and that the pipeline provides what it needs."""
+    shown = {name for spec in pipeline.chain for name in (spec.name, *spec.shows)}
+    names: set[str] = set()
     for i, use in enumerate(filters):
         if use is None:
             continue
         at = ("filters", i)
-        if use.name in seen:
-            complain(at, f"filter {use.name!r} stands here twice; keep one")
-        seen.add(use.name)
+        if use.name in names:
+            complain(at, f"filter {use.name!r} is listed twice; keep one")
+        names.add(use.name)
         scorer = registry.find("filter", use.name)
         assert issubclass(scorer, Scorer)
-        for slot in sorted(slot for slot in scorer.needs_slots if named.get(slot) is None):
+        for slot in sorted(scorer.needs_slots - set(pipeline.uses)):
             complain(at, f"it needs the pipeline's {slot}, and there is none")
         if missing := ", ".join(sorted(scorer.requires - shown)):
-            complain(at, f"it needs {missing}, and a recipe that {kind} has none")
-        elif "agreement" in scorer.requires and data.get("orders") == 1:
-            complain(at, "it needs P_select to be asked in several orders; set orders: 2")
+            complain(at, f"it needs {missing}, which this pipeline does not provide")
+        elif "agreement" in scorer.requires and data.get("selection_orders") == 1:
+            complain(at, "it needs P_select to be asked in several orders; set selection_orders: 2")
 
 
 def _check_resources(
     resources: Any,
-    named: dict[str, Any],
+    pipeline: _Pipeline,
     filters: Sequence[ComponentSpec | None],
     complain: Complain,
 ) -> None:
-    """Each of a stage that there is."""
-    own = ("extract", "ground", "plan", "edit") if _replaces(named) else ("rewrite", "select")
-    scores = (f"score-{use.name}" for use in filters if use)
-    stages = ["read", "caption", *own, *scores]
+    """Check that each of the resources belongs to a stage."""
+    stages = [spec.name for spec in pipeline.chain]
+    stages += [f"score-{use.name}" for use in filters if use]
     for name in resources if isinstance(resources, dict) else ():
         if name not in stages:
             complain(("resources", name), f"no such stage{registry.nearest(name, stages)}")
-
-
-def _replaces(named: dict[str, Any]) -> bool:
-    """Whether a pipeline makes edits of its own."""
-    return any(_is_named(named, slot) for slot in _REPLACING)
-
-
-def _is_named(named: dict[str, Any], slot: str) -> bool:
-    """Whether a pipeline names a component for the slot, or tries to."""
-    return slot in named and not (slot in ("captioner", "reader") and named[slot] is None)
 
 
 def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a recipe, with the options of all installed plugins."""
     document = _Document.model_json_schema()
     definitions = document.pop("$defs")
-    pipeline = definitions.pop("_Pipeline")
-    for slot in ("source", *(slot for slot in PIPELINE if slot != "reader"), "filter"):
-        definitions |= slot_schemas(slot)
-    for slot in PIPELINE:
-        filled_by = "planner" if slot == "reader" else slot
-        pipeline["properties"][slot] |= {"$ref": f"#/$defs/{filled_by}"}
-        pipeline["properties"][slot].pop("default", None)
-    pipeline["dependentRequired"] = {
-        slot: ["extractor", "grounder", "editor"] for slot in _REPLACING
-    }
     properties = document["properties"]
-    properties["pipeline"] = pipeline
+    slots = {name: slot for name, slot in registry.slots().items() if slot.in_pipeline}
+    for kind in ("source", "filter", *(name for name, slot in slots.items() if not slot.filled_by)):
+        definitions |= slot_schemas(kind)
     properties["source"] |= {"$ref": "#/$defs/source"}
     properties["filters"]["items"] = {"$ref": "#/$defs/filter"}
+    properties["pipeline"] |= {
+        "properties": {
+            name: {"description": slot.description, "$ref": f"#/$defs/{slot.kind}"}
+            for name, slot in slots.items()
+        },
+        "additionalProperties": False,
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **document,
         "title": "reasonpix recipe",
+        "allOf": [_part_schema(part) for part in get_args(Part)],
         "$defs": definitions,
+    }
+
+
+def _part_schema(part: Part) -> dict[str, Any]:
+    """What a recipe of one part must and must not have."""
+    required = _Pipeline(part, {}).required
+    settings = _settings_of(CHAINS[part])
+    # Without the key it is the default part.
+    absent = [] if part == _Document.model_fields["part"].default else ["part"]
+    return {
+        "if": {"properties": {"part": {"const": part}}, "required": absent},
+        "then": {
+            "properties": {
+                "pipeline": {
+                    "required": list(required),
+                    "propertyNames": {"enum": sorted(slots_of(part))},
+                },
+                **{name: False for name in _PART_SETTINGS if name not in settings},
+            }
+        },
     }

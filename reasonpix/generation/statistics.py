@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from reasonpix.generation.outcomes import read_stages
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.generation.samples import Selection
 from reasonpix.llm.budget import Spending
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.ledger_sync import ledger_file
+from reasonpix.plugin.samples import Selection
 
 
 @dataclass(frozen=True)

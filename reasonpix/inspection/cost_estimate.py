@@ -68,7 +68,7 @@ def _estimates(
     recipe: Recipe, run: RunFolder, source: Source[Any], new: int, known: Spending
 ) -> Iterator[Estimate]:
     for stage in stages_of(recipe):
-        use = next((u for u in (stage.use, *stage.needs) if u and _is_asked(u.slot)), None)
+        use = next((use for use in stage.components if use.kind == "planner"), None)
         if stage.questions is None or use is None:
             continue
         planner = use.build()
@@ -97,10 +97,6 @@ def _estimates(
             cost=price.of(*tokens) if price else None,
             learnt=learnt,
         )
-
-
-def _is_asked(slot: str) -> bool:
-    return slot in ("planner", "reader")
 
 
 def _records(run: RunFolder, stage: Stage, source: Source[Any], new: int) -> tuple[int, bool]:

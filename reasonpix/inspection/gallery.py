@@ -23,9 +23,9 @@ from reasonpix.generation.outcomes import (
     verdicts,
 )
 from reasonpix.generation.run_folder import RunFolder, Status
-from reasonpix.generation.samples import Sample
 from reasonpix.generation.statistics import position_bias, spending
 from reasonpix.inspection.lookup import RecordRows, read_record_rows
+from reasonpix.plugin.samples import Sample
 
 _MAX_KINDS = 200
 """Kinds of reasons that are kept for each stage; further ones count as "other reasons"."""

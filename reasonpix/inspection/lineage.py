@@ -17,7 +17,6 @@ from reasonpix.generation.outcomes import Outcome, StageEntry, current_stages, s
 from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
 from reasonpix.generation.run_recipe import packages_of, recipe_of
-from reasonpix.generation.samples import Sample
 from reasonpix.inspection.lookup import RecordRows, find_record, read_record_rows
 from reasonpix.llm.ledger import StoredAnswer
 from reasonpix.llm.ledger_sync import ledger_file
@@ -25,6 +24,7 @@ from reasonpix.llm.planner import LLMPlanner
 from reasonpix.llm.stored_answers import ReplayLedger, build_replayed
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Source
+from reasonpix.plugin.samples import Sample
 from reasonpix.plugin.types import Problem
 
 
@@ -130,8 +130,8 @@ def trace_record(run: RunFolder, reference: str, visit: Visit | None = None) -> 
                 if row is not None and trace.sample is not None:
                     if visit is not None:
                         visit(stage, entry, trace.sample, row, ledger)
-                    if row.status == "ok":
-                        trace.sample.take_row(entry.stage, row)
+                    if row.status == "ok" and entry.spec is not None:
+                        trace.sample.add_stored(entry.spec, row.output, row.image)
     status, last_stage, reason = _outcome(trace, steps)
     published = None
     if status == "accepted" and trace.sample is not None:
@@ -268,7 +268,7 @@ class _StageTrace:
         """Recover a stage's seeds and LLM questions by rerunning it against stored answers."""
         assert stage.use is not None
         parts: dict[str, Any] = {"source": self._source}
-        for use in (stage.use, *stage.needs):
+        for use in stage.components:
             parts[use.slot] = build_replayed(use, self._ledger)
         recorder = _SeedRecorder(parts[stage.use.slot])
         try:
@@ -291,11 +291,13 @@ class _SeedRecorder:
         self.name = component.name
         self.seeds: list[int] = []
 
-    def _record(self, requests: Sequence[Any], *_: Any) -> list[Problem]:
-        self.seeds += [request.seed for request in requests]
-        return [Problem(status="failed", reason="nothing was computed") for _ in requests]
+    def __getattr__(self, method: str) -> Callable[..., list[Problem]]:
+        """Any method of a slot: it takes a batch of requests."""
+        return self._record
 
-    rewrite = select = replace = resolve = edit = score = _record
+    def _record(self, requests: Sequence[Any], *_: Any) -> list[Problem]:
+        self.seeds += [request.seed for request in requests if hasattr(request, "seed")]
+        return [Problem(status="failed", reason="nothing was computed") for _ in requests]
 
 
 def _image_facts(image: bytes) -> dict[str, Any]:

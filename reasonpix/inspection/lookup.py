@@ -9,8 +9,8 @@ from typing import Any
 from reasonpix.errors import RunError
 from reasonpix.generation.outcomes import StageEntry, samples_reaching
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
-from reasonpix.generation.samples import Sample, Scores
 from reasonpix.plugin.components import Source, SourceItem
+from reasonpix.plugin.samples import Sample, Scores
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,10 @@ class RecordRows:
         """The sample with the results of all stages."""
         for entry in entries:
             row = self.rows.get(entry.folder)
-            if self.sample is not None and row is not None and row.status == "ok":
-                self.sample.take_row(entry.stage, row)
+            if self.sample is None or row is None or entry.spec is None:
+                continue
+            if row.status == "ok":
+                self.sample.add_stored(entry.spec, row.output, row.image)
         return self.sample
 
     def scores(self, entries: Sequence[StageEntry]) -> dict[str, float]:

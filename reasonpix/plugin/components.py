@@ -1,6 +1,7 @@
-"""The six slots of the pipeline, as abstract classes, and what all components share.
+"""The slots, as abstract classes, and what all components share.
 
-Sources, filters and the methods that an evaluation compares are components too.
+The pipeline has six slots for models; sources, filters and the methods that an evaluation compares
+are components too. A plugin may add further slots (see `SlotSpec`).
 
 A component is a class with an `Options` model. Its slot's method takes a batch and gives a batch
 of the same length in the same order; where one item cannot be done it gives a `Problem` in that
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -166,7 +167,7 @@ class Planner(Component[O_co]):
         raise NotImplementedError
 
     def resolve(self, requests: Sequence[ResolveRequest]) -> list[Choice | Problem]:
-        """The option that a reader takes each instruction to be after."""
+        """The option that a resolver takes each instruction to be after."""
         raise NotImplementedError
 
     @classmethod
@@ -190,6 +191,10 @@ class EditRequest:
     caption: str
     """Caption of the input image."""
     seed: int
+    outputs: Mapping[str, Record] = field(default_factory=dict)
+    """What the earlier stages computed, by stage; those that plugins add too."""
+    images: Mapping[str, Image] = field(default_factory=dict)
+    """Images that earlier stages made, RGB, by `StageSpec.image`."""
 
 
 class Editor(Component[O_co]):
@@ -279,6 +284,8 @@ class Edit:
     revealing: tuple[str, ...] = ()
     agreement: float | None = None
     """Share of the orders shown to P_select in which it chose the selected candidate."""
+    outputs: Mapping[str, Record] = field(default_factory=dict)
+    """What all stages computed, by stage; those that plugins add too."""
 
     @cached_property
     def input_image(self) -> Image:
@@ -304,8 +311,9 @@ class Scorer(Component[O_co]):
     requires: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target", "instruction"})
     """Which fields of `Edit`, beside the images and captions, `score` needs.
 
-    A recipe that cannot give them is refused. A scorer of finished pairs (Part I) that needs none
-    is applied before the planner is asked, so that no rejected pair is paid for.
+    The names of stages that plugins add stand for their `outputs`. A recipe that
+    cannot provide them is refused. In Part I, a scorer that needs nothing from the planner runs
+    before it, so that no rejected pair is paid for.
     """
 
     @abstractmethod
@@ -343,15 +351,52 @@ class Method(Component[O_co]):
         """One edited RGB image for each request, of the size of its input."""
 
 
-SLOTS: Mapping[str, type[Component[Any]]] = {
-    "source": Source,
-    "captioner": Captioner,
-    "extractor": EntityExtractor,
-    "grounder": Grounder,
-    "planner": Planner,
-    "editor": Editor,
-    "encoder": MLLMEncoder,
-    "filter": Scorer,
-    "method": Method,
-}
-"""The word a recipe uses for each slot."""
+@dataclass(frozen=True)
+class SlotSpec:
+    """Declares a slot: a key of a recipe that names a component of a certain class.
+
+    Core's slots are in `SLOTS`. A plugin adds its own with the hook `slots`.
+    """
+
+    name: str
+    component: type[Component[Any]]
+    """The abstract class of its components."""
+    hook: str
+    """The hook with which plugins offer components, such as `captioners`."""
+    description: str
+    in_pipeline: bool = True
+    """Whether it is a key under `pipeline:`."""
+    filled_by: str = ""
+    """Another slot whose components fill this one too."""
+    task: PlannerTask | None = None
+    """What filters ask of the planner in this slot."""
+    contract: str = ""
+    """The class of tests for its components, `module:Class`; core's are in `plugin.testing`."""
+
+    @property
+    def kind(self) -> str:
+        """The slot whose components fill this one."""
+        return self.filled_by or self.name
+
+
+_SLOTS = (
+    SlotSpec("source", Source, "sources", "Where input images come from", in_pipeline=False),
+    SlotSpec("captioner", Captioner, "captioners", "Left out when the source gives captions"),
+    SlotSpec("extractor", EntityExtractor, "extractors", "Categories from a caption (Eq. 4)"),
+    SlotSpec("grounder", Grounder, "grounders", "Boxes for categories (Eq. 5)"),
+    SlotSpec("planner", Planner, "planners", "The change, and the instruction (Eq. 2, 3, 6)"),
+    SlotSpec("editor", Editor, "editors", "Object replacement (Eq. 7)"),
+    SlotSpec(
+        "resolver",
+        Planner,
+        "planners",
+        "A planner that filters ask what an instruction refers to",
+        filled_by="planner",
+        task="resolve",
+    ),
+    SlotSpec("encoder", MLLMEncoder, "encoders", "Reads image and instruction", in_pipeline=False),
+    SlotSpec("method", Method, "methods", "An editing method to evaluate", in_pipeline=False),
+    SlotSpec("filter", Scorer, "scorers", "Scores edits, and rejects some", in_pipeline=False),
+)
+SLOTS: Mapping[str, SlotSpec] = {slot.name: slot for slot in _SLOTS}
+"""Core's slots by name, in the order of the data."""

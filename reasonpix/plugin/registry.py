@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -16,48 +17,47 @@ import pluggy
 from reasonpix.errors import PluginError
 from reasonpix.plugin import hookspecs
 from reasonpix.plugin.api_version import check_api_version
-from reasonpix.plugin.components import SLOTS, Component, ModelOptions, Options
+from reasonpix.plugin.components import SLOTS, Component, ModelOptions, Options, SlotSpec
+from reasonpix.plugin.stages import StageSpec
 from reasonpix.plugin.weights import digest
 
 GROUP = "reasonpix"
-
-_HOOKS = {
-    "source": "sources",
-    "captioner": "captioners",
-    "extractor": "extractors",
-    "grounder": "grounders",
-    "planner": "planners",
-    "editor": "editors",
-    "encoder": "encoders",
-    "method": "methods",
-    "filter": "scorers",
-}
+SLOT_GROUP = "reasonpix.slots"
 
 
 @cache
-def _entries(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+def _entries(path: tuple[str, ...], group: str) -> tuple[EntryPoint, ...]:
     """The entry points on the import path; reading all installed packages takes a while."""
-    return tuple(entry_points(group=GROUP))
+    return tuple(entry_points(group=group))
 
 
 def names() -> list[str]:
     """All installed plugin names, sorted; imports none of them."""
-    return sorted({entry.name for entry in _entries(tuple(sys.path))})
+    return _names(GROUP)
 
 
-def entry(name: str) -> EntryPoint:
+def _names(group: str) -> list[str]:
+    return sorted({entry.name for entry in _entries(tuple(sys.path), group)})
+
+
+def entry(name: str, group: str = GROUP) -> EntryPoint:
     """The entry point `name`. Raises `PluginError` when there is none, or more than one."""
     found = {
         (e.value, e.dist.name if e.dist else "?"): e
-        for e in _entries(tuple(sys.path))
+        for e in _entries(tuple(sys.path), group)
         if e.name == name
     }
     if not found:
-        raise PluginError(f"no plugin {name!r}{nearest(name, names())}")
+        raise PluginError(f"no plugin {name!r}{nearest(name, _names(group))}")
     if len(found) > 1:
         packages = " and ".join(sorted(package for _, package in found))
         raise PluginError(f"plugin {name!r} is offered twice, by {packages}: uninstall one of them")
     return next(iter(found.values()))
+
+
+def package_of(where: EntryPoint) -> str:
+    """The package of an entry point, and its version."""
+    return f"{where.dist.name} {where.dist.version}" if where.dist else "?"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -69,22 +69,97 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; known are {', '.join(known)}" if known else ""
 
 
+# -- Slots and stages
+
+
+def slots() -> dict[str, SlotSpec]:
+    """Core's slots, and those that plugins add, by name; without those of broken plugins."""
+    found = dict(SLOTS)
+    for name in added_slots():
+        with suppress(PluginError):
+            found[name] = slot(name)
+    return found
+
+
+def added_slots() -> list[str]:
+    """The names of the slots that plugins add, sorted; imports none of them."""
+    return [name for name in _names(SLOT_GROUP) if name not in SLOTS]
+
+
+def slot(name: str) -> SlotSpec:
+    """A slot of core or of a plugin. Raises `PluginError` when there is none, or it is broken."""
+    if name in SLOTS:
+        return SLOTS[name]
+    if name not in added_slots():
+        raise PluginError(f"no slot {name!r}{nearest(name, slots())}")
+    return _extension(name)[0]
+
+
+def slot_package(name: str) -> str:
+    """The package that adds a slot, and its version; empty for core's slots."""
+    return "" if name in SLOTS else package_of(entry(name, SLOT_GROUP))
+
+
+def added_stages(slot_name: str) -> tuple[StageSpec, ...]:
+    """The stages that a plugin adds together with a slot; none for core's slots."""
+    return () if slot_name in SLOTS else _extension(slot_name)[1]
+
+
+def _extension(name: str) -> tuple[SlotSpec, tuple[StageSpec, ...]]:
+    """The slot that a plugin adds, and the stages that run in it."""
+    where = entry(name, SLOT_GROUP)
+    hooks = _register(where, core_hooks()).hook
+    added = [spec for spec in _offered(name, hooks.slots) if spec.name == name]
+    if len(added) != 1:
+        raise PluginError(f"plugin {name!r}: hook slots() returned {len(added)} slots of this name")
+    stages = [spec for spec in _offered(name, hooks.stages) if spec.slot == name]
+    for stage in stages:
+        if stage.if_empty != "skip":
+            raise PluginError(f"plugin {name!r}: stage {stage.name!r} must have if_empty='skip'")
+        if stage.name == "source" or stage.name.startswith("score-"):
+            raise PluginError(f"plugin {name!r}: {stage.name!r} cannot be the name of a stage")
+    return added[0], tuple(stages)
+
+
+# -- Plugins and their components
+
+
+def core_hooks() -> pluggy.PluginManager:
+    """A plugin manager that knows core's hooks."""
+    manager = pluggy.PluginManager("reasonpix")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _register(where: EntryPoint, manager: pluggy.PluginManager) -> pluggy.PluginManager:
+    """Import the module of an entry point, and register it."""
+    check_api_version(where)
+    try:
+        manager.register(where.load(), name=where.name)
+    except Exception as error:
+        raise _broken(where, error) from error
+    return manager
+
+
+def _broken(where: EntryPoint, error: Exception) -> PluginError:
+    package = where.dist.name if where.dist else "?"
+    return PluginError(
+        f"plugin {where.name!r} of package {package} is broken ({where.value}): "
+        f"{type(error).__name__}: {error}"
+    )
+
+
 def _hooks(name: str) -> Any:
     """The hook callers of the one plugin `name`, imported and checked against the specs."""
     where = entry(name)
-    check_api_version(where)
-    package = where.dist.name if where.dist else "?"
+    manager = core_hooks()
+    if added := {slot: spec for slot, spec in slots().items() if slot not in SLOTS}:
+        manager.add_hookspecs(type("hooks", (), hookspecs.component_hooks(added)))
+    _register(where, manager)
     try:
-        module = where.load()
-        manager = pluggy.PluginManager("reasonpix")
-        manager.add_hookspecs(hookspecs)
-        manager.register(module, name=name)
         manager.check_pending()
     except Exception as error:
-        raise PluginError(
-            f"plugin {name!r} of package {package} is broken ({where.value}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise _broken(where, error) from error
     return manager.hook
 
 
@@ -92,43 +167,48 @@ def offers(name: str) -> dict[str, type[Component[Any]]]:
     """The components that plugin `name` offers under that name, by slot."""
     hooks = _hooks(name)
     found: dict[str, type[Component[Any]]] = {}
-    for slot, hook in _HOOKS.items():
-        try:
-            components = [component for offered in getattr(hooks, hook)() for component in offered]
-        except Exception as error:
-            raise PluginError(
-                f"plugin {name!r} is broken: hook {hook}() raised {type(error).__name__}: {error}"
-            ) from error
-        for component in components:
-            if not (isinstance(component, type) and issubclass(component, SLOTS[slot])):
+    for slot_name, spec in slots().items():
+        if spec.filled_by:
+            continue
+        for component in _offered(name, getattr(hooks, spec.hook)):
+            if not (isinstance(component, type) and issubclass(component, spec.component)):
                 raise PluginError(
-                    f"plugin {name!r}: hook {hook}() returned {component!r}, "
-                    f"which is no {SLOTS[slot].__name__}"
+                    f"plugin {name!r}: hook {spec.hook}() returned {component!r}, "
+                    f"which is no {spec.component.__name__}"
                 )
             if getattr(component, "name", None) == name:
-                found[slot] = component
+                found[slot_name] = component
     return found
 
 
-def find(slot: str, name: str) -> type[Component[Any]]:
-    """The component class of `slot` that a recipe calls `name`. A reader is a planner."""
-    slot = "planner" if slot == "reader" else slot
-    if name not in names():
-        known = [n for n in names() if _offers_quietly(n, slot)]
+def _offered(name: str, hook: pluggy.HookCaller) -> list[Any]:
+    try:
+        return [item for offered in hook() for item in offered]
+    except Exception as error:
         raise PluginError(
-            f"no {slot} {name!r}{nearest(name, known)} "
+            f"plugin {name!r} is broken: hook {hook.name}() raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def find(slot_name: str, name: str) -> type[Component[Any]]:
+    """The component class for a slot that a recipe calls `name`."""
+    kind = slot(slot_name).kind
+    if name not in names():
+        known = [n for n in names() if _offers_quietly(n, kind)]
+        raise PluginError(
+            f"no {kind} {name!r}{nearest(name, known)} "
             "(plugins are packages: is the one that offers it installed?)"
         )
     found = offers(name)
-    if slot not in found:
+    if kind not in found:
         kinds = " and ".join(found) or "nothing under that name"
-        raise PluginError(f"plugin {name!r} offers {kinds}, no {slot}")
-    return found[slot]
+        raise PluginError(f"plugin {name!r} offers {kinds}, no {kind}")
+    return found[kind]
 
 
-def _offers_quietly(name: str, slot: str) -> bool:
+def _offers_quietly(name: str, kind: str) -> bool:
     try:
-        return slot in offers(name)
+        return kind in offers(name)
     except PluginError:
         return False  # a broken plugin that nobody asked for hurts nobody
 
@@ -151,9 +231,9 @@ def checkpoint(model: str) -> Path | None:
     return carried[model]
 
 
-def build(slot: str, name: str, options: Options) -> Component[Any]:
+def build(slot_name: str, name: str, options: Options) -> Component[Any]:
     """The component, ready for `load`; the name of a carried checkpoint becomes its path."""
-    cls = find(slot, name)
+    cls = find(slot_name, name)
     if isinstance(options, ModelOptions):
         carried = {field: checkpoint(getattr(options, field) or "") for field in options.weights}
         options = options.model_copy(
@@ -162,14 +242,14 @@ def build(slot: str, name: str, options: Options) -> Component[Any]:
     return cls(options)
 
 
-def fingerprint_facts(slot: str, name: str, options: Options) -> dict[str, Any]:
+def fingerprint_facts(slot_name: str, name: str, options: Options) -> dict[str, Any]:
     """Everything about a component that affects its results, as JSON values.
 
     Options are taken as the recipe wrote them; weights in a folder enter by their content.
     """
-    component = build(slot, name, options)
+    component = build(slot_name, name, options)
     facts: dict[str, Any] = {
-        "slot": slot,
+        "slot": slot_name,
         "use": name,
         "version": component.version,
         "options": options.model_dump(mode="json", exclude=set(options.fingerprint_exclude)),

@@ -38,8 +38,12 @@ class ComponentSpec:
     @property
     def package(self) -> str:
         """The package that offers it, and its version."""
-        dist = registry.entry(self.name).dist
-        return f"{dist.name} {dist.version}" if dist else "?"
+        return registry.package_of(registry.entry(self.name))
+
+    @property
+    def kind(self) -> str:
+        """The slot whose components fill this one: `planner` for a resolver."""
+        return registry.slot(self.slot).kind
 
     def build(self) -> Component[Any]:
         """The component, ready for `load`."""
@@ -61,7 +65,7 @@ def check(model: type[Any], data: Any, at: yaml_locations.Path, complain: Compla
             elif detail["type"] == "missing":
                 entry = "entry " if isinstance(where[-1], int) else ""
                 complain(where[:-1], f"{entry}{where[-1]!r} is missing")
-            elif detail["type"] == "model_type":
+            elif detail["type"] in ("model_type", "dict_type"):
                 complain(where, f"expected a mapping{got}")
             else:
                 # What a validator of ours raised is told in its own words.

@@ -40,7 +40,7 @@ REWRITING = {
         "edited_caption": "a square with a hole",
         "instruction": "make a hole",
     },
-    **dict.fromkeys(("captioner", "extractor", "grounder", "editor")),
+    "part": "rewrite",
 }
 
 

@@ -19,9 +19,9 @@ from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.generation.samples import Sample
 from reasonpix.llm.prompts import Prompt
 from reasonpix.llm.tasks import REWRITE
+from reasonpix.plugin.samples import Sample
 from reasonpix.plugin.types import RewriteRequest
 from tests.conftest import Distribution, WriteRecipe
 
@@ -76,11 +76,10 @@ SOURCE = {
     "edited_caption": "a square with a hole",
     "instruction": "make a hole",
 }
-SLOTS = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
 
 
 def made(write_recipe: WriteRecipe, folder: Path, planner: object, **top: int) -> RunFolder:
-    path = write_recipe("part1.yaml", source=SOURCE, planner=planner, **SLOTS)
+    path = write_recipe("part1.yaml", source=SOURCE, planner=planner, part="rewrite")
     path.write_text("".join(f"{key}: {value}\n" for key, value in top.items()) + path.read_text())
     return generate(load_recipe(path), folder / "run")
 
@@ -218,7 +217,7 @@ def test_ties_are_told(chatter: Path, write_recipe: WriteRecipe, tmp_path: Path)
 def test_what_was_asked_once_has_no_agreement(
     chatter: Path, write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    run = made(write_recipe, tmp_path, "chatter", orders=1)
+    run = made(write_recipe, tmp_path, "chatter", selection_orders=1)
     publish(run, tmp_path / "dataset", "preference")
     published = rows(tmp_path / "dataset")
     assert {(row["agreement"], row["chosen_votes"]) for row in published} == {(None, 1)}

@@ -40,8 +40,7 @@ def run(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def rewritten(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
     """Five records whose instructions were rewritten."""
-    slots = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
-    recipe = write_recipe("part1.yaml", source=PAIRS, filters=["eq1"], **slots)
+    recipe = write_recipe("part1.yaml", source=PAIRS, filters=["eq1"], part="rewrite")
     text = recipe.read_text().replace("- eq1", "- {use: eq1, value: 0.0001}")
     recipe.write_text(text)
     return generate(load_recipe(recipe), tmp_path / "part1")

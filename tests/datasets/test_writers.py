@@ -26,13 +26,12 @@ from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import Outcome, outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.generation.samples import Sample
 from reasonpix.plugin.components import SourceItem, SourcePair
+from reasonpix.plugin.samples import Entities, Sample, SampleImage
 from reasonpix.plugin.types import Caption, EditPlan, Entity
 from tests.conftest import WriteRecipe
 
 FILTERS = ["no-op", {"use": "eq1", "reject_fraction": 0.3}]
-REWRITING = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
 
 
 @pytest.fixture
@@ -69,7 +68,8 @@ def made(count: int, side: int = 16) -> Iterator[Outcome]:
 
         pair = SourcePair(content="", caption="after", instruction="do it")
         item = SourceItem(native_id=str(number), content="", pair=pair)
-        yield Outcome(Sample(f"{number:012d}", item, png, load_edited=png), "ok", "", "")
+        images = {"input": SampleImage(png), "paired": SampleImage(png)}
+        yield Outcome(Sample(f"{number:012d}", item, images), "ok", "", "")
 
 
 # -- Hugging Face
@@ -139,7 +139,7 @@ def test_datasets_has_nothing_to_warn_of(
     pytest.importorskip("datasets")
     source = {"use": "fake-source", "count": 3, "caption": "a bee", "instruction": "add a hole",
               "edited_caption": "a bee with a hole"}  # fmt: skip
-    run = generate(load_recipe(write_recipe(source=source, **REWRITING)), tmp_path / "run")
+    run = generate(load_recipe(write_recipe(source=source, part="rewrite")), tmp_path / "run")
     publish(run, tmp_path / "dataset", form)
     code = """if True:
         import json, logging, warnings
@@ -349,7 +349,7 @@ def test_our_own_source_reads_pairs_of_it_back(
 ) -> None:
     publish(run, tmp_path / "dataset", "instruct-pix2pix")
     source = {"use": "instruct-pix2pix", "path": str(tmp_path / "dataset"), "pairs": True}
-    recipe = load_recipe(write_recipe("again.yaml", source=source, **REWRITING))
+    recipe = load_recipe(write_recipe("again.yaml", source=source, part="rewrite"))
     back = accepted(generate(recipe, tmp_path / "again"))
     known = accepted(run)
     assert len(back) == len(known) == 5
@@ -412,7 +412,7 @@ def test_what_that_layout_has_no_place_for_is_beside_it(run: RunFolder, tmp_path
 def test_a_rewritten_pair_keeps_its_own_captions(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     source = {"use": "fake-source", "count": 2, "caption": "a square", "instruction": "make a hole",
               "edited_caption": "a square with a hole"}  # fmt: skip
-    run = generate(load_recipe(write_recipe(source=source, **REWRITING)), tmp_path / "run")
+    run = generate(load_recipe(write_recipe(source=source, part="rewrite")), tmp_path / "run")
     publish(run, tmp_path / "dataset", "instruct-pix2pix")
     prompt = json.loads((tmp_path / "dataset/0000001/prompt.json").read_text())
     sample = accepted(run)[1].sample
@@ -441,9 +441,12 @@ def test_the_card_states_the_loss_that_can_be_measured(run: RunFolder, tmp_path:
 def replaced(caption: str, text: str, selected: str, target: str) -> str:
     item = SourceItem(native_id="", content="")
     entities = (Entity(category=selected, text=text),) if text else ()
-    plan = EditPlan(selected=selected, target=target, instruction="")
-    sample = Sample("", item, bytes, Caption(text=caption), entities=entities, plan=plan)
-    return derived_caption(sample)
+    outputs = {
+        "caption": Caption(text=caption),
+        "extract": Entities(entities=entities),
+        "plan": EditPlan(selected=selected, target=target, instruction=""),
+    }
+    return derived_caption(Sample("", item, {}, outputs))
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,7 @@ def test_direct_instructions_come_from_several_templates(run: RunFolder, tmp_pat
 
 
 def test_a_rewritten_pair_keeps_its_own_words(write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    slots = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
-    run = generate(load_recipe(write_recipe(source=PAIRS, **slots)), tmp_path / "run")
+    run = generate(load_recipe(write_recipe(source=PAIRS, part="rewrite")), tmp_path / "run")
     assert build_benchmark(run, tmp_path / "bench").rows == 5
     for case in read(tmp_path / "bench").cases:
         assert case.instructions["direct"] == "make a hole"
@@ -191,9 +190,8 @@ def test_images_of_other_pixels_are_no_reason(run: RunFolder, tmp_path: Path) ->
 def test_an_instruction_that_is_trained_on_is_left_out_however_written(
     write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    slots = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
     source = PAIRS | {"count": 12}
-    run = generate(load_recipe(write_recipe(source=source, **slots)), tmp_path / "run")
+    run = generate(load_recipe(write_recipe(source=source, part="rewrite")), tmp_path / "run")
     said = [outcome.sample.instruction for outcome in taken(run)]
     leaked = said[0]
     others = sum(text != leaked for text in said)

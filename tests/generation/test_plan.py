@@ -84,6 +84,7 @@ def test_a_target_beyond_the_source_takes_all_of_it(
 # -- filters of the whole run that decide on what follows ------------------------------------------
 
 PAIRS = """
+part: rewrite
 seed: 3
 shard_size: 2
 candidates: 2

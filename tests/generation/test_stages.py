@@ -21,12 +21,12 @@ from reasonpix.errors import RecipeError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import funnel, outcomes
 from reasonpix.generation.recipe import load_recipe
+from reasonpix.generation.rewrite_stages import rewrite, select
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.generation.samples import Candidates, Sample, Selection
-from reasonpix.generation.stages import rewrite, select
 from reasonpix.generation.statistics import position_bias
 from reasonpix.inspection.gallery import write_gallery
 from reasonpix.plugin.components import Options, Planner, SourceItem, SourcePair
+from reasonpix.plugin.samples import Candidates, Sample, Selection
 from reasonpix.plugin.types import (
     Caption,
     Choice,
@@ -129,7 +129,8 @@ def recipe(
 ) -> Path:
     path = tmp_path / "part1.yaml"
     path.write_text(
-        f"shard_size: 2\nsource: pairs\npipeline:\n  planner: writer\nfilters: {filters}\n{text}"
+        "part: rewrite\nshard_size: 2\nsource: pairs\n"
+        f"pipeline:\n  planner: writer\nfilters: {filters}\n{text}"
     )
     return path
 
@@ -172,7 +173,7 @@ def test_pairs_become_reasoning_instructions(tmp_path: Path) -> None:
     [
         ("pipeline.planner.word=tail", ["rewrite", "select"]),
         ("candidates=3", ["rewrite", "select"]),
-        ("orders=3", ["select"]),
+        ("selection_orders=3", ["select"]),
         ("filters.0.reject_fraction=0.6", ["rewrite", "select"]),
     ],
 )
@@ -275,7 +276,7 @@ def sample(*candidates: str) -> Sample:
     pair = SourcePair(content="", caption="a rabbit", instruction="turn it into a rabbit")
     item = SourceItem(native_id="0", content="", caption="a bee", pair=pair)
     given = Candidates(candidates=tuple(Rewriting(instruction=text) for text in candidates))
-    return Sample("id", item, bytes, caption=Caption(text="a bee"), candidates=given)
+    return Sample("id", item, {}, {"caption": Caption(text="a bee"), "rewrite": given})
 
 
 FAILED = Problem(status="failed", reason="no answer")
@@ -299,21 +300,21 @@ def test_without_any_candidate_the_record_ends(problems: list[Problem], told: Pr
 
 def test_a_single_candidate_is_chosen_unasked() -> None:
     chooser = Chooser([])
-    [result] = select([sample("same", "same")], chooser, run_seed=0, orders=2)
+    [result] = select([sample("same", "same")], chooser, run_seed=0, selection_orders=2)
     assert result == Selection(chosen=0)
     assert chooser.asked == []
 
 
 def test_who_always_chooses_the_first_place_is_seen_through() -> None:
     chooser = Chooser([])
-    [result] = select([sample("a", "b", "c", "d")], chooser, run_seed=0, orders=4)
+    [result] = select([sample("a", "b", "c", "d")], chooser, run_seed=0, selection_orders=4)
     assert isinstance(result, Selection)
     assert result.agreement == 0.25
     assert sorted(result.choices) == [0, 1, 2, 3]
 
 
 def test_a_choice_of_nothing_shown_fails() -> None:
-    [result] = select([sample("a", "b")], Chooser([], place=2), run_seed=0, orders=2)
+    [result] = select([sample("a", "b")], Chooser([], place=2), run_seed=0, selection_orders=2)
     assert result == Problem(status="failed", reason="the planner chose option 3 of 2")
 
 
@@ -326,7 +327,7 @@ def test_every_order_shows_each_candidate_once_and_elsewhere(
     texts: list[str], orders: int, seed: int
 ) -> None:
     chooser = Chooser([])
-    [result] = select([sample(*texts)], chooser, run_seed=seed, orders=orders)
+    [result] = select([sample(*texts)], chooser, run_seed=seed, selection_orders=orders)
     assert isinstance(result, Selection)
     distinct = set(texts)
     assert all(sorted(asked.candidates) == sorted(distinct) for asked in chooser.asked)
@@ -347,12 +348,12 @@ def test_an_order_without_an_answer_counts_against_agreement() -> None:
         def select(self, requests: Sequence[SelectRequest]) -> list[Choice | Problem]:
             return [Choice(index=0), FAILED]
 
-    [result] = select([sample("a", "b", "c")], Half([]), run_seed=0, orders=2)
+    [result] = select([sample("a", "b", "c")], Half([]), run_seed=0, selection_orders=2)
     assert isinstance(result, Selection)
     assert (len(result.orders), result.asked, result.agreement) == (1, 2, 0.5)
 
 
 def test_each_order_has_a_seed_of_its_own() -> None:
     chooser = Chooser([])
-    select([sample("a", "b", "c")], chooser, run_seed=0, orders=3)
+    select([sample("a", "b", "c")], chooser, run_seed=0, selection_orders=3)
     assert len(set(asked_seeds(chooser))) == 3

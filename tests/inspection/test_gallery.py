@@ -238,9 +238,8 @@ def test_a_run_of_part_one_that_grew_has_its_page(
 ) -> None:
     source = {"use": "fake-source", "count": 9, "caption": "a bee", "instruction": "add a hole",
               "edited_caption": "a bee with a hole"}  # fmt: skip
-    nothing = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
     filters = [{"use": "eq1", "reject_fraction": 0.3}]
-    recipe = load_recipe(write_recipe(source=source, filters=filters, shard_size=2, **nothing))
+    recipe = load_recipe(write_recipe(source=source, filters=filters, shard_size=2, part="rewrite"))
     generate(recipe, tmp_path / "run", limit=5)
     run = generate(recipe, tmp_path / "run", limit=9)
     assert any(line.get("reopened") for line in run.journal())

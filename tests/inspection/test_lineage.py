@@ -85,7 +85,6 @@ def planners():
 PRICE = {"prompt": 1.0, "completion": 10.0}
 PAIRS = {"use": "fake-source", "count": 5, "caption": "a bee", "instruction": "add a hole",
          "edited_caption": "a bee with a hole"}  # fmt: skip
-NOTHING = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
 
 
 @pytest.fixture
@@ -267,8 +266,8 @@ def test_candidates_and_orders_are_questions_of_their_own(
     parrot: dict[str, object], write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     filters = [{"use": "eq1", "reject_fraction": 0.2}, "leak"]
-    path = write_recipe(source=PAIRS, planner=parrot, filters=filters, **NOTHING)
-    run = generate(load_recipe(path, ["candidates=3", "orders=2"]), tmp_path / "run")
+    path = write_recipe(source=PAIRS, planner=parrot, filters=filters, part="rewrite")
+    run = generate(load_recipe(path, ["candidates=3", "selection_orders=2"]), tmp_path / "run")
     before = asked(tmp_path)
     accepted = [o for o in outcomes(run) if o.status == "ok"]
     steps = {it.stage: it for it in trace_record(run, accepted[0].sample.record_id).steps}

@@ -116,8 +116,7 @@ def test_what_would_have_to_be_computed_is_refused(
 def test_a_filter_before_the_planner_decides_what_that_is_asked(
     write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
-    nothing = dict.fromkeys(("captioner", "extractor", "grounder", "editor"))
-    path = write_recipe(source=PAIRS, filters=[EQ1, "leak"], **nothing)
+    path = write_recipe(source=PAIRS, filters=[EQ1, "leak"], part="rewrite")
     run = generate(load_recipe(path), tmp_path / "run")
     with pytest.raises(RunError, match=r"rewrite, select, score-leak.*before rewrite.*: eq1"):
         reapply_filters(run, ["filters.0.reject_fraction=0.5"])
@@ -148,7 +147,7 @@ def test_the_packages_that_made_the_results_stay_named(
     path = tmp_path / "run" / "recipe.yaml"
     path.write_text(re.sub(r"# reasonpix \S+", "# reasonpix 0.0.7", path.read_text()))
     reapply_filters(run, ["filters.0.reject_fraction=0.5"])
-    assert path.read_text().startswith("# reasonpix 0.0.7\nseed: 0\n")
+    assert path.read_text().startswith("# reasonpix 0.0.7\npart: replace\n")
     assert "reject_fraction: 0.5" in path.read_text()
 
 

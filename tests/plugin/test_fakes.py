@@ -96,7 +96,7 @@ class TestAgreement(testing.ScorerContract):
 
 class TestResolvable(testing.ScorerContract):
     component = Resolvable
-    pipeline: ClassVar = {"reader": FakePlanner(FakePlanner.Options())}
+    pipeline: ClassVar = {"resolver": FakePlanner(FakePlanner.Options())}
 
 
 # -- the fake planner ----------------------------------------------------------------------------

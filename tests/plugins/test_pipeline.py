@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scenes_become_edits(run: Path) -> None:
     ended = list(outcomes(RunFolder(run)))
     assert len(ended) == 6
-    edited = [outcome for outcome in ended if outcome.sample.load_edited]
+    edited = [outcome for outcome in ended if outcome.sample.has_edit]
     assert len(edited) >= 4, [outcome.reason for outcome in ended]
     for outcome in edited:
         plan = outcome.sample.plan
@@ -118,7 +118,7 @@ def test_photographs_go_through(tmp_path: Path) -> None:
     generate(load_recipe(locate("mini/part3"), overrides), run)
     counts = dict(funnel(RunFolder(run)))
     assert sum(stage["failed"] for stage in counts.values()) == 0
-    edited = [outcome.sample for outcome in outcomes(RunFolder(run)) if outcome.sample.load_edited]
+    edited = [outcome.sample for outcome in outcomes(RunFolder(run)) if outcome.sample.has_edit]
     assert len(edited) >= 12
     for sample in edited:
         assert sample.edited_image().size == sample.image().size

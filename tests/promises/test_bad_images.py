@@ -395,7 +395,9 @@ def test_pairs_of_which_an_image_is_bad(tmp_path: Path) -> None:
 
     source = {"use": "instruct-pix2pix", "path": str(folder.parent), "pairs": True}
     (tmp_path / "recipe.yaml").write_text(
-        yaml.safe_dump({"source": source, "pipeline": {"planner": "fake-planner"}})
+        yaml.safe_dump(
+            {"part": "rewrite", "source": source, "pipeline": {"planner": "fake-planner"}}
+        )
     )
     ended = list(outcomes(generate(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")))
     wanted = [

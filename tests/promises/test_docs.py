@@ -78,7 +78,7 @@ def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:
     path.write_text(replacing)
     assert [use.name for use in load_recipe(path).filters] == ["eq1", "regrounded"]
     path.write_text(rewriting)
-    assert load_recipe(path).editor is None
+    assert load_recipe(path).part == "rewrite"
 
 
 PLANNERS = [
@@ -93,16 +93,16 @@ PLANNERS = [
 def test_the_planners_of_the_docs_can_be_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     pairs = "{use: fake-source, caption: a bee, edited_caption: a pear, instruction: swap it}"
-    path.write_text(f"source: {pairs}\npipeline:\n  {line}")
+    path.write_text(f"part: rewrite\nsource: {pairs}\npipeline:\n  {line}")
     assert line.count("\n") == 1
     load_recipe(path)
 
 
 def test_the_reader_of_the_docs_is_one(tmp_path: Path) -> None:
-    (reader,) = (text for text in blocks("docs/llm.md", "yaml") if "reader:" in text)
+    (resolver,) = (text for text in blocks("docs/llm.md", "yaml") if "resolver:" in text)
     others = "  extractor: spacy\n  grounder: fake-grounder\n  editor: fake-editor\n"
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"source: fake-source\n{reader.replace('filters:', others + 'filters:')}")
+    path.write_text(f"source: fake-source\n{resolver.replace('filters:', others + 'filters:')}")
     assert [use.name for use in load_recipe(path).filters] == ["resolvable"]
 
 

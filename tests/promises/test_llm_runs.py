@@ -248,9 +248,10 @@ def test_an_estimate_of_rewriting_counts_candidates_and_orders(
 ) -> None:
     path = tmp_path / "part1.yaml"
     recipe: dict[str, Any] = {
+        "part": "rewrite",
         "source": {"use": "stickers", "split": "test", "count": 5, "pairs": True},
         "candidates": 3,
-        "orders": 2,
+        "selection_orders": 2,
         "pipeline": {"planner": "parrot"},
     }
     path.write_text(yaml.safe_dump(recipe))
@@ -259,7 +260,7 @@ def test_an_estimate_of_rewriting_counts_candidates_and_orders(
         ("rewrite", 15, None),
         ("select", 10, None),
     ]
-    single = load_recipe(path, ["candidates=1", "orders=1"])
+    single = load_recipe(path, ["candidates=1", "selection_orders=1"])
     assert [line.calls for line in estimate_cost(single, tmp_path / "run")] == [5, 0]
 
 
@@ -285,7 +286,7 @@ def test_the_command_line_estimates_limits_and_sums_up(
 
 def test_a_reader_is_asked_by_the_filter_that_needs_one(path: Path, tmp_path: Path) -> None:
     text = yaml.safe_load(path.read_text())
-    text["pipeline"]["reader"] = text["pipeline"]["planner"]
+    text["pipeline"]["resolver"] = text["pipeline"]["planner"]
     text["filters"] = ["resolvable"]
     path.write_text(yaml.safe_dump(text))
     run = generate(load_recipe(path), tmp_path / "run")

@@ -199,10 +199,10 @@ class ResolvableOptions(Options):
 
 
 class Resolvable(Scorer[ResolvableOptions]):
-    """Asks a reader which thing the instruction means, and rejects wrong answers.
+    """Asks the resolver which thing the instruction means, and rejects wrong answers.
 
-    The reader, the planner in the recipe's slot `reader`, gets the caption, the instruction, and
-    the target among distractors. Distractors are drawn from a list of things with the record's
+    The resolver, the planner in the recipe's slot `resolver`, gets the caption, the instruction,
+    and the target among distractors. Distractors are drawn from a list of things with the record's
     seed. Up to half of them are of the target's own kind, if the list knows it; otherwise the kind
     alone would give the target away. Never drawn are things that the caption names, the selected
     category, and names that would be right as well, such as synonyms. Guessing succeeds with
@@ -214,23 +214,23 @@ class Resolvable(Scorer[ResolvableOptions]):
 
     name: ClassVar[str] = "resolvable"
     Options: ClassVar[type[Options]] = ResolvableOptions
-    needs_slots: ClassVar[frozenset[str]] = frozenset({"reader"})
+    needs_slots: ClassVar[frozenset[str]] = frozenset({"resolver"})
     requires: ClassVar[frozenset[str]] = frozenset({"selected", "target", "instruction"})
 
     @property
     def concurrency(self) -> int:
-        """Unlimited: the reader itself limits how many requests are in flight."""
+        """Unlimited: the resolver itself limits how many requests are in flight."""
         return 1_000_000
 
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:
-        """`correct`: 1.0 when the reader chose the target, else 0.0, or the reader's problem."""
-        reader = pipeline["reader"]
-        assert isinstance(reader, Planner)
+        """`correct`: 1.0 when the resolver chose the target, else 0.0, or its problem."""
+        resolver = pipeline["resolver"]
+        assert isinstance(resolver, Planner)
         requests = [self._request(edit) for edit in edits]
         valid = [request for request in requests if isinstance(request, ResolveRequest)]
-        answers = iter(reader.resolve(valid))
+        answers = iter(resolver.resolve(valid))
         scores: list[dict[str, float] | Problem] = []
         for edit, request in zip(edits, requests, strict=True):
             if isinstance(request, Problem):
@@ -243,9 +243,11 @@ class Resolvable(Scorer[ResolvableOptions]):
         return scores
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """Where the reader chose something else."""
+        """Where the resolver chose something else."""
         return [
-            None if score["correct"] else "the reader takes the instruction to mean something else"
+            None
+            if score["correct"]
+            else "the resolver takes the instruction to mean something else"
             for score in scores
         ]
 

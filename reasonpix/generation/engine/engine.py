@@ -197,7 +197,7 @@ def _check_components(
     for stage in stages:
         if planned and planned <= run.done(stage.entry.folder):
             continue
-        for spec in filter(None, (stage.use, *stage.needs)):
+        for spec in stage.components:
             component = spec.build()
             if isinstance(component.options, ModelOptions):
                 check_weights(component.options)

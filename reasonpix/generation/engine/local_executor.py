@@ -36,9 +36,9 @@ from reasonpix.generation.outcomes import Verdicts, verdicts
 from reasonpix.generation.pipeline import Stage
 from reasonpix.generation.resources import fit_here
 from reasonpix.generation.run_folder import RunFolder, Shard
-from reasonpix.generation.samples import Sample
 from reasonpix.llm.ledger import Ledger
 from reasonpix.plugin.components import Source
+from reasonpix.plugin.samples import Sample
 
 _LOG = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class _Flow:
             # Stages with many threads ask language models, which read text: many shards wait there.
             if self._is_memory_full() or self._thread_counts[number] > 1:
                 self._drop_images(item)
-        if self._runners[number].stage.sees_images and name in self._todo[number]:
+        if self._runners[number].stage.needs_images and name in self._todo[number]:
             item.decoding = self._image_pool.submit(self._decode, item)
         self._queues[number].put(item)
 

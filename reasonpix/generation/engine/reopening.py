@@ -40,7 +40,7 @@ def reopen_behind_filters(run: RunFolder, stages: Sequence[Stage], names: set[st
     What such a filter rejects depends on all records that it measured. Stored rows are kept. Only
     rewriting instructions (Part I) comes after a filter.
     """
-    if any(stage.name == "rewrite" for stage in stages):
+    if any(stage.spec.filters_first for stage in stages):
         _reopen_other_stages(run, [stage for stage in stages if not stage.gates], names)
 
 

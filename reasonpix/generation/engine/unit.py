@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pydantic_core import to_json
@@ -25,13 +24,13 @@ from reasonpix.errors import InvalidBox, ReasonpixError, RunError
 from reasonpix.generation.outcomes import Verdicts, samples_reaching, verdicts
 from reasonpix.generation.pipeline import Stage
 from reasonpix.generation.run_folder import Row, RowTuple, RunFolder, Shard
-from reasonpix.generation.samples import Sample
-from reasonpix.generation.stages import Result
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.planner import LLMPlanner
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Source
+from reasonpix.plugin.samples import Sample
 from reasonpix.plugin.spec import ComponentSpec
+from reasonpix.plugin.stages import Result
 from reasonpix.plugin.types import Problem
 
 _LOG = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class UnitResult:
 
 def component_specs(stage: Stage) -> list[ComponentSpec]:
     """The components that a stage needs loaded, without the source, which always is."""
-    return [spec for spec in (stage.use, *stage.needs) if spec and spec.slot != "source"]
+    return [spec for spec in stage.components if spec.slot != "source"]
 
 
 def asks_llm(stage: Stage) -> bool:
@@ -129,8 +128,7 @@ def _load(component: Component[Any]) -> None:
 
 
 def _key(spec: ComponentSpec) -> tuple[str, ...]:
-    slot = "planner" if spec.slot == "reader" else spec.slot
-    return slot, spec.name, spec.options.model_dump_json()
+    return spec.kind, spec.name, spec.options.model_dump_json()
 
 
 def _check_prompt(planner: LLMPlanner[Any], spec: ComponentSpec, stage: Stage) -> None:
@@ -252,11 +250,11 @@ class StageRunner:
             if isinstance(result, Row):
                 if result.status != "ok":
                     continue
-                sample.take_row(self.stage.name, result)
+                sample.add_stored(self.stage.spec, result.output, result.image)
             elif isinstance(result, tuple):
-                sample.edited = result[1]
+                sample.add(self.stage.spec, *result)
             else:
-                sample.take(result)
+                sample.add(self.stage.spec, result)
             passed.append(sample)
         return passed
 
@@ -280,7 +278,7 @@ class StageRunner:
         for sample, row in zip(samples, rows, strict=True):
             if row[4] is not None:
                 # From now on the decoded image can be dropped.
-                sample.load_edited = partial(bytes, row[4])
+                sample.add_encoded(self.stage.spec, row[4])
         if shard.name in self._reopened:
             self._run.completed(folder, shard)
         seconds = round(seconds + time.perf_counter() - started, 3)
@@ -291,21 +289,21 @@ def decode_ahead(samples: Sequence[Sample]) -> None:
     """Decode the images of samples. The stage that needs a broken one reports it."""
     for sample in samples:
         with suppress(Exception):
-            sample.decode()
+            for image in list(sample.images.values()):
+                image.keep()
 
 
 def drop_images(samples: Sequence[Sample]) -> None:
     """Drop the decoded images that can be decoded again."""
     for sample in samples:
-        sample.decoded = None
-        if sample.load_edited is not None:
-            sample.edited = None
+        for image in list(sample.images.values()):
+            image.release()
 
 
 def decoded_bytes(samples: Sequence[Sample]) -> int:
     """Memory that decoded images take."""
-    images = (image for sample in samples for image in (sample.decoded, sample.edited) if image)
-    return sum(3 * image.width * image.height for image in images)
+    images = (image.decoded for sample in samples for image in list(sample.images.values()))
+    return sum(3 * image.width * image.height for image in images if image is not None)
 
 
 def row_of(record_id: str, result: Any) -> RowTuple:

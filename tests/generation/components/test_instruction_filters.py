@@ -41,7 +41,7 @@ def edit(seed: int = 0, **known: Any) -> Edit:
     return Edit(unread, unread, seed, **known)
 
 
-def reader(target: str = "rabbit") -> FakePlanner:
+def resolver(target: str = "rabbit") -> FakePlanner:
     return FakePlanner(FakePlannerOptions(target=target))
 
 
@@ -337,7 +337,7 @@ def test_the_target_stands_anywhere_and_distractors_vary() -> None:
 
 
 class Recording(FakePlanner):
-    """A reader that keeps what it was asked, and stumbles over what is sad."""
+    """A resolver that keeps what it was asked, and stumbles over what is sad."""
 
     asked: ClassVar[list[ResolveRequest]] = []
 
@@ -355,7 +355,7 @@ def question(instruction: str, target: str, seed: int = 0, caption: str = "a cup
 def test_the_reader_is_told_caption_and_instruction_alone() -> None:
     Recording.asked.clear()
     subject, edits = scorer(Resolvable, distractors=2), [question("It hops.", "rabbit", 7)]
-    assert subject.score(edits, {"reader": Recording(FakePlannerOptions())}) == [{"correct": 0.0}]
+    assert subject.score(edits, {"resolver": Recording(FakePlannerOptions())}) == [{"correct": 0.0}]
     [asked] = Recording.asked
     assert (asked.caption, asked.instruction, asked.seed) == ("a cup", "It hops.", 7)
     assert len(asked.options) == 3
@@ -369,13 +369,13 @@ def test_a_right_answer_is_correct_and_a_problem_is_the_records() -> None:
     ]
     subject = scorer(Resolvable)
     planner = Recording(FakePlannerOptions(target="rabbit"))
-    assert subject.score(edits, {"reader": planner}) == [
+    assert subject.score(edits, {"resolver": planner}) == [
         {"correct": 1.0},
         Problem(status="failed", reason="too sad"),
         {"correct": 0.0},
     ]
     assert subject.reject([{"correct": 1.0}, {"correct": 0.0}]) == [
-        None, "the reader takes the instruction to mean something else",
+        None, "the resolver takes the instruction to mean something else",
     ]  # fmt: skip
 
 
@@ -384,7 +384,7 @@ def test_ones_own_categories_may_be_too_few() -> None:
     subject = scorer(Resolvable, distractors=3, categories=own)
     edits = [question("It bangs.", "pistol"), question("It hops.", "rabbit", caption="a saw")]
     reason = "only 2 of 3 distractors are left: add categories"
-    first, second = subject.score(edits, {"reader": reader("pistol")})
+    first, second = subject.score(edits, {"resolver": resolver("pistol")})
     assert first == {"correct": 1.0}
     assert second == Problem(status="failed", reason=reason)
 
@@ -395,4 +395,4 @@ def test_the_score_follows_from_all_options() -> None:
 
 
 def test_nothing_to_ask_asks_nothing() -> None:
-    assert scorer(Resolvable).score([], {"reader": reader()}) == []
+    assert scorer(Resolvable).score([], {"resolver": resolver()}) == []
