@@ -117,11 +117,18 @@ def plugins_ls() -> None:
     for name in registry.names():
         try:
             slots = ", ".join(registry.offers(name)) or "checkpoints"
-            dist = registry.entry(name).dist
+            package = registry.package_of(registry.entry(name))
         except PluginError as error:
             click.echo(f"{name:20} broken: {error}")
         else:
-            click.echo(f"{name:20} {slots:12} {f'{dist.name} {dist.version}' if dist else ''}")
+            click.echo(f"{name:20} {slots:12} {package}")
+    for name in registry.added_slots():
+        try:
+            registry.slot(name)
+        except PluginError as error:
+            click.echo(f"{name:20} broken: {error}")
+        else:
+            click.echo(f"{name:20} {'slot':12} {registry.slot_package(name)}")
 
 
 @plugins_group.command("show")

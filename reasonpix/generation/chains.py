@@ -14,6 +14,9 @@ CHAINS: Mapping[Part, tuple[StageSpec, ...]] = {"replace": REPLACE, "rewrite": R
 """Core's stages of each part, in the order of the data."""
 
 
+CORE_STAGES = frozenset(spec.name for chain in CHAINS.values() for spec in chain)
+
+
 def chain_of(part: Part, filled: Collection[str]) -> tuple[StageSpec, ...]:
     """The stages of a recipe that fills these slots, in the order of the data.
 

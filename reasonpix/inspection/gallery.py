@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL.Image import Image
 
 from reasonpix.core.images import UndecodableImage, data_url
+from reasonpix.generation.chains import CORE_STAGES
 from reasonpix.generation.outcomes import (
     Ending,
     StageEntry,
@@ -218,6 +219,8 @@ def _card(trace: RecordRows, entries: Sequence[StageEntry], ending: Ending) -> d
         "change": "",
         "candidates": [],
         "boxes": [],
+        "outputs": {},
+        "images": {},
         "input": None,
         "edited": None,
         "small": False,
@@ -249,11 +252,26 @@ def _card_facts(sample: Sample) -> dict[str, Any]:
         "edited": edited,
         "small": bool(image and max(image.size) <= 128),
         "boxes": groundings,
+        "outputs": {
+            name: output.model_dump_json()
+            for name, output in sample.outputs.items()
+            if name not in CORE_STAGES
+        },
+        "images": _images(sample),
         "caption": sample.caption.text if sample.caption else "",
         "change": _change(sample),
         "instruction": sample.instruction,
         "candidates": _candidates(sample),
     }
+
+
+def _images(sample: Sample) -> dict[str, str]:
+    """The images that stages of plugins made, as data URLs by name."""
+    images: dict[str, str] = {}
+    for name in sample.images.keys() - {"input", "paired", "edited"}:
+        with suppress(UndecodableImage, OSError):
+            images[name] = data_url(sample.image(name))
+    return dict(sorted(images.items()))
 
 
 def _change(sample: Sample) -> str:

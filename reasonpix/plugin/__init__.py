@@ -22,12 +22,15 @@ from reasonpix.plugin.components import (
     Planner,
     PlannerTask,
     Scorer,
+    SlotSpec,
     Source,
     SourceItem,
     SourcePair,
 )
 from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.samples import Sample
+from reasonpix.plugin.stages import Result, StageSpec, check_results
 from reasonpix.plugin.types import (
     Box,
     Caption,
@@ -74,17 +77,22 @@ __all__ = [
     "RejectIf",
     "ReplaceRequest",
     "ResolveRequest",
+    "Result",
     "RewriteRequest",
     "Rewriting",
+    "Sample",
     "Scorer",
     "SelectRequest",
+    "SlotSpec",
     "Source",
     "SourceError",
     "SourceItem",
     "SourcePair",
+    "StageSpec",
     "ThresholdFilter",
     "ThresholdOptions",
     "WeightsError",
+    "check_results",
     "hookimpl",
     "is_out_of_memory",
 ]

@@ -371,7 +371,10 @@ class SlotSpec:
     task: PlannerTask | None = None
     """What filters ask of the planner in this slot."""
     contract: str = ""
-    """The class of tests for its components, `module:Class`; core's are in `plugin.testing`."""
+    """The tests for its components, as `module:Class`.
+
+    Empty for the class in `plugin.testing` that is named after `component`.
+    """
 
     @property
     def kind(self) -> str:
@@ -394,9 +397,16 @@ _SLOTS = (
         filled_by="planner",
         task="resolve",
     ),
-    SlotSpec("encoder", MLLMEncoder, "encoders", "Reads image and instruction", in_pipeline=False),
+    SlotSpec(
+        "encoder",
+        MLLMEncoder,
+        "encoders",
+        "Reads image and instruction (Eq. 8)",
+        in_pipeline=False,
+        contract="reasonpix.plugin.testing:EncoderContract",
+    ),
     SlotSpec("method", Method, "methods", "An editing method to evaluate", in_pipeline=False),
-    SlotSpec("filter", Scorer, "scorers", "Scores edits, and rejects some", in_pipeline=False),
+    SlotSpec("filter", Scorer, "scorers", "Scores edits, rejects some", in_pipeline=False),
 )
 SLOTS: Mapping[str, SlotSpec] = {slot.name: slot for slot in _SLOTS}
 """Core's slots by name, in the order of the data."""

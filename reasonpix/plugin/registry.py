@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import pkgutil
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -119,6 +120,15 @@ def _extension(name: str) -> tuple[SlotSpec, tuple[StageSpec, ...]]:
         if stage.name == "source" or stage.name.startswith("score-"):
             raise PluginError(f"plugin {name!r}: {stage.name!r} cannot be the name of a stage")
     return added[0], tuple(stages)
+
+
+def contract(slot_name: str) -> type[Any]:
+    """The class of contract tests for the components of a slot."""
+    spec = slot(slot_name)
+    where = spec.contract or f"reasonpix.plugin.testing:{spec.component.__name__}Contract"
+    found = pkgutil.resolve_name(where)
+    assert isinstance(found, type)
+    return found
 
 
 # -- Plugins and their components

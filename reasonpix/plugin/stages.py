@@ -30,7 +30,8 @@ def _once(settings: Mapping[str, int]) -> int:
 class StageSpec:
     """Declares a stage. The recipe, run folder, `status`, `inspect` and `gallery` follow from it.
 
-    Core declares its stages in `generation.stages`; a plugin adds some with the hook `stages`.
+    Core declares its stages next to their functions, in `generation.replace_stages` and
+    `generation.rewrite_stages`. A plugin adds stages with the hook `stages`.
     """
 
     name: str

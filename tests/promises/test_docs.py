@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from reasonpix.generation.engine.engine import generate
+from reasonpix.generation.outcomes import outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.plugin.components import Captioner
 from reasonpix.plugin.testing import MethodContract, PlannerContract, ScorerContract
 from reasonpix.plugin.types import EditPlan, ReplaceRequest
+from tests.conftest import Distribution, WriteRecipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +73,18 @@ def test_a_component_of_the_tutorial_keeps_its_contract(name: str, contract: typ
         # A module of its own to import it has none.
         if test.startswith("test_") and test != "test_importing_is_light":
             getattr(subject, test)()
+
+
+def test_the_slot_of_the_tutorial_can_be_installed(
+    distribution: Distribution, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    source = next(it for it in blocks("docs/plugins.md", "python") if "class Masker" in it)
+    site = distribution("masker", {"ellipse-masker": "reasonpix_masker"}, reasonpix_masker=source)
+    (declared,) = site.glob("*/entry_points.txt")
+    declared.write_text(f"{declared.read_text()}[reasonpix.slots]\nmasker = reasonpix_masker\n")
+    recipe = load_recipe(write_recipe(masker="ellipse-masker"))
+    assert [spec.name for spec in recipe.chain][-3:] == ["plan", "mask", "edit"]
+    assert all(ended.status == "ok" for ended in outcomes(generate(recipe, tmp_path / "run")))
 
 
 def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:
