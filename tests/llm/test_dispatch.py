@@ -22,82 +22,18 @@ from reasonpix.errors import CostLimit, PluginError, ReasonpixError, RecipeError
 from reasonpix.llm.budget import max_prompt_tokens
 from reasonpix.llm.dispatch import Dispatcher, make_dispatcher
 from reasonpix.llm.ledger import Job, Ledger
-from reasonpix.llm.rate import LONGEST_PAUSE_S, AimdWindow, backoff_s
-from reasonpix.llm.types import Attempt, Completion, Conversation, Message, Price, Unavailable
+from reasonpix.llm.types import Attempt, Completion, Conversation, Price, Unavailable
 from reasonpix.plugin.types import Problem
-
-SCHEMA = {"title": "Answer", "type": "object"}
-OVERLOADED = Unavailable(reason="429 too many", overloaded=True, retry_after_s=0.01)
-DOWN = Unavailable(reason="500 no luck", retry_after_s=0.001)
-CUT = Unavailable(reason="cut off", retry_after_s=0.001, may_be_charged=True)
-
-
-def conversation(text: str, seed: int = 0) -> Conversation:
-    return Conversation(
-        messages=(Message(role="user", content=text),), answer_schema=SCHEMA, seed=seed
-    )
-
-
-def conversations(count: int, name: str = "") -> list[Conversation]:
-    return [conversation(f"{name}{number}") for number in range(count)]
-
-
-def echo(text: str) -> Completion:
-    return Completion(text=f"re: {text}", prompt_tokens=10, completion_tokens=10)
-
-
-class Model:
-    """A language model that answers by `reply(text, attempt)`, and notes what it is asked."""
-
-    def __init__(
-        self,
-        reply: Callable[[str, int], Attempt] = lambda text, attempt: echo(text),
-        *,
-        seconds: float = 0.0,
-        concurrency: int = 4,
-        batch_size: int = 1,
-        max_retries: int = 3,
-        price: Price | None = None,
-        max_answer_tokens: int | None = None,
-        jobs: bool = False,
-    ) -> None:
-        self.reply = reply
-        self.seconds = seconds
-        self.concurrency = concurrency
-        self.batch_size = batch_size
-        self.max_retries = max_retries
-        self.price = price
-        self.max_answer_tokens = max_answer_tokens
-        self.jobs = jobs
-        self.parameters: Mapping[str, Any] = {"model": "test"}
-        self.lock = threading.Lock()
-        self.attempts: Counter[str] = Counter()
-        self.batches: list[list[str]] = []
-        self.times: list[float] = []
-        self.under_way = 0
-        self.most_under_way = 0
-
-    def complete(self, conversations: Sequence[Conversation], /) -> list[Attempt]:
-        texts = [it.messages[0].content for it in conversations]
-        with self.lock:
-            self.batches.append(texts)
-            self.times.append(time.monotonic())
-            self.attempts.update(texts)
-            attempts = [self.attempts[text] for text in texts]
-            self.under_way += 1
-            self.most_under_way = max(self.most_under_way, self.under_way)
-        try:
-            time.sleep(self.seconds)
-            return [self.reply(*it) for it in zip(texts, attempts, strict=True)]
-        finally:
-            with self.lock:
-                self.under_way -= 1
-
-    def submit(self, conversations: Mapping[str, Conversation], /) -> str:
-        raise NotImplementedError
-
-    def collect(self, job_id: str, /) -> Mapping[str, Attempt] | None:
-        raise NotImplementedError
+from tests.support.scripted_llm import (
+    CUT,
+    DOWN,
+    OVERLOADED,
+    PRICE,
+    Model,
+    conversation,
+    conversations,
+    echo,
+)
 
 
 @contextmanager
@@ -407,30 +343,6 @@ def test_one_that_memory_does_not_hold_alone_costs_one_record() -> None:
 # -- Overload
 
 
-@given(st.integers(1, 100), st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=200))
-def test_the_window_grows_and_halves_within_its_bounds(
-    largest: int, events: list[tuple[bool, int]]
-) -> None:
-    window = AimdWindow(largest)
-    assert window.size == largest
-    for answered, age in events:
-        before = window.size
-        decreases = window.decreases
-        if answered:
-            window.answered()
-            assert window.size == min(largest, before + 1 / before)
-        else:
-            news = window.overloaded(decreases - age)
-            assert news == (age == 0)
-            assert window.size == (max(1.0, before / 2) if news else before)
-        assert 1 <= window.size <= largest
-
-
-@given(st.integers(1, 10_000))
-def test_the_backoff_is_bounded(number: int) -> None:
-    assert 0 <= backoff_s(number) <= min(LONGEST_PAUSE_S, 0.5 * 2 ** min(number - 1, 20))
-
-
 def test_calls_refused_together_halve_the_window_once() -> None:
     """64 calls under way, all refused: 32 follow, not one."""
     refused = threading.Barrier(64, timeout=20)
@@ -533,8 +445,6 @@ def test_without_retries_everything_is_asked_once() -> None:
 
 
 # -- The cost limit
-
-PRICE = Price(prompt=1e6, completion=1e6)  # a token costs 1
 
 
 def test_a_limit_needs_prices_and_a_longest_answer() -> None:
@@ -767,7 +677,9 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from tests.llm.test_dispatch import PRICE, Ledger, Model, make_dispatcher, conversations, echo
+from reasonpix.llm.dispatch import make_dispatcher
+from reasonpix.llm.ledger import Ledger
+from tests.support.scripted_llm import PRICE, Model, conversations, echo
 def reply(text, attempt):
     if int(text) >= 20:
         sys.stdout.write("under way\\n")  # at once, unlike print

@@ -213,7 +213,7 @@ def test_no_count_of_tokens_takes_from_what_was_spent() -> None:
         "choices": [{"message": {"content": "x"}}],
         "usage": {"prompt_tokens": -1, "completion_tokens": 5},
     }
-    outcome = Replies("http://localhost/v1", "OPENAI_API_KEY", None).outcome(200, body)
+    outcome = Replies("http://localhost/v1", "OPENAI_API_KEY", None).attempt(200, body)
     assert outcome == Completion(text="x", prompt_tokens=0, completion_tokens=5)
 
 
@@ -791,12 +791,12 @@ def test_a_large_job_is_several_batches(
     server.script({})
     planner = make(batch=True)
     one = len(json.dumps(planner._request(asked(planner, 1)["key-0"], planner._dialect)))
-    monkeypatch.setattr(batch_limits, "LARGEST_FILE", 3 * one + 3 * 200)
-    monkeypatch.setattr(batch_limits, "MOST_REQUESTS", 2)
+    monkeypatch.setattr(batch_limits, "MAX_FILE_BYTES", 3 * one + 3 * 200)
+    monkeypatch.setattr(batch_limits, "MAX_REQUESTS", 2)
     job = planner.submit(asked(planner, 5))
     assert len(server.log()["batches"]) == 3
     assert planner.submit(asked(planner, 5)) == job
-    monkeypatch.setattr(batch_limits, "MOST_REQUESTS", 100)
+    monkeypatch.setattr(batch_limits, "MAX_REQUESTS", 100)
     assert planner.submit(asked(planner, 5)) != job
     assert len(server.log()["batches"]) == 5
     assert len(collected(planner, job)) == 5

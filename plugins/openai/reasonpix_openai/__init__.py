@@ -1,8 +1,7 @@
-"""The planners `openai` and `gpt-3.5-turbo`: a chat model of OpenAI, or of any server that speaks
-its protocol.
+"""The planners `openai` and `gpt-3.5-turbo`: chat models of OpenAI and of compatible servers.
 
-The paper plans with GPT-3.5-turbo (§3.2). vLLM, Ollama, llama.cpp and others answer the same
-requests; `base_url` points there.
+The paper plans with GPT-3.5-turbo (§3.2). vLLM, Ollama, llama.cpp and others speak the same
+protocol; set `base_url` to their address.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
 
-from reasonpix.llm import Completion, Conversation, LLMPlanner, LLMPlannerOptions, Unavailable
-from reasonpix.plugin import Problem, ReasonpixError, hookimpl
+from reasonpix.llm import Attempt, Conversation, LLMPlanner, LLMPlannerOptions, Unavailable
+from reasonpix.plugin import ReasonpixError, hookimpl
 from reasonpix_openai.batches import Batches
 from reasonpix_openai.replies import FORMAT, Replies
 
@@ -31,14 +30,14 @@ StructuredOutput = Literal["json_schema", "json_object", "none"]
 
 
 class OpenAIOptions(LLMPlannerOptions):
-    """What a recipe may say about the planner `openai`.
+    """Options of the planner `openai`.
 
-    `base_url` counts as part of the model: two servers may serve different weights, quantisations
-    or chat templates under one name, so plans are made anew for another URL. Give a server that
-    may move a host name that moves with it.
+    `base_url` is part of the model's identity: two servers may serve different weights or chat
+    templates under one name, so another URL means new plans. If a server may move, use a host name
+    that moves with it.
     """
 
-    # A key that someone writes into a recipe by mistake must not be shown in the complaint.
+    # A key that was put into a recipe by mistake must not appear in error messages.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     fingerprint_exclude: ClassVar[frozenset[str]] = LLMPlannerOptions.fingerprint_exclude | {
@@ -48,33 +47,33 @@ class OpenAIOptions(LLMPlannerOptions):
         "batch",
     }
 
-    model: str = Field("gpt-3.5-turbo", description="Name of the model, as the server knows it")
+    model: str = Field("gpt-3.5-turbo", description="Name of the model on the server")
     base_url: str = Field(
-        OPENAI_URL, description="Where the API is served, such as http://localhost:8000/v1"
+        OPENAI_URL, description="URL of the API, such as http://localhost:8000/v1"
     )
     api_key_env: str | None = Field(
         None,
-        description="Environment variable that holds the API key, which then must be set; "
-        "by default OPENAI_API_KEY, which only OpenAI's own server needs",
+        description="Environment variable with the API key, which must then be set; the default, "
+        "OPENAI_API_KEY, is required by OpenAI's own server only",
     )
     temperature: float | None = Field(
-        1.0, ge=0, le=2, description="Sampling temperature; null leaves it to the server"
+        1.0, ge=0, le=2, description="Sampling temperature; null for the server's default"
     )
     max_tokens: int | None = Field(
-        400, ge=1, description="Longest answer, in tokens; null leaves it to the server"
+        400, ge=1, description="Maximum tokens of an answer; null for the server's default"
     )
     structured_output: Literal["auto", "json_schema", "json_object", "none"] = Field(
         "auto",
-        description="How the server is held to the answer's form; auto asks for json_schema, and "
-        "for less where the server refuses that",
+        description="How the server enforces the answer's form; auto tries json_schema first, then "
+        "weaker forms if the server refuses it",
     )
-    concurrency: int = Field(8, ge=1, le=256, description="Requests under way at once")
+    concurrency: int = Field(8, ge=1, le=256, description="Maximum number of concurrent requests")
     timeout_s: float = Field(
-        60.0, gt=0, description="Longest silence of the server in one attempt, in seconds"
+        60.0, gt=0, description="Maximum silence of the server during one attempt, in seconds"
     )
     batch: bool = Field(
         False,
-        description="Use the batch endpoint: answers within 24 hours, at OpenAI for half the price",
+        description="Use the batch endpoint: answers within 24 hours, half the price at OpenAI",
     )
 
     @field_validator("base_url")
@@ -84,26 +83,26 @@ class OpenAIOptions(LLMPlannerOptions):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("give an http:// or https:// URL, such as http://localhost:8000/v1")
         if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("give the URL alone; a key belongs into the environment (api_key_env)")
+            raise ValueError("give only the URL; put the key into the environment (api_key_env)")
         return url.rstrip("/")
 
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise ValueError("give the name of an environment variable that holds the key")
+            raise ValueError("give the name of the environment variable with the key")
         return name
 
 
 class GPT35TurboOptions(OpenAIOptions):
-    """What a recipe may say about the planner `gpt-3.5-turbo`: as `openai`, but for the model."""
+    """Options of the planner `gpt-3.5-turbo`: those of `openai` with a fixed model."""
 
-    model: Literal["gpt-3.5-turbo"] = Field("gpt-3.5-turbo", description="Nothing else")
+    model: Literal["gpt-3.5-turbo"] = Field("gpt-3.5-turbo", description="Fixed")
 
 
 @dataclass(frozen=True)
 class _Dialect:
-    """Which of the parameters that servers disagree about a server takes."""
+    """The variants of the protocol that a server accepts."""
 
     structured_output: StructuredOutput
     seed: bool = True
@@ -111,9 +110,9 @@ class _Dialect:
 
 
 class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
-    """Plans by a chat model behind an OpenAI-compatible server.
+    """A planner with a chat model behind an OpenAI-compatible server.
 
-    The API key comes from the environment and goes nowhere but into the requests.
+    The API key comes from the environment and is only ever sent to `base_url`.
     """
 
     name: ClassVar[str] = "openai"
@@ -125,7 +124,7 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
 
     @property
     def concurrency(self) -> int:
-        """Requests under way at once; a batch takes all that there is to ask."""
+        """The option `concurrency`; a batch takes all pending requests."""
         return 50_000 if self.options.batch else self.options.concurrency
 
     @property
@@ -139,60 +138,60 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         return self.options.batch
 
     def check(self) -> None:
-        """Read the prompts and the key. Raises a `ReasonpixError` for what is wrong with them."""
+        """Read the prompts and the key. Raises `ReasonpixError` if one is invalid."""
         super().check()
         self._read_key()
 
     def load(self) -> None:
-        """Prepare clients. Raises `ReasonpixError` when the API key is missing or malformed."""
+        """Prepare clients. Raises `ReasonpixError` if the API key is missing or malformed."""
         from httpx2 import create_ssl_context
 
         options = self.options
-        self._certificates = create_ssl_context()  # Reading them takes long, so all share them.
+        self._certificates = create_ssl_context()  # slow to read, so all clients share them
         self._replies = Replies(options.base_url, self._key_name, self._read_key())
         self._idle: list[OpenAI] = []
         self._batches = Batches(self._new_client(), self._replies, options.max_retries)
-        wanted = options.structured_output
-        self._dialect = _Dialect("json_schema" if wanted == "auto" else wanted)
+        structured_output = options.structured_output
+        self._dialect = _Dialect(
+            "json_schema" if structured_output == "auto" else structured_output
+        )
 
     def close(self) -> None:
-        """Let the requests under way finish, and close all connections."""
+        """Wait for requests in flight, and close all connections."""
         super().close()
         self._open.close()
 
-    def complete(
-        self, conversations: Sequence[Conversation]
-    ) -> list[Completion | Problem | Unavailable]:
-        """Ask for each conversation once; again only for what the server does not understand."""
+    def complete(self, conversations: Sequence[Conversation]) -> list[Attempt]:
+        """Send each conversation once, and again only in another dialect."""
         return [self._complete_one(conversation) for conversation in conversations]
 
     def submit(self, conversations: Mapping[str, Conversation]) -> str:
-        """Hand in a batch, or find the one that was handed in with just these requests."""
+        """Submit a batch, or find the existing one with exactly these requests."""
         dialect = self._dialect
         return self._batches.submit(
             {key: self._request(conversations[key], dialect) for key in sorted(conversations)}
         )
 
-    def collect(self, job: str) -> Mapping[str, Completion | Problem | Unavailable] | None:
-        """What came of the requests of a batch that has ended; what is missing came to nothing."""
-        outcomes = self._batches.outcomes(job)
-        if outcomes is None:
+    def collect(self, job: str) -> Mapping[str, Attempt] | None:
+        """Results of a batch that has ended; requests without a response are missing."""
+        responses = self._batches.responses(job)
+        if responses is None:
             return None
-        results: dict[str, Completion | Problem | Unavailable] = {}
+        results: dict[str, Attempt] = {}
         dialect = self._dialect
-        for outcome in outcomes:
-            weaker = self._weaker(dialect, outcome.status, outcome.body)
+        for response in responses:
+            weaker = self._weaker(dialect, response.status, response.body)
             if weaker is not None:
                 self._dialect = weaker  # for the next batch
-                results[outcome.key] = self._replies.unavailable(str(outcome.body))
+                results[response.key] = self._replies.unavailable(str(response.body))
                 continue
             try:
-                results[outcome.key] = self._replies.outcome(outcome.status, outcome.body)
-            except ReasonpixError as error:  # It must not take the others' answers with it.
-                results[outcome.key] = Unavailable(reason=str(error))
+                results[response.key] = self._replies.attempt(response.status, response.body)
+            except ReasonpixError as error:  # keep the answers to the other requests
+                results[response.key] = Unavailable(reason=str(error))
         return results
 
-    def _complete_one(self, conversation: Conversation) -> Completion | Problem | Unavailable:
+    def _complete_one(self, conversation: Conversation) -> Attempt:
         from httpx2 import Response
         from openai import APIConnectionError, APIStatusError
 
@@ -201,18 +200,18 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
             request = self._request(conversation, dialect)
             failure: APIStatusError | APIConnectionError
             try:
-                # What `chat.completions.create` does beside, such as to look through every
-                # message for fields to rename, takes more time than all the rest of a call.
+                # `chat.completions.create` would walk through all messages for fields to rename,
+                # which takes longer than the rest of a call.
                 with self._client() as client:
                     response = client.post("/chat/completions", cast_to=Response, body=request)
             except (APIStatusError, APIConnectionError) as error:
                 failure = error
             else:
-                # Remembered only once it has worked: what one record's error text seems to say
-                # must not change how the others are asked.
+                # Kept only after a success: the text of one record's error must not change the
+                # requests of others.
                 self._dialect = dialect
                 return self._replies.read(response.content)
-            # Out here an error that is raised does not carry the server's own, with its text.
+            # Outside of `except`: errors are not chained to the server's, which may quote the key.
             if isinstance(failure, APIConnectionError):
                 cause = failure.__cause__ or failure
                 return self._replies.lost(cause, self.options.timeout_s)
@@ -224,10 +223,7 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
 
     @contextmanager
     def _client(self) -> Iterator[OpenAI]:
-        """A client with a connection of its own.
-
-        Many threads at one pool of connections spend their time on its lock.
-        """
+        """A client with its own connection; a shared pool would slow many threads by its lock."""
         try:
             client = self._idle.pop()
         except IndexError:
@@ -241,7 +237,7 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         from openai import DefaultHttpxClient, OpenAI
 
         client = OpenAI(
-            # The client insists on a key; servers that need none ignore it.
+            # The client requires a key; servers that need none ignore it.
             api_key=self._replies.key or "none",
             base_url=self.options.base_url,
             timeout=self.options.timeout_s,
@@ -261,7 +257,7 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         if options.max_tokens is not None:
             request[dialect.limit] = options.max_tokens
         if dialect.seed:
-            # Some servers keep seeds in 32 bits.
+            # some servers have 32-bit seeds
             request["seed"] = conversation.seed % 2**31
         if dialect.structured_output == "json_schema":
             request["response_format"] = {
@@ -273,20 +269,20 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         return request
 
     def _weaker(self, dialect: _Dialect, status: int, body: Any) -> _Dialect | None:
-        """What to try after the server refused a parameter; None when that is not the trouble."""
+        """The dialect to try next if the server refused a parameter, otherwise None."""
         if status not in (400, 422):
             return None
-        about = str(body)
-        if FORMAT.search(about):
+        message = str(body)
+        if FORMAT.search(message):
             if self.options.structured_output != "auto":
                 return None
             if dialect.structured_output == "json_schema":
                 return replace(dialect, structured_output="json_object")
             if dialect.structured_output == "json_object":
                 return replace(dialect, structured_output="none")
-        elif "max_completion_tokens" in about and dialect.limit == "max_tokens":
+        elif "max_completion_tokens" in message and dialect.limit == "max_tokens":
             return replace(dialect, limit="max_completion_tokens")
-        elif re.search(r"\bseed\b", about) and dialect.seed:
+        elif re.search(r"\bseed\b", message) and dialect.seed:
             return replace(dialect, seed=False)
         return None
 
@@ -301,22 +297,22 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
             raise ReasonpixError(
                 f"planner {self.name}: no API key: set the environment variable {name}, or "
                 + (
-                    "leave api_key_env out if the server needs none"
+                    "remove api_key_env if the server needs none"
                     if self.options.api_key_env
-                    else "point base_url to a server that needs none"
+                    else "set base_url to a server that needs none"
                 )
             )
         if not all("!" <= letter <= "~" for letter in key):
-            # The HTTP client would complain too, and show the key.
+            # The HTTP client's own error would show the key.
             raise ReasonpixError(
-                f"planner {self.name}: the environment variable {name} holds no API key: it has "
-                "spaces or other characters that a key cannot have"
+                f"planner {self.name}: the environment variable {name} is not an API key: it "
+                "contains spaces or other characters that keys cannot have"
             )
         return key or None
 
 
 class GPT35TurboPlanner(OpenAIPlanner):
-    """Plans by GPT-3.5-turbo, as the paper does: `openai` with its default model."""
+    """The planner of the paper: `openai` with GPT-3.5-turbo."""
 
     name: ClassVar[str] = "gpt-3.5-turbo"
     Options: ClassVar[type[OpenAIOptions]] = GPT35TurboOptions

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
     from reasonpix_openai.replies import Replies
 
-LARGEST_FILE = 190_000_000
-"""Bytes of requests in one batch; OpenAI takes 200 MB."""
+MAX_FILE_BYTES = 190_000_000
+"""Bytes of requests in one batch; OpenAI's limit is 200 MB."""
 
-MOST_REQUESTS = 50_000
+MAX_REQUESTS = 50_000
 """Requests in one batch."""
 
-_LOOKED_THROUGH = 200
-# How many of the newest batches may be the one that an earlier process handed in.
+_SEARCHED_BATCHES = 200
+# How many of the newest batches are searched for one that an earlier process submitted.
 
 _ENDED = ("completed", "expired", "cancelled")
-_OF_NO_USE = ("failed", "expired", "cancelling", "cancelled")
+_USELESS = ("failed", "expired", "cancelling", "cancelled")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BatchResponse:
     """The response to the request `key`."""
 
     key: str
@@ -42,37 +42,37 @@ class Outcome:
 
 
 class Batches:
-    """The batches of one account. A job is one or more of them, its id their ids with commas.
+    """The batches of one account. A job is one or more batches; its id is their joined ids.
 
-    A batch carries the SHA-256 of its keys as metadata. So one whose id was lost, because the
-    process died right after handing it in, is found again and not paid for twice.
+    A batch carries the SHA-256 of its keys as metadata. So if the process dies right after
+    submitting it, it is found again and not paid for twice.
     """
 
     def __init__(self, client: OpenAI, replies: Replies, max_retries: int) -> None:
-        # Looking and uploading can be repeated; handing in twice would be charged twice.
+        # Reads and uploads can be repeated; a second submission would be charged again.
         self._client = client.with_options(max_retries=max_retries)
         self._once = client.with_options(max_retries=0)
         self._replies = replies
-        self._fruitless: set[str] = set()
-        self._refused: str | None = None
+        self._unanswered: set[str] = set()
+        self._rejection: str | None = None
 
     def submit(self, requests: Mapping[str, dict[str, Any]]) -> str:
-        """Hand in the requests and return the job's id. Raises `ReasonpixError`.
+        """Submit the requests and return the job's id. Raises `ReasonpixError`.
 
-        That is also how it is told when the last batch was not accepted: its outcomes are none, so
-        that the job ends, and the next one would not fare better.
+        Also raises if the last batch was rejected, because the next one would be rejected too. (The
+        rejected batch itself ends without responses.)
         """
-        if self._refused is not None:
-            raise ReasonpixError(self._refused)
+        if self._rejection is not None:
+            raise ReasonpixError(self._rejection)
         with self._explained():
             return ",".join(self._submit(keys, content) for keys, content in _files(requests))
 
-    def outcomes(self, job: str) -> list[Outcome] | None:
-        """All responses of a job that has ended, None while it has not.
+    def responses(self, job: str) -> list[BatchResponse] | None:
+        """All responses of a job, None while it is running.
 
-        Requests that a batch did not get to are left out, and all those of a batch that was not
-        accepted, or that the server does not know any more. Raises `ReasonpixError` when the server
-        does not let one look.
+        Requests that an expired batch did not reach are missing, as are all requests of a rejected
+        batch and of one that the server has deleted. Raises `ReasonpixError` if the server denies
+        access.
         """
         from openai import APIConnectionError, APIStatusError
 
@@ -81,23 +81,23 @@ class Batches:
             batches = [self._retrieve(name) for name in job.split(",")]
             if any(batch and batch.status not in _ENDED for batch in batches):
                 return None
-            outcomes = [outcome for batch in batches if batch for outcome in self._read(batch)]
+            responses = [response for batch in batches if batch for response in self._read(batch)]
         except APIConnectionError:
-            return None  # It is asked again later.
+            return None  # try again at the next poll
         except APIStatusError as error:
             failure = error
         if failure is not None:
             if isinstance(self._replies.error(failure.status_code, failure.body), Unavailable):
                 return None
-            raise ReasonpixError(self._told(failure))
-        if not any(outcome.status == 200 for outcome in outcomes):
-            self._fruitless.update(job.split(","))
-        return outcomes
+            raise ReasonpixError(self._message(failure))
+        if not any(response.status == 200 for response in responses):
+            self._unanswered.update(job.split(","))
+        return responses
 
     def _submit(self, keys: Sequence[str], content: bytes) -> str:
         digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-        for batch in islice(self._client.batches.list(limit=100), _LOOKED_THROUGH):
-            if (batch.metadata or {}).get("reasonpix") == digest and self._is_of_use(batch):
+        for batch in islice(self._client.batches.list(limit=100), _SEARCHED_BATCHES):
+            if (batch.metadata or {}).get("reasonpix") == digest and self._is_usable(batch):
                 return batch.id
         file = self._client.files.create(file=("reasonpix.jsonl", content), purpose="batch")
         return self._once.batches.create(
@@ -107,11 +107,11 @@ class Batches:
             metadata={"reasonpix": digest},
         ).id
 
-    def _is_of_use(self, batch: Batch) -> bool:
-        """Whether it has answers, or may get some, as far as is known."""
+    def _is_usable(self, batch: Batch) -> bool:
+        """Whether it has answers, or may get some."""
         counts = batch.request_counts
-        in_vain = batch.status == "completed" and counts is not None and not counts.completed
-        return not (in_vain or batch.status in _OF_NO_USE or batch.id in self._fruitless)
+        unanswered = batch.status == "completed" and counts is not None and not counts.completed
+        return not (unanswered or batch.status in _USELESS or batch.id in self._unanswered)
 
     def _retrieve(self, name: str) -> Batch | None:
         from openai import NotFoundError
@@ -122,55 +122,56 @@ class Batches:
             return None
         if batch.status == "failed":
             errors = batch.errors.data if batch.errors else None
-            told = [f"{e.code}: {e.message} (line {e.line})" for e in (errors or [])[:5]]
-            reason = f"batch {name} was not accepted: {'; '.join(told) or 'no reason given'}"
-            self._refused = f"planner openai: {self._replies.said(reason)}"
+            problems = [f"{e.code}: {e.message} (line {e.line})" for e in (errors or [])[:5]]
+            reason = f"batch {name} was rejected: {'; '.join(problems) or 'no reason given'}"
+            self._rejection = f"planner openai: {self._replies.quoted(reason)}"
             return None
         return batch
 
-    def _read(self, batch: Batch) -> Iterator[Outcome]:
+    def _read(self, batch: Batch) -> Iterator[BatchResponse]:
         from openai import NotFoundError
 
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             try:
                 content = self._client.files.content(file).content
-            except NotFoundError:  # Files are kept for 30 days.
+            except NotFoundError:  # deleted by the server after 30 days
                 continue
             for line in content.splitlines():
-                outcome = json.loads(line)
-                if response := outcome.get("response"):
+                entry = json.loads(line)
+                if response := entry.get("response"):
                     status, body = response["status_code"], response["body"]
-                    yield Outcome(outcome["custom_id"], status, body)
+                    yield BatchResponse(entry["custom_id"], status, body)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         from openai import OpenAIError
 
-        told = None
+        message = None
         try:
             yield
-        # The client does not check what it is given: a web page comes as a plain string.
+        # The client does not validate responses: a web page arrives as a plain string.
         except (OpenAIError, AttributeError, TypeError, ValueError) as error:
-            told = self._told(error)
-        if told is not None:
-            raise ReasonpixError(told)
+            message = self._message(error)
+        if message is not None:
+            raise ReasonpixError(message)
 
-    def _told(self, error: Exception) -> str:
+    def _message(self, error: Exception) -> str:
         reason = f"the batch endpoint cannot be used: {error}"
         return (
-            f"planner openai: {self._replies.said(reason)}; run the same command again to continue"
+            f"planner openai: {self._replies.quoted(reason)}; run the same command "
+            "again to continue"
         )
 
 
 def _files(requests: Mapping[str, dict[str, Any]]) -> Iterator[tuple[list[str], bytes]]:
-    """The requests as JSON lines, with their keys, in as many files as the limits ask for."""
+    """Split the requests into files of JSON lines within the limits; yields keys and content."""
     keys: list[str] = []
     lines: list[bytes] = []
     size = 0
     for key, body in requests.items():
         request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         line = json.dumps(request).encode() + b"\n"
-        if lines and (size + len(line) > LARGEST_FILE or len(lines) == MOST_REQUESTS):
+        if lines and (size + len(line) > MAX_FILE_BYTES or len(lines) == MAX_REQUESTS):
             yield keys, b"".join(lines)
             keys, lines, size = [], [], 0
         keys.append(key)
