@@ -49,9 +49,8 @@ def evaluate_command(
     from reasonpix.errors import ReasonpixError
     from reasonpix.evaluation.recipe import load_evaluation_recipe
     from reasonpix.evaluation.results import COPY
-    from reasonpix.generation.recipe_catalog import locate
 
-    checked = load_evaluation_recipe(locate(recipe), overrides)
+    checked = load_evaluation_recipe(recipe, overrides)
     if runtime:
         checked = checked.with_runtime(runtime)
     if reference not in (None, COPY, *checked.methods):

@@ -95,13 +95,12 @@ def generate_command(
         raise click.UsageError("--dry-run cannot be combined with --retry-failed")
     from reasonpix.generation.engine.engine import generate
     from reasonpix.generation.recipe import load_recipe
-    from reasonpix.generation.recipe_catalog import locate
 
     if seed is not None:
         overrides = (*overrides, f"seed={seed}")
     if shard_size is not None:
         overrides = (*overrides, f"shard_size={shard_size}")
-    checked = load_recipe(locate(recipe), overrides)
+    checked = load_recipe(recipe, overrides)
     if dry_run:
         _print_estimate(checked, out, limit, target_accepted)
         return

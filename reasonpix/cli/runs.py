@@ -25,7 +25,6 @@ def status_command(run: str, recipe: str | None, overrides: tuple[str, ...]) -> 
     and what it would compute.
     """
     from reasonpix.generation.recipe import load_recipe
-    from reasonpix.generation.recipe_catalog import locate
     from reasonpix.generation.run_folder import RunFolder
     from reasonpix.generation.run_recipe import recipe_of
     from reasonpix.inspection.status import read_status
@@ -33,7 +32,7 @@ def status_command(run: str, recipe: str | None, overrides: tuple[str, ...]) -> 
     folder = RunFolder(run)
     other = None
     if recipe is not None:
-        other = load_recipe(locate(recipe), overrides)
+        other = load_recipe(recipe, overrides)
     elif overrides:
         other = recipe_of(folder, overrides)
     for line in read_status(folder, other).lines():

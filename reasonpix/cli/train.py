@@ -34,10 +34,9 @@ def train_command(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
     Run the same command again to resume. On several GPUs: accelerate launch -m reasonpix train
     RECIPE --out DIR
     """
-    from reasonpix.generation.recipe_catalog import locate
     from reasonpix.training.recipe import load_training_recipe
 
-    checked = load_training_recipe(locate(recipe), overrides)
+    checked = load_training_recipe(recipe, overrides)
     # Of a launcher's processes only the first prints, even errors that they share.
     is_main = os.environ.get("RANK", "0") == "0"
     try:

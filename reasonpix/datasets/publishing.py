@@ -9,9 +9,10 @@ from reasonpix.core.atomic import output_dir
 from reasonpix.datasets import preference, writers
 from reasonpix.datasets.card import Form, render_card
 from reasonpix.datasets.writers import Written
-from reasonpix.errors import RunError
+from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.outcomes import Outcome, outcomes
 from reasonpix.generation.run_folder import RunFolder
+from reasonpix.plugin.registry import nearest
 
 _FACTS = (
     "`direct_instruction`, `edited_caption` and `candidates` (of which `chosen` is the index of "
@@ -76,20 +77,24 @@ _WRITERS: Mapping[str, Writer] = {
 
 
 def publish(
-    run: RunFolder,
-    out: Path,
+    run: RunFolder | str | Path,
+    out: str | Path,
     to: str = "hf",
     report: Callable[[int], None] = lambda done: None,
 ) -> int:
     """Write the accepted samples of `run` to the new folder `out`; returns the number of rows.
 
-    `to` is one of `FORMS`. The folder appears complete or not at all, and the same run gives the
-    same bytes. `report` is told how many samples are read. Raises `RunError` when the run is not
-    finished, accepted nothing or does not suit the form, and when `out` exists or cannot be
-    written.
+    `to` is a format: hf, instruct-pix2pix, webdataset or preference. The folder appears complete or
+    not at all, and the same run gives the same bytes. `report` is called with the number of samples
+    read. Raises `RunError` if the run is unfinished, accepted nothing or does not suit the format,
+    and if `out` exists or cannot be written.
     """
+    if to not in FORMS:
+        raise ReasonpixError(f"no dataset format {to!r}{nearest(to, FORMS)}")
     form = FORMS[to]
-    with output_dir(out, "publish") as draft:
+    if not isinstance(run, RunFolder):
+        run = RunFolder(run)
+    with output_dir(Path(out), "publish") as draft:
         written = _WRITERS[to](run, accepted(run, report), draft)
         if written.rows == 0:
             raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")

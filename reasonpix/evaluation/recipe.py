@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,15 +59,15 @@ class EvaluationRecipe(BaseModel):
         return self.model_copy(update={"methods": methods})
 
 
-def load_evaluation_recipe(path: Path, overrides: Sequence[str] = ()) -> EvaluationRecipe:
-    """Read and check a recipe; `overrides` are `a.b=value` and win over the file.
+def load_evaluation_recipe(
+    path: str | Path, overrides: recipe_catalog.Overrides = ()
+) -> EvaluationRecipe:
+    """Read and check an evaluation recipe, given as a file or by the name of a shipped one.
 
-    Raises `RecipeError` with all problems, each as `file:line:column: path: what`.
+    `overrides` win over the file: `["seed=1"]`, with values in YAML, or `{"seed": 1}`. Raises
+    `RecipeError` with every problem found, each as `file:line:column: path: problem`.
     """
-    data, marks = recipe_catalog.read(path, "evaluate")
-    problems: list[str] = []
-    for override in overrides:
-        yaml_locations.override_value(data, marks, override, problems)
+    data, marks, problems = recipe_catalog.read(path, "evaluate", overrides)
 
     complain = marks.into(problems)
     # Components replace their blocks first, so that problems of both are reported together.

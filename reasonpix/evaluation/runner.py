@@ -25,7 +25,7 @@ from reasonpix.errors import PluginError, ReasonpixError, RecipeError, RunError,
 from reasonpix.evaluation.benchmark import read_benchmark
 from reasonpix.evaluation.cases import DIRECT, Benchmark, Case
 from reasonpix.evaluation.metrics import Metrics
-from reasonpix.evaluation.recipe import EvaluationRecipe
+from reasonpix.evaluation.recipe import EvaluationRecipe, load_evaluation_recipe
 from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, json_lines
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Grounder, Method, MethodRequest, ModelOptions
@@ -48,13 +48,21 @@ class _EditJob(NamedTuple):
 
 
 def evaluate(
-    recipe: EvaluationRecipe, out: Path, progress: PhaseProgress, *, retry_failed: bool = False
+    recipe: EvaluationRecipe | str | Path,
+    out: str | Path,
+    progress: PhaseProgress = lambda phase, done, total: None,
+    *,
+    retry_failed: bool = False,
 ) -> EvaluationFolder:
     """Make the edits and scores that `out` lacks. Relative paths start at the working directory.
 
-    Everything that needs no model is checked first. A case that a method cannot edit is stored with
-    the reason; `retry_failed` tries those again. Raises `ReasonpixError`.
+    `recipe` is a loaded recipe, a file, or the name of a shipped recipe. Everything that needs no
+    model is checked first. A case that a method cannot edit is stored with the reason;
+    `retry_failed` tries those again. Raises `ReasonpixError`.
     """
+    if not isinstance(recipe, EvaluationRecipe):
+        recipe = load_evaluation_recipe(recipe)
+    out = Path(out)
     methods = {name: _build_method(spec) for name, spec in recipe.methods.items()}
     grounder = recipe.grounder.build() if recipe.grounder else None
     assert grounder is None or isinstance(grounder, Grounder)

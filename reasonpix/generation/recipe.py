@@ -10,7 +10,6 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasonpix.core import yaml_locations
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.generation import recipe_catalog
 from reasonpix.generation.chains import CHAINS, chain_of, slots_of
@@ -127,15 +126,13 @@ class _Document(BaseModel):
     )
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe; `overrides` are `a.b=value` (value is YAML) and win over the file.
+def load_recipe(path: str | Path, overrides: recipe_catalog.Overrides = ()) -> Recipe:
+    """Read and check a recipe, given as a file or by the name of a shipped one.
 
-    Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
+    `overrides` win over the file: `["seed=1"]`, with values in YAML, or `{"seed": 1}`. Raises
+    `RecipeError` with every problem found, each as `file:line:column: path: problem`.
     """
-    data, marks = recipe_catalog.read(path, "generate")
-    problems: list[str] = []
-    for override in overrides:
-        yaml_locations.override_value(data, marks, override, problems)
+    data, marks, problems = recipe_catalog.read(path, "generate", overrides)
     complain = marks.into(problems)
     document = check(_Document, data, (), complain)
     source = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,9 @@ from reasonpix.plugin.registry import nearest
 
 Command = Literal["generate", "train", "evaluate"]
 """The commands that take a recipe; each has its own form."""
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Changes to a recipe: `["seed=1"]`, where values are YAML, or `{"seed": 1}`. Keys are dotted."""
 
 
 def _folder() -> Path:
@@ -28,12 +32,12 @@ def shipped() -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
-def locate(recipe: str) -> Path:
+def locate(recipe: str | Path) -> Path:
     """The file of a recipe given by path, or by the name of a shipped one."""
     path = Path(recipe)
     if path.is_file():
         return path
-    name = recipe.removesuffix(".yaml").removeprefix("recipes/")
+    name = str(recipe).removesuffix(".yaml").removeprefix("recipes/")
     if name in shipped():
         return shipped()[name]
     raise RecipeError([f"{recipe}: no such file, and no shipped recipe{nearest(name, shipped())}"])
@@ -54,12 +58,23 @@ def _command(recipe: Mapping[str, Any]) -> Command | None:
     return "train" if {"data", "encoder"} & blocks else None
 
 
-def read(path: Path, command: Command) -> tuple[dict[str, Any], yaml_locations.SourceMap]:
-    """A recipe for `command` as plain values, and where each stands. Raises `RecipeError`."""
+def read(
+    recipe: str | Path, command: Command, overrides: Overrides = ()
+) -> tuple[dict[str, Any], yaml_locations.SourceMap, list[str]]:
+    """A recipe for `command` as plain values, the location of each, and errors in the overrides.
+
+    Raises `RecipeError` if there is no such file or recipe, or if it is for another command.
+    """
+    path = locate(recipe)
     data, marks = yaml_locations.read(path)
     if (other := _command(data)) not in (None, command):
         raise RecipeError([f"{path} is a recipe for `reasonpix {other}`, not for `{command}`"])
-    return data, marks
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    problems: list[str] = []
+    for override in overrides:
+        yaml_locations.override_value(data, marks, override, problems)
+    return data, marks, problems
 
 
 def summary(path: Path) -> str:

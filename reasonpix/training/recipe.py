@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from reasonpix.core import yaml_locations
 from reasonpix.datasets.pairs import Data
 from reasonpix.editing.config import ConnectorOptions, SamplingOptions
 from reasonpix.errors import PluginError, RecipeError
@@ -164,15 +162,15 @@ class TrainingRecipe(_Block):
         )
 
 
-def load_training_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
-    """Read and check a training recipe; `overrides` are `a.b=value` and win over the file.
+def load_training_recipe(
+    path: str | Path, overrides: recipe_catalog.Overrides = ()
+) -> TrainingRecipe:
+    """Read and check a training recipe, given as a file or by the name of a shipped one.
 
-    Raises `RecipeError` with every problem found, each as `file:line:column: path: what`.
+    `overrides` win over the file: `["seed=1"]`, with values in YAML, or `{"seed": 1}`. Raises
+    `RecipeError` with every problem found, each as `file:line:column: path: problem`.
     """
-    data, marks = recipe_catalog.read(path, "train")
-    problems: list[str] = []
-    for override in overrides:
-        yaml_locations.override_value(data, marks, override, problems)
+    data, marks, problems = recipe_catalog.read(path, "train", overrides)
 
     complain = marks.into(problems)
     if "encoder" in data:

@@ -40,7 +40,7 @@ from reasonpix.errors import RunError
 from reasonpix.training.checkpointing import claim_folder, replace_dir, write_state
 from reasonpix.training.distributed import explain_out_of_memory
 from reasonpix.training.optimization import optimizer_step
-from reasonpix.training.recipe import TrainingRecipe
+from reasonpix.training.recipe import TrainingRecipe, load_training_recipe
 from reasonpix.training.session import Session, build_optimizer, prepare_session
 from reasonpix.training.setup import check_trackers
 from reasonpix.training.tracking import TrainingLog
@@ -77,18 +77,22 @@ class TrainingResult:
 
 
 def train(
-    recipe: TrainingRecipe,
-    out: Path,
+    recipe: TrainingRecipe | str | Path,
+    out: str | Path,
     report: ProgressCallback = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainingResult:
     """Train by `recipe` in the folder `out`; call it in each process of `accelerate launch`.
 
+    `recipe` is a loaded recipe, a file, or the name of a shipped recipe.
     Called again, it resumes from the last checkpoint. Once `should_stop` returns true in any
     process, all of them save a checkpoint after the current step and raise `KeyboardInterrupt`.
     Raises, before any step, `SourceError` for data, `WeightsError` for models, and `RunError` if
     `out` belongs to another recipe; later `RunError` if memory runs out or the loss is not finite.
     """
+    if not isinstance(recipe, TrainingRecipe):
+        recipe = load_training_recipe(recipe)
+    out = Path(out)
     check_trackers(recipe)
     accelerator = Accelerator(
         mixed_precision=_precision(recipe),

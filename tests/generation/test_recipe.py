@@ -56,7 +56,7 @@ def test_a_name_like_no_other_lists_what_is_known(write_recipe: WriteRecipe) -> 
 def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     (problem,) = problems(path)
-    assert problem.startswith(f"{path}: cannot read the recipe: ")
+    assert problem.startswith(f"{path}: no such file, and no shipped recipe; known are ")
     path.write_bytes(b"\xff\xfe\x00")
     (problem,) = problems(path)
     assert problem.startswith(f"{path}: cannot read the recipe: ")

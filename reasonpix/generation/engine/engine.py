@@ -26,7 +26,7 @@ from reasonpix.generation.engine.unit import UnitResult, asks_llm
 from reasonpix.generation.outcomes import outcome_counts, write_stages
 from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.plan import Listing, plan_of, rows_for, rows_wanted
-from reasonpix.generation.recipe import Recipe
+from reasonpix.generation.recipe import Recipe, load_recipe
 from reasonpix.generation.run_folder import RunFolder, Shard
 from reasonpix.llm.budget import check_price
 from reasonpix.llm.ledger import Ledger
@@ -55,7 +55,7 @@ ExecutorName = Literal["local", "ray"]
 
 
 def generate(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     out: str | Path,
     limit: float | None = None,
     report: ProgressCallback = lambda _: None,
@@ -66,8 +66,9 @@ def generate(
     executor: ExecutorName = "local",
     address: str | None = None,
 ) -> RunFolder:
-    """Run a recipe into the folder `out`, or continue an interrupted run.
+    """Run a recipe into the folder `out` (a path or a URL), or continue an interrupted run.
 
+    `recipe` is a loaded recipe, a file, or the name of a shipped recipe.
     `limit` is the number of images of the source to use, `math.inf` for all. By default a new run
     uses all, and an existing one keeps its number. `target_accepted` plans images in rounds, until
     about that many samples are accepted. `retry_failed` recomputes the records that failed.
@@ -77,6 +78,8 @@ def generate(
     Raises `RunError` if `out` holds a run of other images or of more than `limit`, or files that
     do not belong to a run.
     """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
     if max_cost is not None and not math.isfinite(max_cost):
         raise RecipeError([f"--max-cost: {max_cost} is not an amount; give a finite number"])
     run = RunFolder(out)
