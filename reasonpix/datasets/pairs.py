@@ -1,11 +1,12 @@
-"""What training reads: pairs of images with the instructions that lead from one to the other."""
+"""Training data: pairs of images with the instructions that lead from one to the other."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,18 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from reasonpix.core.images import UndecodableImage, decode
 from reasonpix.core.parallel import THREADS, Report, prefetch, quiet
 from reasonpix.core.text import is_text
-from reasonpix.datasets.open_reader import open_rows
-from reasonpix.datasets.reader import Rows, Texts
+from reasonpix.datasets.formats import open_reader
+from reasonpix.datasets.reader import PairReader, Texts
 from reasonpix.errors import SourceError
 
 SMALLEST_CROP = 0.8
 """The side of the smallest crop, as a share of the centre crop's: most of the edit stays in it."""
 
-_SHOWN = 10
+_ROWS_IN_MESSAGE = 10
 
 
 class Data(BaseModel):
-    """Which pairs to train on, and how they are shown. Every row is used with each instruction."""
+    """Which pairs to train on, and how. Every row is used once with each of its instructions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,32 +45,30 @@ class Data(BaseModel):
         "(edit_prompt), or MagicBrush's (instruction)",
     )
     align: str | None = Field(
-        None, description="Column of plain text that h is aligned to, such as direct_instruction"
+        None, description="Column of plain text to align h to, such as direct_instruction"
     )
     broken: Literal["stop", "skip"] = Field(
-        "stop", description="What broken rows do: stop before any training, or be left out"
+        "stop", description="What to do with broken rows: stop before training, or skip them"
     )
-    limit: int | None = Field(None, ge=1, description="Rows to read at most, from the first on")
-    resolution: int = Field(256, ge=8, description="Side of the squares that are shown, in pixels")
+    limit: int | None = Field(None, ge=1, description="Read at most this many rows")
+    resolution: int = Field(256, ge=8, description="Side of the square training images, in pixels")
     flip: bool = Field(
         False,
-        description="Show each pair mirrored too; instructions that say left or right lie then",
+        description="Use each pair mirrored too; breaks instructions that mention left or right",
     )
-    crops: int = Field(
-        1, ge=1, description="Crops of each pair: the centre, and others that are drawn once"
-    )
+    crops: int = Field(1, ge=1, description="Crops of each pair: the centre, and others drawn once")
 
     @field_validator("instructions")
     @classmethod
     def _each_once(cls, columns: list[str] | None) -> list[str] | None:
         if columns and len(set(columns)) < len(columns):
-            raise ValueError("a column stands here twice; each row would count twice")
+            raise ValueError("a column is named twice; each row would count twice")
         return columns
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An instruction and the pair it belongs to."""
+    """An instruction and its pair."""
 
     row: str
     """The file and the row in it, for messages."""
@@ -78,16 +77,16 @@ class Example:
     edited_image: str
     instruction: str
     column: str
-    """Where the instruction comes from."""
+    """The column of the instruction."""
     plain: str | None = None
-    """The text of the column `align`, where the row has one."""
+    """The text of the column `align`, if the row has one."""
 
 
 class View(NamedTuple):
     """A square of an image, the same of both images of a pair.
 
-    Its side is `scale` times the image's shorter side; `x` and `y` in [0, 1] say where it lies in
-    the room that is left, from the left and from the top.
+    Its side is `scale` times the image's shorter side. `x` and `y` in [0, 1] are its position
+    within the remaining width and height.
     """
 
     scale: float
@@ -98,7 +97,7 @@ class View(NamedTuple):
     def of(self, image: Image.Image, resolution: int) -> Image.Image:
         """The square, `resolution` pixels wide and high; mirrored when `flip` is set.
 
-        Scaled with Lanczos, as InstructPix2Pix does; a square of that size already is only cut.
+        Scaled with Lanczos, as in InstructPix2Pix; a square of that size is only cropped.
         """
         side = max(1, round(self.scale * min(image.size)))
         left = int(self.x * (image.width - side))
@@ -115,17 +114,17 @@ class Pairs:
         self,
         data: Data,
         examples: Sequence[Example],
-        places: Sequence[tuple[Rows, int]],
+        locations: Sequence[tuple[PairReader, int]],
         skipped: Iterable[tuple[str, str]] = (),
     ) -> None:
         self.data = data
         self.examples = examples
-        self._places = places
+        self._locations = locations
         self._skipped = dict(skipped)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """The rows that were left out, and why."""
+        """The skipped rows, and why."""
         return list(self._skipped.items())
 
     @property
@@ -134,11 +133,11 @@ class Pairs:
         return self.data.crops * (2 if self.data.flip else 1)
 
     def usable(self) -> list[int]:
-        """The examples of rows that were not left out."""
+        """The examples of rows that are not skipped."""
         return [i for i, example in enumerate(self.examples) if example.row not in self._skipped]
 
     def skip(self, broken: Mapping[str, str]) -> None:
-        """Leave rows out, or raise `SourceError` when broken rows are to stop."""
+        """Skip broken rows, or raise `SourceError` if `broken: stop` is set."""
         if broken and self.data.broken == "stop":
             raise refusal(broken)
         self._skipped.update(broken)
@@ -150,13 +149,13 @@ class Pairs:
 
         Raises `SourceError` that names the row.
         """
-        found = self.opened(example)
-        if isinstance(found, str):
-            raise SourceError(f"{self.examples[example].row}: {found}")
-        return found
+        images = self.opened(example)
+        if isinstance(images, str):
+            raise SourceError(f"{self.examples[example].row}: {images}")
+        return images
 
     def opened(self, example: int) -> tuple[Image.Image, Image.Image] | str:
-        """The whole input and edited image, or why they are of no use."""
+        """The whole input and edited image, or why they cannot be used."""
         try:
             return self._decoded(example)
         except (OSError, UndecodableImage) as error:
@@ -164,11 +163,11 @@ class Pairs:
 
     def _decoded(self, index: int) -> tuple[Image.Image, Image.Image]:
         example = self.examples[index]
-        rows, row = self._places[index]
+        rows, row = self._locations[index]
         images = []
-        told = (("input", example.input_image), ("edited", example.edited_image))
-        for data, (which, content) in zip(rows.images(row), told, strict=True):
-            if hashlib.sha256(data).hexdigest() != content:
+        digests = (("input", example.input_image), ("edited", example.edited_image))
+        for data, (which, digest) in zip(rows.images(row), digests, strict=True):
+            if hashlib.sha256(data).hexdigest() != digest:
                 raise OSError(f"the {which} image changed since it was read; start again")
             try:
                 images.append(decode(data))
@@ -176,18 +175,18 @@ class Pairs:
                 raise UndecodableImage(f"{which} image: {error}") from error
         before, after = images
         (w, h), (other_w, other_h) = before.size, after.size
-        # One scaled to the other's size may be a pixel off by rounding.
+        # Rounding may make a scaled image a pixel off.
         if abs(w * other_h - h * other_w) > max(w, h, other_w, other_h):
             raise UndecodableImage(
                 f"the input image has {w}x{h} pixels and the edited one {other_w}x{other_h}: "
-                "not the same aspect"
+                "their aspect ratios differ"
             )
         if after.size != before.size:  # so that a crop is the same of both, to the pixel
             after = after.resize(before.size, Image.Resampling.LANCZOS)
         return before, after
 
     def geometry(self, example: int, view: int) -> View:
-        """What a view shows, from 0 up to `views`: with `flip`, every other one is mirrored.
+        """The crop of a view, from 0 to `views` - 1: with `flip`, every other one is mirrored.
 
         The first crop is the centre; the others are drawn by the input image's own SHA-256.
         """
@@ -208,12 +207,12 @@ class Pairs:
         self, images: tuple[Image.Image, Image.Image], example: int, view: int
     ) -> tuple[Image.Image, Image.Image]:
         """A view of an example's `images`."""
-        shown = self.geometry(example, view)
-        before, after = (shown.of(image, self.data.resolution) for image in images)
+        crop = self.geometry(example, view)
+        before, after = (crop.of(image, self.data.resolution) for image in images)
         return before, after
 
     def check(self, report: Report = quiet) -> None:
-        """Decode every pair once. Broken rows raise `SourceError`, all at once, or are left out."""
+        """Decode every pair once. Broken rows are skipped, or named in one `SourceError`."""
         self.skip(self._undecodable(report))
 
     def _undecodable(self, report: Report) -> dict[str, str]:
@@ -221,11 +220,11 @@ class Pairs:
         order = sorted(first.values())
         broken: dict[str, str] = {}
 
-        def trouble(example: int) -> str:
-            found = self.opened(example)
-            return found if isinstance(found, str) else ""  # images are not kept
+        def problem_of(example: int) -> str:
+            images = self.opened(example)
+            return images if isinstance(images, str) else ""  # images are not kept
 
-        for done, why in enumerate(prefetch(trouble, iter(order), THREADS), 1):
+        for done, why in enumerate(prefetch(problem_of, iter(order), THREADS), 1):
             if why:
                 broken[self.examples[order[done - 1]].row] = why
             report(done, len(order))
@@ -235,15 +234,15 @@ class Pairs:
 def read_pairs(data: Data, base: Path = Path(), report: Report = quiet) -> Pairs:
     """Read the rows of `data`; relative paths are relative to `base`.
 
-    All texts are read, and the bytes of all images are hashed; `Pairs.check` decodes them. Raises
-    `SourceError` for what is no dataset or lacks a column, and for broken rows unless they are to
-    be skipped: then it names all of them, those too whose images cannot be decoded.
+    All texts are read and all images hashed; `Pairs.check` decodes them. Raises `SourceError` for
+    an invalid dataset or a missing column and, unless `broken: skip` is set, for broken rows: it
+    names all of them, including those whose images cannot be decoded.
     """
     paths = [data.path] if isinstance(data.path, str) else data.path
     datasets, problems = [], []
     for path in paths:
         try:
-            rows = open_rows(path, base, data.split, data.revision)
+            rows = open_reader(path, base, data.split, data.revision)
             if not len(rows):
                 raise SourceError(f"{path}: holds no rows of split {data.split!r}")
             rows.require([*_instructions(data, rows), *([data.align] if data.align else [])])
@@ -254,7 +253,7 @@ def read_pairs(data: Data, base: Path = Path(), report: Report = quiet) -> Pairs
         raise SourceError("\n".join(problems) or "data: path names no dataset")
 
     examples: list[Example] = []
-    places: list[tuple[Rows, int]] = []
+    locations: list[tuple[PairReader, int]] = []
     broken: dict[str, str] = {}
     used: Counter[str] = Counter()
     read, total = 0, sum(map(len, datasets))
@@ -263,82 +262,77 @@ def read_pairs(data: Data, base: Path = Path(), report: Report = quiet) -> Pairs
         columns = _instructions(data, rows)
         wanted = dict.fromkeys([*columns, *([data.align] if data.align else [])])
         entries = islice(enumerate(rows.texts(list(wanted))), total - read)
-        for row, found in prefetch(lambda entry: _look(data, *entry), _of(rows, entries), THREADS):
+        for row, result in prefetch(partial(_read_row, data, rows), entries, THREADS):
             read += 1
             name = rows.name(row)
-            if isinstance(found, str):
-                broken[name] = found
+            if isinstance(result, str):
+                broken[name] = result
             else:
-                used.update(example.column for example in found)
-                examples += found
-                places += [(rows, row)] * len(found)
+                used.update(example.column for example in result)
+                examples += result
+                locations += [(rows, row)] * len(result)
             report(read, total)
-    pairs = Pairs(data, examples, places)
+    pairs = Pairs(data, examples, locations)
     if broken and data.broken == "stop":
         raise refusal(broken | pairs._undecodable(report), total)
     empty = [name for name in data.instructions or [] if not used[name]]
     if examples and empty and not data.limit:
         raise SourceError(
-            f"instructions: no row has text in {' or '.join(map(repr, empty))}; leave it out"
+            f"instructions: no row has text in {' or '.join(map(repr, empty))}; remove it"
         )
     pairs.skip(broken)
     return pairs
 
 
-def _instructions(data: Data, rows: Rows) -> list[str]:
+def _instructions(data: Data, rows: PairReader) -> list[str]:
     return data.instructions or [rows.instruction]
 
 
-def _of(
-    rows: Rows, entries: Iterable[tuple[int, Texts | OSError]]
-) -> Iterator[tuple[Rows, int, Texts | OSError]]:
-    return ((rows, row, texts) for row, texts in entries)
-
-
-def _look(
-    data: Data, rows: Rows, row: int, texts: Texts | OSError
+def _read_row(
+    data: Data, rows: PairReader, entry: tuple[int, Texts | OSError]
 ) -> tuple[int, list[Example] | str]:
-    """The row's number with its examples, or with all that is wrong with it."""
-    wrong: list[str] = []
-    given: list[tuple[str, str]] = []
+    """The row's number with its examples, or with everything that is wrong with it."""
+    row, texts = entry
+    problems: list[str] = []
+    instructions: list[tuple[str, str]] = []
     plain: str | None = None
     if isinstance(texts, OSError):
-        wrong.append(str(texts))
+        problems.append(str(texts))
     else:
         columns = _instructions(data, rows)
         for column in columns:
             text = texts[column]
             if is_text(text):
-                given.append((column, str(text)))
+                instructions.append((column, str(text)))
             elif text is not None:
-                wrong.append(f"no text in {column!r}: {text!r:.80}")
-        if not given and not wrong:
-            wrong.append(f"no instruction: nothing in {' or '.join(map(repr, columns))}")
+                problems.append(f"no text in {column!r}: {text!r:.80}")
+        if not instructions and not problems:
+            problems.append(f"no instruction: nothing in {' or '.join(map(repr, columns))}")
         if data.align:
             plain = str(texts[data.align]) if is_text(texts[data.align]) else None
     before = after = ""
     try:
         before, after = (hashlib.sha256(image).hexdigest() for image in rows.images(row))
     except OSError as error:
-        wrong.append(str(error))
-    if wrong:
-        return row, "; ".join(dict.fromkeys(wrong))
+        problems.append(str(error))
+    if problems:
+        return row, "; ".join(dict.fromkeys(problems))
     name = rows.name(row)
-    return row, [Example(name, before, after, text, column, plain) for column, text in given]
+    return row, [Example(name, before, after, text, column, plain) for column, text in instructions]
 
 
 def refusal(broken: Mapping[str, str], total: int | None = None) -> SourceError:
-    """The error that tells of broken rows: the first ten, and how many there are."""
+    """The error for broken rows: the first ten, and how many there are."""
     count = f"{len(broken)} broken row{'s' * (len(broken) != 1)}"
     return SourceError(
         f"data: {count}{f' of {total}' if total else ''}\n{shown_rows(broken)}\n"
-        "mend or remove them, or set `broken: skip` to train on the others"
+        "fix or remove them, or set `broken: skip` to train on the others"
     )
 
 
 def shown_rows(broken: Mapping[str, str]) -> str:
-    """The first of the broken rows, a line each, and how many more there are."""
-    lines = [f"  {row}: {why}" for row, why in islice(broken.items(), _SHOWN)]
-    if len(broken) > _SHOWN:
-        lines.append(f"  … and {len(broken) - _SHOWN} more")
+    """The first broken rows, one per line, and how many more there are."""
+    lines = [f"  {row}: {why}" for row, why in islice(broken.items(), _ROWS_IN_MESSAGE)]
+    if len(broken) > _ROWS_IN_MESSAGE:
+        lines.append(f"  … and {len(broken) - _ROWS_IN_MESSAGE} more")
     return "\n".join(lines)

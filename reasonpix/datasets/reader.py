@@ -1,4 +1,4 @@
-"""The rows of a dataset of pairs, and the names that its columns can have."""
+"""Base of the readers of pair datasets, and the column names that they recognise."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import NamedTuple
 from reasonpix.errors import SourceError
 
 Texts = Mapping[str, object]
-"""The cells of a row that were asked for; None where the row has none."""
+"""The requested text cells of a row, None where the row has none."""
 
 
 class Columns(NamedTuple):
-    """The names that a dataset of pairs gives its columns."""
+    """Column names of a pair dataset."""
 
     input: str
     instruction: str
     edited: str
     mask: str | None = None
-    """Of what the edit may change, where there is one."""
+    """Column of masks of what the edit may change, if there is one."""
 
 
 PUBLISHED = Columns("input_image", "edit_prompt", "edited_image")
@@ -29,16 +29,16 @@ COLUMNS: Mapping[str, Columns] = {
     "InstructPix2Pix": Columns("original_image", "edit_prompt", "edited_image"),
     "MagicBrush": Columns("source_img", "instruction", "target_img", "mask_img"),
 }
-"""The columns that are known, by whose they are."""
+"""Recognised column names, by their origin."""
 
 
-class Rows(ABC):
-    """The rows of a dataset of pairs. Images are read in any order, from any thread."""
+class PairReader(ABC):
+    """Reads a pair dataset row by row. Images may be read in any order, from any thread."""
 
     where: str
-    """The dataset, as it was named."""
+    """The dataset, as the user named it."""
     instruction: str = PUBLISHED.instruction
-    """The column of instructions of this layout."""
+    """Column of instructions."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -47,19 +47,19 @@ class Rows(ABC):
     @property
     @abstractmethod
     def columns(self) -> Collection[str]:
-        """The names of the columns, as far as they are known without reading all rows."""
+        """The column names that are known without reading all rows."""
 
     @abstractmethod
     def name(self, row: int) -> str:
-        """The file and the row in it, for messages. Rows are counted from 0."""
+        """File and row number, for messages. Rows are counted from 0."""
 
     @abstractmethod
     def require(self, columns: Sequence[str]) -> None:
-        """Raise `SourceError` when there is no such column of text."""
+        """Raise `SourceError` unless these are columns of text."""
 
     @abstractmethod
     def texts(self, columns: Sequence[str]) -> Iterator[Texts | OSError]:
-        """The text of every row, in order; an error that says why a row has none."""
+        """The text cells of every row, in order, or why a row cannot be read."""
 
     @abstractmethod
     def images(self, row: int) -> tuple[bytes, bytes]:
@@ -71,28 +71,29 @@ class Rows(ABC):
         return False
 
     def mask(self, row: int) -> bytes:
-        """The encoded mask, where there is one. Raises `OSError`."""
+        """The encoded mask, see `has_masks`. Raises `OSError`."""
         raise NotImplementedError
 
-    def lacks(self, column: str, known: Iterable[str], where: str | None = None) -> SourceError:
-        """The error that says which columns there are instead."""
+    def missing_column(
+        self, column: str, columns: Iterable[str], where: str | None = None
+    ) -> SourceError:
+        """The error for a missing column, with the columns that exist."""
         return SourceError(
-            f"{where or self.where}: no column {column!r}; it has {', '.join(sorted(known))}"
+            f"{where or self.where}: no column {column!r}; it has {', '.join(sorted(columns))}"
         )
 
 
-def image_columns(where: str, found: Sequence[str]) -> Columns:
-    """The image columns among those `found`. Raises `SourceError` that says what is missing."""
+def image_columns(where: str, names: Sequence[str]) -> Columns:
+    """The recognised image columns among `names`. Raises `SourceError`."""
     for columns in COLUMNS.values():
-        if columns.input in found and columns.edited in found:
+        if columns.input in names and columns.edited in names:
             return columns
-    near = max(COLUMNS.values(), key=lambda c: len({c.input, c.edited} & set(found)))
-    missing = [name for name in (near.input, near.edited) if name not in found]
+    closest = max(COLUMNS.values(), key=lambda c: len({c.input, c.edited} & set(names)))
+    missing = [name for name in (closest.input, closest.edited) if name not in names]
     if len(missing) == 1:
-        wanted = (
-            f"no column {missing[0]!r} beside {({near.input, near.edited} & set(found)).pop()!r}"
-        )
+        [present] = {closest.input, closest.edited} - set(missing)
+        problem = f"no column {missing[0]!r} beside {present!r}"
     else:
         pairs = (f"{c.input!r} and {c.edited!r} ({whose})" for whose, c in COLUMNS.items())
-        wanted = f"no columns of input and edited images, such as {', '.join(pairs)}"
-    raise SourceError(f"{where}: {wanted}; it has {', '.join(found) or 'none'}")
+        problem = f"no columns of input and edited images, such as {', '.join(pairs)}"
+    raise SourceError(f"{where}: {problem}; it has {', '.join(names) or 'none'}")

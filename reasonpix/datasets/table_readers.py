@@ -1,4 +1,4 @@
-"""Pairs in tables: parquet files, and what the `datasets` library opens."""
+"""Readers of tables: parquet files, and datasets that the `datasets` library opens."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reasonpix.datasets.reader import Rows, Texts, image_columns
+from reasonpix.datasets.reader import PairReader, Texts, image_columns
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.hub_dataset import image_bytes, open_dataset
 
 # -- Parquet --------------------------------------------------------------------------------------
 
-_HELD = 4
-"""Row groups in memory: enough to read rows in order by a few threads."""
+_CACHED_GROUPS = 4
+"""Row groups in memory: enough to read rows in order from a few threads."""
 
 
 class _Group(NamedTuple):
@@ -28,12 +28,12 @@ class _Group(NamedTuple):
     number: int
 
 
-class ParquetRows(Rows):
+class ParquetReader(PairReader):
     """Parquet files with columns of images, as `datasets` writes them: structs of bytes and path.
 
-    To read an image its row group is read: the published ones hold at most 100 rows or about 32 MB.
-    Where they are much larger, as some on the hub, images in random order come faster through the
-    `datasets` library, which keeps a copy that it can look up: name the hub id.
+    Reading an image reads its row group; ours have at most 100 rows or about 32 MB. Row groups of
+    some datasets on the hub are much larger: name their hub id instead, because the `datasets`
+    library keeps an indexed copy, which is faster in random order.
     """
 
     def __init__(self, where: str, files: Sequence[Path], root: Path) -> None:
@@ -44,20 +44,20 @@ class ParquetRows(Rows):
         counts: list[int] = []
         self._file_starts = [0]
         for file in files:
-            with self._opened(file) as parquet:
+            with self._open(file) as parquet:
                 schema, metadata = parquet.schema_arrow, parquet.metadata
-                columns = image_columns(self._shown(file), schema.names)
+                columns = image_columns(self._file_name(file), schema.names)
                 if file == files[0]:
                     self._columns, self._schema = columns, schema
                 for name in (columns.input, columns.edited):
                     if not _may_hold_images(kind := schema.field(name).type):
                         raise SourceError(
-                            f"{self._shown(file)}: column {name!r} holds {kind}, no images"
+                            f"{self._file_name(file)}: column {name!r} holds {kind}, not images"
                         )
                 if columns != self._columns:
                     raise SourceError(
-                        f"{self._shown(file)} has other columns than {self._shown(files[0])}: "
-                        "give them as two paths"
+                        f"{self._file_name(file)} has other columns than "
+                        f"{self._file_name(files[0])}: name them as two paths"
                     )
                 for number in range(metadata.num_row_groups):
                     self._groups.append(_Group(file, number))
@@ -65,53 +65,53 @@ class ParquetRows(Rows):
                 self._file_starts.append(self._file_starts[-1] + metadata.num_rows)
         self._starts = [0, *accumulate(counts)]
         self.instruction = self._columns.instruction
-        self._held: dict[tuple[int, tuple[str, ...]], Future[pa.Table]] = {}
+        self._cache: dict[tuple[int, tuple[str, ...]], Future[pa.Table]] = {}
         self._lock = threading.Lock()
 
-    def _shown(self, file: Path) -> str:
+    def _file_name(self, file: Path) -> str:
         name = file.relative_to(self._root).as_posix()
         return self.where if name == Path(self.where).name else f"{self.where}/{name}"
 
-    def _opened(self, file: Path) -> pq.ParquetFile:
+    def _open(self, file: Path) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(file)
         except (OSError, pa.ArrowException) as error:
             raise SourceError(
-                f"{self._shown(file)}: cannot be read as a parquet file: {error}"
+                f"{self._file_name(file)}: cannot be read as a parquet file: {error}"
             ) from error
 
     def __len__(self) -> int:
-        """Of all files."""
+        """Rows of all files."""
         return self._starts[-1]
 
     @property
     def columns(self) -> Collection[str]:
-        """Those of the first file."""
+        """The columns of the first file."""
         names: list[str] = self._schema.names
         return names
 
     def name(self, row: int) -> str:
-        """The row's number is that in its file."""
+        """With the row's number in its file."""
         file = bisect_right(self._file_starts, row) - 1
-        return f"{self._shown(self._files[file])} row {row - self._file_starts[file]}"
+        return f"{self._file_name(self._files[file])} row {row - self._file_starts[file]}"
 
     def require(self, columns: Sequence[str]) -> None:
-        """In every file."""
+        """Checks every file."""
         for file in self._files:
-            with self._opened(file) as parquet:
+            with self._open(file) as parquet:
                 schema = parquet.schema_arrow
             for column in columns:
                 if column not in schema.names:
-                    raise self.lacks(column, schema.names, self._shown(file))
+                    raise self.missing_column(column, schema.names, self._file_name(file))
                 if not _may_hold_text(kind := schema.field(column).type):
                     raise SourceError(
-                        f"{self._shown(file)}: column {column!r} holds {kind}, not text"
+                        f"{self._file_name(file)}: column {column!r} holds {kind}, not text"
                     )
 
     def texts(self, columns: Sequence[str]) -> Iterator[Texts | OSError]:
-        """By row groups, of which only these columns are read."""
-        for place, group in enumerate(self._groups):
-            count = self._starts[place + 1] - self._starts[place]
+        """By row groups; only these columns are read."""
+        for i, group in enumerate(self._groups):
+            count = self._starts[i + 1] - self._starts[i]
             try:
                 table = self._read(group, columns)
             except OSError as error:
@@ -124,36 +124,36 @@ class ParquetRows(Rows):
                     yield OSError(f"its text is not UTF-8: {error}")
 
     def images(self, row: int) -> tuple[bytes, bytes]:
-        """From the row group, which stays in memory for those that come next."""
+        """From the row group, which stays in memory for the next rows."""
         before, after = self._cells(row, self._columns.input, self._columns.edited)
         return before, after
 
     @property
     def has_masks(self) -> bool:
-        """By the first file."""
+        """Whether the first file has masks."""
         return self._columns.mask in self.columns
 
     def mask(self, row: int) -> bytes:
-        """From the row group, as `images`."""
+        """From the row group, as in `images`."""
         assert self._columns.mask is not None
         return self._cells(row, self._columns.mask)[0]
 
     def _cells(self, row: int, *names: str) -> list[bytes]:
-        place = bisect_right(self._starts, row) - 1
-        group, within = self._group(place, names), row - self._starts[place]
-        return [_cell_bytes(group.column(name)[within].as_py(), name) for name in names]
+        number = bisect_right(self._starts, row) - 1
+        group, offset = self._group(number, names), row - self._starts[number]
+        return [_cell_bytes(group.column(name)[offset].as_py(), name) for name in names]
 
-    def _group(self, place: int, names: tuple[str, ...]) -> pa.Table:
-        """Columns of a row group, read once by whoever comes first."""
-        key = (place, names)
+    def _group(self, number: int, names: tuple[str, ...]) -> pa.Table:
+        """Columns of a row group. The first thread reads it, others wait for it."""
+        key = (number, names)
         with self._lock:
-            known = self._held.pop(key, None)
-            future = self._held[key] = known or Future()
-            while len(self._held) > _HELD:
-                self._held.pop(next(iter(self._held)))  # that was not asked for the longest
-        if known is None:
+            cached = self._cache.pop(key, None)
+            future = self._cache[key] = cached or Future()
+            while len(self._cache) > _CACHED_GROUPS:
+                self._cache.pop(next(iter(self._cache)))  # the least recently used
+        if cached is None:
             try:
-                future.set_result(self._read(self._groups[place], names))
+                future.set_result(self._read(self._groups[number], names))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
@@ -187,8 +187,8 @@ def _cell_bytes(cell: dict[str, Any] | bytes | None, column: str) -> bytes:
 # -- Opened by `datasets` -------------------------------------------------------------------------
 
 
-class DatasetRows(Rows):
-    """A dataset of the hub, or one that `save_to_disk` wrote, through the `datasets` library."""
+class HubDatasetReader(PairReader):
+    """A dataset of the hub, or written by `save_to_disk`, read with the `datasets` library."""
 
     def __init__(self, where: str, path: str, split: str, revision: str | None) -> None:
         self.where = where
@@ -209,52 +209,52 @@ class DatasetRows(Rows):
         images = pair + masks
         for name in images:
             if not isinstance(data.features[name], datasets.Image):
-                kind = getattr(data.features[name], "dtype", "no images")
-                raise SourceError(f"{where}: column {name!r} holds {kind}, no images")
+                kind = getattr(data.features[name], "dtype", "other data")
+                raise SourceError(f"{where}: column {name!r} holds {kind}, not images")
             data = data.cast_column(name, datasets.Image(decode=False))
         self._data = data
         self._images = data.select_columns(pair)
         self._masks = data.select_columns(masks)
 
     def __len__(self) -> int:
-        """Of the split."""
+        """Rows of the split."""
         return len(self._data)
 
     @property
     def columns(self) -> Collection[str]:
-        """As the library knows them."""
+        """The columns of the split."""
         names: list[str] = self._data.column_names
         return names
 
     def name(self, row: int) -> str:
-        """The row's number in the split."""
+        """With the row's number in the split."""
         return f"{self.where} row {row}"
 
     def require(self, columns: Sequence[str]) -> None:
-        """By the dataset's features."""
+        """Checks the dataset's features."""
         for column in columns:
             if column not in self._data.column_names:
-                raise self.lacks(column, self._data.column_names)
+                raise self.missing_column(column, self._data.column_names)
             kind = getattr(self._data.features[column], "dtype", "other data")
             if kind not in ("string", "large_string"):
                 raise SourceError(f"{self.where}: column {column!r} holds {kind}, not text")
 
     def texts(self, columns: Sequence[str]) -> Iterator[Texts | OSError]:
-        """Without the images."""
+        """Without reading images."""
         yield from self._data.select_columns(list(columns))
 
     def images(self, row: int) -> tuple[bytes, bytes]:
-        """By the library's own index."""
-        found = self._images[row]
-        before, after = (_cell_bytes(found[name], name) for name in found)
+        """By the library's index."""
+        cells = self._images[row]
+        before, after = (_cell_bytes(cell, name) for name, cell in cells.items())
         return before, after
 
     @property
     def has_masks(self) -> bool:
-        """As the library knows its columns."""
+        """Whether there is a column of masks."""
         return self._columns.mask in self.columns
 
     def mask(self, row: int) -> bytes:
-        """By the library's own index."""
+        """By the library's index."""
         assert self._columns.mask is not None
         return _cell_bytes(self._masks[row][self._columns.mask], self._columns.mask)

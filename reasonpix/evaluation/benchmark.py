@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from reasonpix.core.images import UndecodableImage, decode, decode_mask
 from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.core.text import is_text
-from reasonpix.datasets.open_reader import open_rows
+from reasonpix.datasets.formats import open_reader
 from reasonpix.datasets.pairs import shown_rows
 from reasonpix.errors import InvalidBox, SourceError
 from reasonpix.evaluation.benchmark_formats import (
@@ -99,7 +99,7 @@ def _drafts(options: BenchmarkOptions, base: Path) -> Iterator[DraftRow]:
     if root.is_dir() and scenarios(root):
         _reject_options(options, "instructions", "revision", "captions")
         return reason_edit(name, root)
-    rows = open_rows(name, base, options.split, options.revision)
+    rows = open_reader(name, base, options.split, options.revision)
     return table(rows, options.instructions, captions)
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reasonpix.datasets.reader import Rows
+from reasonpix.datasets.reader import PairReader
 from reasonpix.errors import SourceError
 from reasonpix.evaluation.cases import DIRECT
 from reasonpix.generation.components.file_source import file_bytes
@@ -55,7 +55,7 @@ _TURN = ("img_id", "turn_index")
 
 
 def table(
-    rows: Rows, instructions: Mapping[str, str] | None, captions: Path | None
+    rows: PairReader, instructions: Mapping[str, str] | None, captions: Path | None
 ) -> Iterator[DraftRow]:
     """Tables of `reasonpix benchmark` and `publish`, and others, such as MagicBrush's on the hub.
 
@@ -93,13 +93,13 @@ def table(
         )
 
 
-def _kinds(rows: Rows) -> Mapping[str, str]:
+def _kinds(rows: PairReader) -> Mapping[str, str]:
     if "direct_instruction" in rows.columns:
         return {DIRECT: "direct_instruction", REASONING: rows.instruction}
     return {DIRECT: rows.instruction}
 
 
-def _read_pair_image(rows: Rows, number: int, index: int) -> bytes:
+def _read_pair_image(rows: PairReader, number: int, index: int) -> bytes:
     return rows.images(number)[index]
 
 

@@ -18,9 +18,9 @@ from reasonpix.core.images import UndecodableImage, decode, pixel_digest
 from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.core.text import is_text, words_of
 from reasonpix.datasets.card import Form, render_card
-from reasonpix.datasets.open_reader import open_rows
+from reasonpix.datasets.formats import open_reader
 from reasonpix.datasets.publishing import accepted
-from reasonpix.datasets.reader import Rows
+from reasonpix.datasets.reader import PairReader
 from reasonpix.datasets.writers import (
     FEATURES,
     FILE,
@@ -153,7 +153,7 @@ def _row(outcome: Outcome, seed: int) -> Row:
 
 def _add(training: _TrainingData, dataset: str) -> None:
     """Add the training split of a dataset."""
-    rows = open_rows(dataset, Path(), "train", None)
+    rows = open_reader(dataset, Path(), "train", None)
     columns = [it for it in (rows.instruction, "direct_instruction") if it in rows.columns]
     for number, texts in enumerate(rows.texts(columns)):
         if isinstance(texts, OSError):
@@ -163,7 +163,7 @@ def _add(training: _TrainingData, dataset: str) -> None:
         training.images.update(hashes)
 
 
-def _hashes(rows: Rows, number: int) -> list[bytes]:
+def _hashes(rows: PairReader, number: int) -> list[bytes]:
     try:
         return [pixel_digest(decode(data)) for data in rows.images(number)]
     except (OSError, UndecodableImage) as error:

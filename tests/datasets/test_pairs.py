@@ -272,13 +272,13 @@ def test_images_are_read_in_any_order_from_any_thread(tmp_path: Path) -> None:
 
 def test_what_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "empty: holds no dataset of pairs; expected .parquet" in refused(tmp_path / "empty")
+    assert "empty: not a pair dataset; expected .parquet" in refused(tmp_path / "empty")
     assert "no such folder or file" in refused(tmp_path / "nowhere")
     assert "a revision is for hub ids" in refused(tmp_path / "empty", revision="main")
     (tmp_path / "text.parquet").write_text("I am no table")
     assert "text.parquet: cannot be read as a parquet file" in refused(tmp_path / "text.parquet")
     (tmp_path / "text.tar").write_text("I am no tape")
-    assert "text.tar: cannot be read as an uncompressed tar file" in refused(tmp_path / "text.tar")
+    assert "text.tar: not readable as an uncompressed tar file" in refused(tmp_path / "text.tar")
     (tmp_path / "ip2p").mkdir()
     (tmp_path / "ip2p" / "seeds.json").write_text("{")
     assert "seeds.json: cannot be read" in refused(tmp_path / "ip2p")
@@ -317,7 +317,7 @@ def test_columns_of_another_type(tmp_path: Path) -> None:
     pq.write_table(table.set_column(1, "edit_prompt", pa.array([5])), path)
     assert "column 'edit_prompt' holds int64, not text" in refused(path)
     pq.write_table(table.set_column(0, "input_image", pa.array(["x"])), path)
-    assert "column 'input_image' holds string, no images" in refused(path)
+    assert "column 'input_image' holds string, not images" in refused(path)
 
 
 def test_all_that_is_no_dataset_is_told_at_once(tmp_path: Path) -> None:
@@ -330,14 +330,14 @@ def test_all_that_is_no_dataset_is_told_at_once(tmp_path: Path) -> None:
 def test_a_column_that_never_holds_text_is_a_mistake(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.parquet", rows(2, direct_instruction=None))
     told = refused(path, instructions=["edit_prompt", "direct_instruction"])
-    assert told == "instructions: no row has text in 'direct_instruction'; leave it out"
+    assert told == "instructions: no row has text in 'direct_instruction'; remove it"
 
 
 def test_a_tar_that_was_cut(rewritten: RunFolder, tmp_path: Path) -> None:
     publish(rewritten, tmp_path / "d", "webdataset")
     path = tmp_path / "d" / "data" / "train-00000.tar"
     path.write_bytes(path.read_bytes()[:2000])
-    assert "train-00000.tar: cannot be read as an uncompressed tar file" in refused(tmp_path / "d")
+    assert "train-00000.tar: not readable as an uncompressed tar file" in refused(tmp_path / "d")
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ WRONG = {
     1: "no text in 'edit_prompt': '  '",
     2: "no instruction: nothing in 'edit_prompt'",
     3: "edited image: damaged image: ",
-    4: "the input image has 48x32 pixels and the edited one 32x48: not the same aspect",
+    4: "the input image has 48x32 pixels and the edited one 32x48: their aspect ratios differ",
     5: "no image in 'input_image'",
 }
 

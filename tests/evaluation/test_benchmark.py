@@ -307,7 +307,7 @@ def test_all_broken_rows_are_told_at_once(tmp_path: Path) -> None:
 def test_what_is_no_benchmark_is_told(tmp_path: Path) -> None:
     assert "no such folder" in trouble(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "holds no dataset of pairs" in trouble(tmp_path / "empty")
+    assert "not a pair dataset" in trouble(tmp_path / "empty")
     benchmark(tmp_path / "none", [])
     assert "it has no cases" in trouble(tmp_path / "none")
     benchmark(tmp_path / "bench", [row(0)])

@@ -102,7 +102,7 @@ def test_a_scenario_without_its_text_is_told(tmp_path: Path) -> None:
 
 def test_pictures_beside_a_text_are_no_reason_edit(tmp_path: Path) -> None:
     shutil.copytree(reason_edit(tmp_path / "own") / "6-Reasoning", tmp_path / "pictures" / "mine")
-    with pytest.raises(SourceError, match="holds no dataset of pairs"):
+    with pytest.raises(SourceError, match="not a pair dataset"):
         cases(tmp_path / "pictures")
 
 

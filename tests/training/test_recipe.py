@@ -105,7 +105,7 @@ def test_overrides_win(path: Path) -> None:
         ({"learning_rate": 0}, "learning_rate: input should be greater than 0, got 0"),
         (
             {"data": {"path": "x", "instructions": ["edit_prompt", "edit_prompt"]}},
-            "data.instructions: a column stands here twice",
+            "data.instructions: a column is named twice",
         ),
         ({"precision": "fp16"}, "precision: input should be 'auto', 'fp32' or 'bf16'"),
         ({"align": {"steps": 3}}, "align needs a connector whose tokens stand for CLIP's"),
