@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--samples",
     required=True,
     metavar="BENCHMARK",
-    help="What the export is tried on: a folder that `reasonpix benchmark` wrote, or any other "
+    help="Benchmark to verify the export on: a folder written by `reasonpix benchmark`, or another "
     "that `reasonpix evaluate` reads.",
 )
 @click.option(
@@ -40,29 +40,34 @@ if TYPE_CHECKING:
     default=4,
     show_default=True,
     metavar="N",
-    help="Cases of it, from the first on; each with all its instructions.",
+    help="Cases of BENCHMARK to use, from the first on, each with all its instructions.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="A new folder for all that is needed but the UNet's PyTorch weights, or one that holds "
-    "exports of the same weights. Without it the export goes into MODEL, a folder.",
+    help="New folder for the whole model except the UNet's PyTorch weights, or one that already "
+    "holds exports of the same weights. By default the export goes into the folder MODEL.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Of the networks; int8 is of weights alone.",
+    help="Precision of the networks; int8 applies to weights only.",
 )
 @click.option("--vae", is_flag=True, help="Export the VAE's encoder and decoder too.")
 @click.option("--force", is_flag=True, help="Replace an export of the same format.")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Denoising steps to try.")
-@click.option("--clip", metavar="MODEL", help="Model of CLIP-I and CLIP-T.")
-@click.option("--dino", metavar="MODEL", help="Model of DINO.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Denoising steps of each edit. By default the model's own.",
+)
+@click.option("--clip", metavar="MODEL", help="Model for CLIP-I and CLIP-T.")
+@click.option("--dino", metavar="MODEL", help="Model for DINO.")
 @click.option("--split", default="test", show_default=True, help="Split of BENCHMARK to read.")
 @options.revision_option
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 def export_command(
     model: str,
     format: Format,
@@ -79,9 +84,9 @@ def export_command(
     revision: str | None,
     device: str,
 ) -> None:
-    """Export MODEL's UNet for a runtime, and prove on BENCHMARK that it edits as PyTorch does.
+    """Export MODEL's UNet for another runtime and verify its edits against PyTorch's on BENCHMARK.
 
-    An export that does not is refused, and nothing is written.
+    If the edits differ too much, the command fails and nothing is written.
     """
     with require_extra("edit"):
         from reasonpix.deployment.export.exporter import ExportRequest, export_model
@@ -112,11 +117,13 @@ def export_command(
 
 def _show(result: ExportResult) -> None:
     parity, manifest = result.parity, result.manifest
-    click.echo(f"{parity.edits} edits of {parity.steps} steps, beside PyTorch's in float32:")
+    click.echo(f"{parity.edits} edits of {parity.steps} steps, compared with PyTorch in float32:")
     for check in parity.checks():
         click.echo(f"  {check.name:<48} {check.value:>10}  {check.limit}")
     size = f"{result.size / 1e6:.1f} MB"
-    click.echo(f"{manifest.format} {manifest.precision}, {size}, in {result.folder}; edit with it:")
+    click.echo(
+        f"{manifest.format} {manifest.precision}, {size}, in {result.folder}; to edit with it:"
+    )
     folder = shlex.quote(str(result.folder.parent))
     click.echo(
         f"reasonpix edit IMAGE --instruction TEXT --model {folder} --runtime {manifest.format}"

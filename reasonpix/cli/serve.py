@@ -12,7 +12,7 @@ from reasonpix.cli import console, options
 from reasonpix.errors import ReasonpixError, require_extra
 
 TOKEN = "REASONPIX_TOKEN"
-"""The environment variable with what clients have to know."""
+"""The environment variable that holds the token clients must send."""
 
 
 @click.command("serve")
@@ -25,7 +25,7 @@ TOKEN = "REASONPIX_TOKEN"
     default=64,
     show_default=True,
     metavar="N",
-    help="Edits held at once, from the request to the answer; more are sent away with 429.",
+    help="Edits accepted at once, running or waiting; further requests get status 429.",
 )
 @click.option(
     "--wait",
@@ -33,7 +33,7 @@ TOKEN = "REASONPIX_TOKEN"
     default=10,
     show_default=True,
     metavar="MS",
-    help="How long an edit waits for company while the model is idle.",
+    help="How long an edit waits for others to share its batch while the model is idle.",
 )
 @click.option(
     "--timeout",
@@ -41,7 +41,7 @@ TOKEN = "REASONPIX_TOKEN"
     default=300,
     show_default=True,
     metavar="S",
-    help="Time for one edit; it is given up beyond.",
+    help="Longest time for one edit, in seconds; after that it is cancelled.",
 )
 @click.option(
     "--max-bytes",
@@ -49,7 +49,7 @@ TOKEN = "REASONPIX_TOKEN"
     default=20 * 2**20,
     show_default=True,
     metavar="N",
-    help="Bytes of the largest image file.",
+    help="Largest image file, in bytes.",
 )
 @click.option(
     "--max-pixels",
@@ -57,21 +57,21 @@ TOKEN = "REASONPIX_TOKEN"
     default=25_000_000,
     show_default=True,
     metavar="N",
-    help="Pixels of the largest image.",
+    help="Largest image, in pixels.",
 )
 @click.option(
     "--max-steps",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Most denoising steps. By default 100, or the model's own if they are more.",
+    help="Most denoising steps per edit. By default 100, or the model's own number if larger.",
 )
 @click.option(
     "--max-resolution",
     type=click.IntRange(min=8),
     metavar="N",
-    help="Largest --resolution that may be asked for. By default the model's own.",
+    help="Largest resolution a request may use. By default the model's own.",
 )
-@click.option("--no-page", is_flag=True, help="Serve the API alone, without the page at /.")
+@click.option("--no-page", is_flag=True, help="Serve only the API, without the page at /.")
 def serve_command(
     model: options.EditingModelArguments,
     host: str,
@@ -87,9 +87,9 @@ def serve_command(
 ) -> None:
     """Serve MODEL: a page for the browser at /, and a REST API at /v1/edits.
 
-    Who knows the address may use it, unless the environment variable REASONPIX_TOKEN holds a token:
-    the API then wants it as a bearer token, the page as a password. SIGTERM and Ctrl-C finish the
-    edits under way; a second one does not.
+    Without REASONPIX_TOKEN anyone who can reach the address can use the server. If this environment
+    variable holds a token, the API requires it as a bearer token and the page asks for it. SIGTERM
+    or Ctrl-C shuts down gracefully; a second signal stops immediately.
     """
     from reasonpix.core.sockets import listen, url_of
 
@@ -111,15 +111,15 @@ def serve_command(
                 service, listening, page=not no_page, ready=lambda: click.echo(f"serving on {url}")
             )
     except KeyboardInterrupt:
-        os._exit(0)  # before it served: the interpreter's own end would wait for the model
+        os._exit(0)  # not serving yet; a normal exit would wait for the model to load
 
 
 def _token() -> str | None:
     token = os.environ.get(TOKEN)
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise ReasonpixError(
-            f"{TOKEN} is set, and {'has characters that no header can carry' if token else 'empty'}"
-            "; give it letters and digits, or unset it to serve without a token"
+            f"{TOKEN} {'has characters that a header cannot carry' if token else 'is empty'}; use "
+            "letters and digits, or unset it to serve without a token"
         )
     return token
 

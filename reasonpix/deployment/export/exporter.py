@@ -108,7 +108,7 @@ def export_model(
     metrics = Metrics(request.metrics)
     metrics.check()
     cases = read_benchmark(request.benchmark, Path()).cases
-    log("reading the model")
+    log("loading the model")
     checkpoint = load_checkpoint(request.model)
     weights = weights_digest(checkpoint.model.unet)
     _check_weights(target, weights)
@@ -154,8 +154,8 @@ def _check_request(request: ExportRequest) -> torch.device:
     format, precision = request.format, request.precision
     if (format, precision) == ("tensorrt", "int8"):
         raise ReasonpixError(
-            "--precision int8: TensorRT wants a calibration for it, which is not made here; choose "
-            "fp16 or bf16"
+            "--precision int8: TensorRT needs a calibration for it, which reasonpix does not do; "
+            "use fp16 or bf16"
         )
     with require_extra(format):
         import onnx  # noqa: F401
@@ -170,15 +170,15 @@ def _check_request(request: ExportRequest) -> torch.device:
                 import nncf  # noqa: F401
     if format == "tensorrt" and not torch.cuda.is_available():
         raise ReasonpixError(
-            "TensorRT builds its engines on an NVIDIA GPU and computes on it, and PyTorch finds "
-            "none here: export on a machine with one, or choose --to onnx or --to openvino"
+            "--to tensorrt: TensorRT needs an NVIDIA GPU to build and run its engines, and PyTorch "
+            "finds none here; export on a machine with one, or use --to onnx or --to openvino"
         )
     device = choose_export_device(format, request.model)
     if (format, precision, device.type) == ("onnx", "bf16", "cpu"):
         raise ReasonpixError(
-            "--precision bf16: onnxruntime has no bfloat16 on a CPU, so that nothing can be shown "
-            "of such an export here; choose --to openvino, which has it, or fp32, or export on a "
-            "machine with a GPU"
+            "--precision bf16: onnxruntime has no bfloat16 on a CPU, so the export cannot be "
+            "verified here; use --to openvino, which has it, or fp32, or export on a machine with "
+            "a GPU"
         )
     return device
 
@@ -206,21 +206,23 @@ def _choose_target(request: ExportRequest, out: Path | None, force: bool) -> _Ex
     own = Path(plugin_folder or name)
     is_local = plugin_folder is None and own.is_dir()
     if out is None and not is_local:
-        what = "is carried by a plugin" if plugin_folder else "is no folder here"
-        raise ReasonpixError(f"{name} {what}, so that nothing is written to it: say --out DIR")
+        what = "comes with a plugin" if plugin_folder else "is not a local folder"
+        raise ReasonpixError(f"{name} {what}, so the export cannot go into it; add --out DIR")
     model = own.absolute() if out is None else out.absolute()
     if out is not None and not (is_local and out.exists() and out.samefile(own)):
         if out.exists() and not out.is_dir():
-            raise ReasonpixError(f"--out: {out} is a file; name a folder")
+            raise ReasonpixError(f"--out: {out} is a file; give a folder")
         if not out.exists() or not any(out.iterdir()):
             return _ExportTarget(model, request.format, model)
         if not any(exists(out, format) for format in FORMATS):
-            raise ReasonpixError(f"--out: {out} holds something else; name a new folder")
+            raise ReasonpixError(f"--out: {out} holds something else; give a new folder")
     target = model / request.format
     if os.path.lexists(target) and not force:
-        raise ReasonpixError(f"{target} exists; --force replaces it")
+        raise ReasonpixError(f"{target} already exists; --force replaces it")
     if os.path.lexists(target) and not exists(model, request.format):
-        raise ReasonpixError(f"{target} is no export, so it is not replaced; remove it yourself")
+        raise ReasonpixError(
+            f"{target} is not an export, so --force does not replace it; remove it yourself"
+        )
     return _ExportTarget(target, ".", model)
 
 
@@ -228,8 +230,8 @@ def _check_is_torch(options: ModelOptions) -> None:
     folder = Path(registry.checkpoint(options.model) or options.model)
     if folder.is_dir() and not any((folder / "unet").glob("*.safetensors")):
         raise WeightsError(
-            f"model: {options.model!r} holds no PyTorch weights of the UNet; name the model that "
-            "its exports were made of"
+            f"model: {options.model!r} has no PyTorch weights of the UNet; give the model that "
+            "its exports were made from"
         )
 
 
@@ -245,8 +247,8 @@ def _check_weights(target: _ExportTarget, weights: str) -> None:
             same = False
         if not same:
             raise ReasonpixError(
-                f"{file.parent} was exported from other weights than these; remove it, or name "
-                "another folder by --out"
+                f"{file.parent} was exported from different weights; remove it, or choose "
+                "another folder with --out"
             )
 
 
@@ -341,12 +343,12 @@ def _probe_shapes(checkpoint: LoadedModel, format: Format) -> list[InputShape]:
 def _rejection(request: ExportRequest, parity: ParityReport) -> str:
     lines = "\n".join(f"  {problem}" for problem in parity.problems)
     fix = (
-        "choose another format; and please report it"
+        "use another format, and please report this"
         if request.precision == "fp32"
-        else "choose a higher precision, such as fp32"
+        else "use a higher precision, such as fp32"
     )
     return (
-        f"{request.format} {request.precision}: these edits are not PyTorch's, so nothing was "
-        "written\n"
+        f"{request.format} {request.precision}: the edits differ too much from PyTorch's, so "
+        "nothing was written\n"
         f"{lines}\n{fix}"
     )

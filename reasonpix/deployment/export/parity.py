@@ -234,7 +234,7 @@ class ParityReport:
             passed = share <= limits.relative
             yield Check(name, f"{share:.1e}", f"≤ {limits.relative:.0e}", passed)
         lowest = float(np.min(self.psnr))
-        name = f"PSNR, the worst of {len(self.psnr)} edits"
+        name = f"PSNR, lowest of {len(self.psnr)} edits"
         yield Check(name, f"{lowest:.1f} dB", f"≥ {limits.psnr:.0f} dB", lowest >= limits.psnr)
         for metric in METRICS:
             if metric.key not in PAPER_METRICS or metric.key not in self.export:
@@ -253,7 +253,7 @@ class ParityReport:
     def problems(self) -> list[str]:
         """The checks that failed; empty for a good export."""
         return [
-            f"{check.name}: {check.value}, {check.limit} wanted"
+            f"{check.name}: {check.value}; must be {check.limit}"
             for check in self.checks()
             if not check.passed
         ]
@@ -335,7 +335,7 @@ def _edit_all(
     edits: dict[int, Image.Image] = {}
     for number, edited in model.edit((task for _, task in tasks), settings):
         if isinstance(edited, Problem):
-            raise ReasonpixError(f"{tasks[number][0].row}: {edited.reason}; choose other samples")
+            raise ReasonpixError(f"{tasks[number][0].row}: {edited.reason}; use other samples")
         edits[number] = edited
     return [edits[number] for number in range(len(tasks))]
 

@@ -111,7 +111,7 @@ async def _require_token(request: Request) -> None:
     ):
         raise HTTPException(
             401,
-            "a token is needed: send the header Authorization: Bearer TOKEN",
+            "missing or wrong token: send the header Authorization: Bearer TOKEN",
             {"WWW-Authenticate": "Bearer"},
         )
 
@@ -145,8 +145,8 @@ async def _edits(
             return Response(status_code=_CLIENT_CLOSED)
         raise HTTPException(
             504,
-            f"the edit was not made within {limits.timeout:g} s; ask for fewer steps, or try "
-            "again when less is asked of the server",
+            f"the edit took longer than {limits.timeout:g} s; use fewer steps, or try again when "
+            "the server is less busy",
         )
     finally:
         edit.cancel()
@@ -198,4 +198,4 @@ async def _on_reasonpix_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_other_error(request: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": "the server failed; its log says why"}, 500)
+    return JSONResponse({"detail": "internal error; see the server's log"}, 500)

@@ -192,9 +192,9 @@ class Batcher:
     def check_ready(self) -> None:
         """Raise `ModelLoading` or `ServerStopping` unless edits can be admitted."""
         if self._stopping:
-            raise ServerStopping("the server is stopping")
+            raise ServerStopping("the server is shutting down")
         if not self.model.done() or self.model.exception():
-            raise ModelLoading("the model is being loaded")
+            raise ModelLoading("the model is still loading")
 
     @contextmanager
     def admit(self) -> Iterator[Reservation]:
@@ -207,7 +207,8 @@ class Batcher:
                 self.check_ready()
                 if self._admitted >= self._limit:
                     raise QueueFull(
-                        f"{self._admitted} edits are under way or wait", self._retry_after()
+                        f"the queue is full: {self._admitted} edits are running or waiting",
+                        self._retry_after(),
                     )
                 self._admitted += 1
         except ServerBusy as error:
@@ -347,8 +348,8 @@ def _edit_together(model: ReasonPix2Pix, jobs: Sequence[_Job]) -> ReasonpixError
         if len(jobs) == 1:
             _log.error("an edit failed: %s", error, exc_info=None if out_of_memory else error)
         if out_of_memory:
-            return OutOfMemory("memory ran out")
-        return EditError("the model failed at this edit; the server's log says why")
+            return OutOfMemory("the device ran out of memory")
+        return EditError("the model failed on this edit; see the server's log")
     return None
 
 

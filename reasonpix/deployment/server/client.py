@@ -41,7 +41,7 @@ class Client:
             limits = httpx2.Limits(max_connections=None)
             self._http = httpx2.Client(base_url=self._url, headers=headers, limits=limits)
         except (httpx2.InvalidURL, ValueError) as error:
-            raise ReasonpixError(f"{url}: no address of a server: {error}") from error
+            raise ReasonpixError(f"{url}: not a server address: {error}") from error
 
     def edit(
         self,
@@ -82,7 +82,7 @@ class Client:
             return decode(response.content)
         except UndecodableImage as error:
             raise ReasonpixError(
-                f"{self._url}: the answer is no image ({error}); is this a reasonpix server?"
+                f"{self._url}: the answer is not an image ({error}); is this a reasonpix server?"
             ) from error
 
     def _post(
@@ -94,12 +94,12 @@ class Client:
             return self._http.post("/v1/edits", data=fields, files=files, timeout=max(0, seconds))
         except httpx2.TimeoutException as error:
             raise ReasonpixError(
-                f"{self._url}: no answer within {self._timeout:g} s; give Client a longer timeout, "
-                "or ask for fewer steps"
+                f"{self._url}: no answer within {self._timeout:g} s; use a longer timeout "
+                "or fewer steps"
             ) from error
         except httpx2.HTTPError as error:
             raise ReasonpixError(
-                f"{self._url} cannot be asked: {error}; see that the server runs there"
+                f"{self._url} cannot be reached: {error}; is the server running?"
             ) from error
 
     def close(self) -> None:
@@ -136,4 +136,6 @@ def _error_detail(response: httpx2.Response) -> str:
     try:
         return str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
-        return f"status {response.status_code}, which a reasonpix server does not give this way"
+        return (
+            f"status {response.status_code} without an error message; is this a reasonpix server?"
+        )

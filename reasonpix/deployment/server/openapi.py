@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from reasonpix.core.images import FORMATS
 from reasonpix.deployment.server.request import EditFields
 
-DESCRIPTION = "Edit images by instructions, with one model."
+DESCRIPTION = "Edit images with one model, by instructions."
 
 _MEDIA_TYPES = {"JPEG": "image/jpeg", "PPM": "image/x-portable-pixmap"}
 
@@ -31,7 +31,7 @@ class MetricsResponse(Response):
 class Error(BaseModel):
     """Why there is no edit."""
 
-    detail: str = Field(description="Where, what, and how to mend it")
+    detail: str = Field(description="Where, what, and how to fix it")
 
 
 class Status(BaseModel):
@@ -46,10 +46,8 @@ class ModelInfo(BaseModel):
     name: str
     runtime: str
     device: str
-    settings: dict[str, int | float] = Field(
-        description="What is taken where a request does not say"
-    )
-    limits: dict[str, int | float] = Field(description="What a request may ask for")
+    settings: dict[str, int | float] = Field(description="Defaults for what a request leaves out")
+    limits: dict[str, int | float] = Field(description="The largest values a request may have")
 
 
 _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
@@ -72,7 +70,7 @@ _UNAUTHORIZED = {
         **{"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}},
     )
 }
-_FAILED = {500: _error("The server failed; its log says why")}
+_FAILED = {500: _error("Internal error; see the server's log")}
 
 
 def _request_body() -> dict[str, Any]:
@@ -81,7 +79,7 @@ def _request_body() -> dict[str, Any]:
     image = {
         "type": "string",
         "format": "binary",
-        "description": f"A file of one of {', '.join(FORMATS)}; turned as its EXIF data say",
+        "description": f"A file: {', '.join(FORMATS)}; EXIF rotation is applied",
     }
     for field in schema["properties"].values():
         # A form has no null: fields are left out instead.
@@ -101,53 +99,53 @@ def _request_body() -> dict[str, Any]:
 EDITS: dict[str, Any] = {
     "operation_id": "edit",
     "summary": "Edit an image",
-    "description": "The same image, fields and model give the same pixels.",
+    "description": "The same image, fields and model always give the same pixels.",
     "response_class": PngResponse,
     "responses": {
         200: {
-            "description": "The edited image, of the size of the input (upright)",
+            "description": "The edited image, in the size of the (upright) input",
             "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
         },
-        400: _error("The body is no form"),
+        400: _error("The body is not a valid form"),
         **_UNAUTHORIZED,
         408: _error("The request did not arrive in time"),
         413: _error("The image has too many bytes or pixels"),
-        415: _error("The request is no multipart/form-data"),
+        415: _error("The request is not multipart/form-data"),
         422: _error("A field is wrong, or the image cannot be read or edited"),
-        429: _busy("As many edits as there may be are under way"),
+        429: _busy("The queue is full"),
         **_FAILED,
-        503: _busy("The model is being loaded, the server is stopping, or memory ran out"),
+        503: _busy("The model is loading, the server is shutting down, or memory ran out"),
         504: _error("The edit took too long"),
     },
     "openapi_extra": _request_body(),
 }
 MODEL: dict[str, Any] = {
     "operation_id": "model",
-    "summary": "What is served",
+    "summary": "The model, its settings and the limits",
     "response_model": ModelInfo,
     "responses": {
         **_UNAUTHORIZED,
         **_FAILED,
-        503: _busy("The model is being loaded, or the server is stopping"),
+        503: _busy("The model is loading or the server is shutting down"),
     },
 }
 METRICS: dict[str, Any] = {
     "operation_id": "metrics",
-    "summary": "Figures for Prometheus",
+    "summary": "Metrics for Prometheus",
     "response_class": MetricsResponse,
     "responses": {**_UNAUTHORIZED, **_FAILED},
 }
 HEALTHZ: dict[str, Any] = {
     "operation_id": "healthz",
-    "summary": "Whether the process lives",
+    "summary": "Whether the process is alive",
     "response_model": Status,
     "responses": _FAILED,
 }
 READYZ: dict[str, Any] = {
     "operation_id": "readyz",
-    "summary": "Whether edits are taken",
+    "summary": "Whether edits are accepted",
     "response_model": Status,
-    "responses": {**_FAILED, 503: _busy("The model is being loaded, or the server is stopping")},
+    "responses": {**_FAILED, 503: _busy("The model is loading or the server is shutting down")},
 }
 
 

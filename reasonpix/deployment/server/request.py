@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from reasonpix.core.images import FORMATS, UndecodableImage, decode
+from reasonpix.deployment.server.batcher import RETRY_AFTER_S
 from reasonpix.plugin.spec import check
 
 MAX_SEED = 2**62
@@ -33,19 +34,22 @@ class EditFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    instruction: str = Field(min_length=1, max_length=2000, description="What to do with the image")
-    seed: int = Field(
-        0, ge=0, le=MAX_SEED, description="Of the noise: the same gives the same edit"
+    instruction: str = Field(
+        min_length=1, max_length=2000, description="What to change in the image"
     )
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="The same seed gives the same edit")
     steps: int | None = Field(None, ge=1, description="Denoising steps")
     guidance_scale: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="How much the instruction counts; 1 is plain"
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="How closely to follow the instruction; 1 is off",
     )
     image_guidance_scale: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="How much the image counts; 1 is plain"
+        None, ge=0, allow_inf_nan=False, description="How much of the image to keep; 1 is off"
     )
     resolution: int | None = Field(
-        None, ge=8, description="Longer side in which the model sees the image, in pixels"
+        None, ge=8, description="Longer side at which the model sees the image, in pixels"
     )
 
 
@@ -54,7 +58,8 @@ def check_headers(request: Request, max_bytes: int) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise HTTPException(
-            415, f"content-type: {kind or 'none'}: send multipart/form-data, with the image as file"
+            415,
+            f"content-type: {kind or 'none'}: send multipart/form-data, with the image as a file",
         )
     size = request.headers.get("content-length", "")
     if size.isdecimal() and int(size) > max_bytes + _FORM_BYTES:
@@ -85,17 +90,18 @@ async def read_form(request: Request, max_bytes: int, seconds: float) -> FormDat
                 max_files=1, max_fields=max_fields, max_part_size=_FIELD_BYTES
             )
     except TimeoutError as error:
-        raise HTTPException(408, f"the request was not here within {seconds:g} s") from error
+        raise HTTPException(408, f"the request did not arrive within {seconds:g} s") from error
     except (HTTPException, ClientDisconnect):
         raise
     except OSError as error:
-        raise HTTPException(503, f"the upload cannot be kept: {error.strerror}") from error
+        detail = f"the server cannot store the upload: {error.strerror}"
+        raise HTTPException(503, detail, {"Retry-After": str(RETRY_AFTER_S)}) from error
     except Exception as error:  # parsers raise nearly anything on damaged bytes
-        raise HTTPException(400, f"body: no multipart/form-data: {error}") from error
+        raise HTTPException(400, f"body: not valid multipart/form-data: {error}") from error
 
 
 def _too_large(max_bytes: int) -> HTTPException:
-    return HTTPException(413, f"image: more than {max_bytes} bytes, the limit here; send a smaller")
+    return HTTPException(413, f"image: larger than the limit of {max_bytes} bytes; shrink it")
 
 
 def validate_form(form: FormData, max_bytes: int) -> tuple[UploadFile, EditFields]:
@@ -105,14 +111,14 @@ def validate_form(form: FormData, max_bytes: int) -> tuple[UploadFile, EditField
     image: UploadFile | None = None
     for name, value in form.multi_items():
         if name in values or (name == "image" and image):
-            problems.append(f"{_truncate(name)}: given twice")
+            problems.append(f"{_truncate(name)}: sent twice")
         elif name == "image":
             if isinstance(value, UploadFile):
                 image = value
             else:
-                problems.append("image: a file is wanted: give its part a filename")
+                problems.append("image: must be a file: give its part a filename")
         elif isinstance(value, UploadFile):
-            problems.append(f"{_truncate(name)}: a text is wanted, not a file")
+            problems.append(f"{_truncate(name)}: must be text, not a file")
         else:
             values[name] = value
     if image is None and not problems:
@@ -147,7 +153,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         width = height = 0
     if width * height > max_pixels:
         raise HTTPException(
-            413, f"image: {width}x{height} pixels, and {max_pixels} is the limit here; shrink it"
+            413, f"image: {width}x{height} pixels exceed the limit of {max_pixels}; shrink it"
         )
     try:
         return decode(data)

@@ -111,7 +111,7 @@ class Service:
 
     def _resolve_settings(self, fields: EditFields) -> SamplingSettings:
         if fields.steps and fields.steps > self.max_steps:
-            raise ReasonpixError(f"steps: {fields.steps} exceed the limit of {self.max_steps}")
+            raise ReasonpixError(f"steps: {fields.steps} exceeds the limit of {self.max_steps}")
         if fields.resolution and fields.resolution > self.max_resolution:
             raise ReasonpixError(
                 f"resolution: {fields.resolution} exceeds the limit of {self.max_resolution}"

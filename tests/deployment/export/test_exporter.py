@@ -130,7 +130,7 @@ def picture(size: tuple[int, int] = (40, 32)) -> Image.Image:
 def test_the_command_proves_what_it_writes(room: Room, said: Result) -> None:
     assert said.exit_code == 0, said.output
     lines = said.stdout.splitlines()
-    assert lines[0] == "4 edits of 2 steps, beside PyTorch's in float32:"
+    assert lines[0] == "4 edits of 2 steps, compared with PyTorch in float32:"
     for name in ("UNet, relative", "vae_decoder, relative", "UNet at", "PSNR", "L1", "CLIP-T"):
         assert sum(line.strip().startswith(name) for line in lines) >= 1, name
     assert lines[-1].endswith(f"--model {room.model} --runtime onnx")
@@ -220,14 +220,14 @@ def test_a_folder_that_can_be_deployed(room: Room, said: Result, tmp_path: Path)
     ]
     ours, torchs = (np.asarray(it([picture()], "make it rain")[0], int) for it in edits)
     assert np.abs(ours - torchs).max() <= 1
-    with pytest.raises(WeightsError, match=r"no PyTorch weights of the UNet; name the model"):
+    with pytest.raises(WeightsError, match=r"no PyTorch weights of the UNet; give the model"):
         export_model(room.request(out, "openvino"))
 
     (out / "openvino").mkdir()
     (out / "openvino" / "stale.xml").write_text("of an earlier export")
-    with pytest.raises(ReasonpixError, match="exists; --force replaces it"):
+    with pytest.raises(ReasonpixError, match="already exists; --force replaces it"):
         export_model(room.request(linked, "openvino", "int8"), out)
-    with pytest.raises(ReasonpixError, match="is no export, so it is not replaced"):
+    with pytest.raises(ReasonpixError, match="is not an export, so --force does not replace it"):
         export_model(room.request(linked, "openvino", "int8"), out, force=True)
     shutil.copy(out / "onnx" / "export.json", out / "openvino")
     done = export_model(room.request(linked, "openvino", "int8"), out, force=True)
@@ -239,7 +239,7 @@ def test_a_folder_that_can_be_deployed(room: Room, said: Result, tmp_path: Path)
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
     other = write_model(tmp_path / "other", seed=1)
-    with pytest.raises(ReasonpixError, match=r"onnx was exported from other weights than these"):
+    with pytest.raises(ReasonpixError, match=r"onnx was exported from different weights"):
         export_model(room.request(other, "openvino"), out, force=True)
     assert read_export(out, "openvino") == Export(done.folder, done.manifest)
 
@@ -254,9 +254,11 @@ def test_an_export_that_is_wrong_is_refused(room: Room, tmp_path: Path) -> None:
     with pytest.raises(ReasonpixError) as refused:
         export_model(room.request(model, "onnx", "fp16"))
     told = str(refused.value)
-    assert told.startswith("onnx fp16: these edits are not PyTorch's, so nothing was written")
-    assert "UNet, relative difference, step 1 of 2: nan, ≤ 1e-02 wanted" in told
-    assert told.endswith("choose a higher precision, such as fp32")
+    assert told.startswith(
+        "onnx fp16: the edits differ too much from PyTorch's, so nothing was written"
+    )
+    assert "UNet, relative difference, step 1 of 2: nan; must be ≤ 1e-02" in told
+    assert told.endswith("use a higher precision, such as fp32")
     assert listing(tmp_path) == before
 
 
@@ -275,10 +277,14 @@ def test_what_is_there_survives_a_refusal(room: Room, said: Result) -> None:
 @pytest.mark.parametrize(
     ("model", "out", "message"),
     [
-        ("mini/reasonpix2pix", None, "is carried by a plugin, so that nothing is written to it"),
-        ("somebody/model", None, "is no folder here, so that nothing is written to it: say --out"),
-        ("mini/reasonpix2pix", "taken", "taken holds something else; name a new folder"),
-        ("mini/reasonpix2pix", "taken/file", "is a file; name a folder"),
+        ("mini/reasonpix2pix", None, "comes with a plugin, so the export cannot go into it"),
+        (
+            "somebody/model",
+            None,
+            "is not a local folder, so the export cannot go into it; add --out",
+        ),
+        ("mini/reasonpix2pix", "taken", "taken holds something else; give a new folder"),
+        ("mini/reasonpix2pix", "taken/file", "is a file; give a folder"),
         ("mini/clip", "new", "is no editing model"),
     ],
 )
@@ -295,8 +301,8 @@ def test_places_that_are_not_free(
 @pytest.mark.parametrize(
     ("format", "precision", "message"),
     [
-        ("onnx", "bf16", "onnxruntime has no bfloat16 on a CPU.*choose --to openvino"),
-        ("tensorrt", "int8", "TensorRT wants a calibration.*choose fp16"),
+        ("onnx", "bf16", "onnxruntime has no bfloat16 on a CPU.*use --to openvino"),
+        ("tensorrt", "int8", "TensorRT needs a calibration.*use fp16"),
     ],
 )
 def test_precisions_that_cannot_come_out(

@@ -101,7 +101,7 @@ def test_who_finds_no_room_is_told_when_to_come() -> None:
         futures = [ask(batcher, slots, "x") for _ in range(4)]
         with (
             pytest.raises(
-                QueueFull, match=r"4 edits are under way or wait; try again in 2 s"
+                QueueFull, match=r"4 edits are running or waiting; try again in 2 s"
             ) as told,
             batcher.admit(),
         ):
@@ -187,9 +187,9 @@ def test_what_breaks_breaks_alone(caplog: pytest.LogCaptureFixture) -> None:
         model.free.set()
         with caplog.at_level(logging.ERROR, "reasonpix"):
             assert first.result(10) and good.result(10)
-            with pytest.raises(EditError, match="the server's log says why"):
+            with pytest.raises(EditError, match="see the server's log"):
                 broken.result(10)
-            with pytest.raises(OutOfMemory, match="memory ran out; try again in"):
+            with pytest.raises(OutOfMemory, match="ran out of memory; try again in"):
                 exhausted.result(10)
             with pytest.raises(EditRejected, match="there is nothing to edit"):
                 declined.result(10)
@@ -204,7 +204,7 @@ def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
         late = slots.enter_context(batcher.admit())
         batcher.stop()
         with (
-            pytest.raises(ServerStopping, match="the server is stopping; try again in"),
+            pytest.raises(ServerStopping, match="the server is shutting down; try again in"),
             batcher.admit(),
         ):
             pass
@@ -231,7 +231,7 @@ def test_before_the_model_is_loaded() -> None:
         raise MemoryError("no room for the weights")
 
     with closing(Batcher(load, limit=1, wait=0)) as batcher:
-        with pytest.raises(ModelLoading, match="the model is being loaded"), batcher.admit():
+        with pytest.raises(ModelLoading, match="the model is still loading"), batcher.admit():
             pass
         loading.set()
         with pytest.raises(MemoryError, match="no room"):

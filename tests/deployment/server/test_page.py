@@ -330,7 +330,7 @@ def test_the_page_waits_for_the_model(browser: sync_api.Browser, tmp_path: Path)
         opened(browser, besides=FAILED_REQUEST) as page,
     ):
         page.goto(url)
-        loading = "The model is being loaded. Trying again in 5 s."
+        loading = "The model is still loading. Trying again in 5 s."
         expect(page.locator("#startup")).to_have_text(loading)
         assert process.stdout is not None and process.stdout.readline() == f"serving on {url}\n"
         expect(page.get_by_role("button", name="Edit", exact=True)).to_be_visible(timeout=15_000)
@@ -340,7 +340,7 @@ def test_the_page_waits_for_the_model(browser: sync_api.Browser, tmp_path: Path)
 @pytest.mark.parametrize(
     ("instruction", "message"),
     [
-        ("break", "The model failed at this edit; the server's log says why"),
+        ("break", "The model failed on this edit; see the server's log"),
         ("decline", "There is nothing to edit"),
         ("", "Write what should change."),
     ],
