@@ -177,7 +177,7 @@ def in_turn(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, tup
 
 
 def show(title: str, last: str, rows: Mapping[str, tuple[float, float]], extra: Any) -> None:
-    print(f"\n| {title} | seconds | times as fast | {last} |\n|---|---|---|---|")
+    print(f"\n| {title} | seconds | speed-up | {last} |\n|---|---|---|---|")
     for name, (seconds, ratio) in rows.items():
         print(f"| {name} | {seconds:.3f} | {ratio:.2f} | {extra[name]} |", flush=True)
 
