@@ -44,7 +44,7 @@ def test_all_mistakes_are_told_at_once_and_where_they_are(tmp_path: Path) -> Non
         "benchmark.splt: no such option",
         "grounder.use: plugin 'fake-editor' offers editor",
         "methods.Ours.use: ",
-        "methods.ground truth: this name is taken",
+        "methods.ground truth: this name is reserved",
         "methods.X: expected a plugin's name",
     ):
         assert any(expected in line for line in found), (expected, found)
