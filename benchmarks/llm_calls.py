@@ -1,14 +1,12 @@
-"""Answers per second: the planner `openai`, every answer stored, against the bare official client.
+"""Answers per second of the planner `openai`, with every answer stored, and of the official client.
 
     python benchmarks/llm_calls.py [--latency 0.2] [--concurrency 64] [--requests 12800]
 
-A server in a process of its own takes `latency` seconds for every answer, from the last byte of the
-question to the first of the answer, however many it is asked for at once; so the ideal is
-concurrency / latency, and the ratio is to that. The planner gets its
-questions as in a run, two groups of 8 x concurrency at a time, and answers them through its
-retries, its accounts, a ledger on disk, and the checks of each answer. The official client is
-called in as many threads (`chat.completions.create`, nothing else) for a quarter of the requests,
-and one at a time for a few.
+A server in another process answers every request after `latency` seconds, whatever the load; so
+the ideal rate is concurrency / latency, and the ratio is relative to it. The planner gets requests
+in shards as in a run, with retries, budget, a ledger on disk, and validation of each answer. The
+official client (`chat.completions.create` alone) is called in as many threads for a quarter of the
+requests, and sequentially for a few.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ ANSWER = {
 
 
 def serve(latency_s: float) -> None:
-    """Answer every question the same, after so long, until the standard input closes."""
+    """Send the same answer to every request after `latency_s`, until standard input closes."""
     message = {"role": "assistant", "content": json.dumps(ANSWER)}
     usage = {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -61,8 +59,8 @@ def serve(latency_s: float) -> None:
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             while True:
-                question = await reader.readuntil(b"\r\n\r\n")
-                length = re.search(rb"(?i)content-length: *(\d+)", question)
+                request = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)content-length: *(\d+)", request)
                 await reader.readexactly(int(length[1]) if length else 0)
                 await asyncio.sleep(latency_s)
                 writer.write(answer)
@@ -78,7 +76,7 @@ def serve(latency_s: float) -> None:
 
 @contextmanager
 def served(latency_s: float) -> Iterator[str]:
-    """The root URL of such a server."""
+    """Run the server; yields its root URL."""
     with subprocess.Popen(
         [sys.executable, __file__, "--serve", str(latency_s)],
         stdin=subprocess.PIPE,
@@ -90,15 +88,15 @@ def served(latency_s: float) -> Iterator[str]:
         process.stdin.close()
 
 
-def questions(first: int, count: int) -> list[ReplaceRequest]:
-    """Questions of which no two are equal."""
+def make_requests(first: int, count: int) -> list[ReplaceRequest]:
+    """Different requests, numbered from `first`."""
     return [
         ReplaceRequest(caption=f"a bee and rabbit {n}", categories=("bee", "rabbit"), seed=n)
         for n in range(first, first + count)
     ]
 
 
-def taken(work: Callable[[], object]) -> tuple[float, float]:
+def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Wall-clock and CPU seconds of one call."""
     start, start_cpu = time.perf_counter(), time.process_time()
     work()
@@ -126,27 +124,27 @@ def main() -> None:
         client = OpenAI(base_url=f"{root}/v1", max_retries=0)
         prompt = planner.prompt(REPLACE)
 
-        def create(question: ReplaceRequest) -> None:
-            request: Any = planner._request(prompt.conversation(question), planner._dialect)
-            answer = client.chat.completions.create(**request)
+        def create(request: ReplaceRequest) -> None:
+            body: Any = planner._request(prompt.conversation(request), planner._dialect)
+            answer = client.chat.completions.create(**body)
             assert answer.choices[0].message.content
 
-        def ours(asked: list[ReplaceRequest]) -> None:
-            # As a run gives it: shards of the default size, several at once.
+        def plan(requests: list[ReplaceRequest]) -> None:
+            # As in a run: several shards of the default size at once.
             shard = Shard("", 32)
-            shards = [asked[start : start + 32] for start in range(0, len(asked), 32)]
+            shards = [requests[start : start + 32] for start in range(0, len(requests), 32)]
             with ThreadPoolExecutor(shards_at_once(args.concurrency, [shard])) as workers:
                 for plans in workers.map(planner.replace, shards):
                     assert all(isinstance(plan, EditPlan) for plan in plans)
 
         with ThreadPoolExecutor(args.concurrency) as threads:
             works: dict[str, tuple[Callable[[list[ReplaceRequest]], object], int]] = {
-                "reasonpix": (ours, args.requests),
+                "reasonpix": (plan, args.requests),
                 "official client": (
-                    lambda asked: list(threads.map(create, asked)),
+                    lambda requests: list(threads.map(create, requests)),
                     args.requests // 4,
                 ),
-                "one at a time": (lambda asked: [create(question) for question in asked], few),
+                "one at a time": (lambda requests: [create(request) for request in requests], few),
             }
             print(
                 f"{args.requests} requests, {args.concurrency} at once, {args.latency:g} s each: "
@@ -154,9 +152,10 @@ def main() -> None:
             )
             print(f"{'':16} {'answers/s':>10} {'ratio':>6} {'CPU ms/answer':>14}")
             for number, (name, (work, count)) in enumerate(works.items()):
-                work(questions(number * 10**6, min(count, args.concurrency)))  # opens connections
-                asked = questions(number * 10**6 + 10**5, count)
-                wall, cpu = taken(partial(work, asked))
+                # Open the connections first.
+                work(make_requests(number * 10**6, min(count, args.concurrency)))
+                requests = make_requests(number * 10**6 + 10**5, count)
+                wall, cpu = timed(partial(work, requests))
                 ratio = count / wall * args.latency / args.concurrency
                 print(f"{name:16} {count / wall:10.1f} {ratio:6.3f} {cpu / count * 1e3:14.2f}")
         planner.close()

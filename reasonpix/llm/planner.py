@@ -194,7 +194,7 @@ class LLMPlanner(Planner[P_co]):
         return [next(plans) if request.categories else empty for request in requests]
 
     def resolve(self, requests: Sequence[ResolveRequest]) -> list[Choice | Problem]:
-        """The option that a reader takes each instruction to mean."""
+        """The option that a reader of each instruction would choose."""
         return self._ask(RESOLVE, requests)
 
     def prompt(self, task: Task[RequestT, AnswerT, ResultT]) -> Prompt[RequestT, AnswerT, ResultT]:

@@ -1,4 +1,4 @@
-"""The tasks of an LLM: P_gen, P_select and P_replace of the paper, and a reader's task.
+"""The tasks of an LLM: P_gen, P_select and P_replace of the paper, and the resolver's.
 
 A task defines the variables of its prompt and how an answer is validated. The prompt itself, with
 the answer's JSON schema and examples, is in `templates/<task>.yaml`.
@@ -141,7 +141,7 @@ SELECT = Task(
     lambda request, answer: _read_number(request.candidates, answer),
 )
 
-# -- A reader's task: which option does the instruction mean? --------------------------------------
+# -- The resolver: which option does the instruction mean? -----------------------------------------
 
 RESOLVE = Task(
     "resolve",

@@ -414,7 +414,7 @@ def test_a_tokenizer_with_blanks_in_its_words(bytes_too: bool, tmp_path: Path) -
             jsonschema.validate(json.loads(texts([answer])[0]), numbers)
         else:
             assert isinstance(answer, Problem)
-            assert "cannot be held to its schema: Parser Error" in answer.reason
+            assert "decoding left the answer's schema: Parser Error" in answer.reason
             assert "<state>" not in answer.reason
 
 
@@ -530,7 +530,7 @@ def test_weights_that_cannot_be_used(tmp_path: Path, llama: Path) -> None:
     (endless / "tokenizer_config.json").write_text(json.dumps(settings))
     config = json.loads((endless / "config.json").read_text())
     (endless / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
-    with pytest.raises(WeightsError, match="names no token that ends an answer"):
+    with pytest.raises(WeightsError, match="defines no token that ends an answer"):
         loaded(endless)
 
 
@@ -539,7 +539,7 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.lm_head.weight.data.fill_(torch.nan)
     model.save_pretrained(folder)
-    with pytest.raises(ReasonpixError, match="no finite numbers; set dtype"):
+    with pytest.raises(ReasonpixError, match="non-finite numbers; set dtype"):
         loaded(folder).complete([ask("a bee?")])
 
 
@@ -653,7 +653,7 @@ def test_a_close_in_the_middle_of_an_answer_ends_it_soon(roomy: Path) -> None:
         thread.join(20)
     assert time.monotonic() - started < 5
     assert told == ["the run was stopped; run the same command again to continue"]
-    with pytest.raises(ReasonpixError, match="answers between `load` and `close` only"):
+    with pytest.raises(ReasonpixError, match="call `load` before `complete`"):
         planner.complete(questions(1))
 
 

@@ -1,7 +1,7 @@
 """The planner `local-llm`: any causal language model of transformers, in this process.
 
-Answers are held to their JSON schema token by token, and a question's answer depends on the
-question and its seed alone; how is told in `reasonpix_local_llm.decoding`.
+Decoding is constrained to the answer's JSON schema, and an answer depends only on the request and
+its seed, not on the batch; see `reasonpix_local_llm.decoding`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from reasonpix.llm import (
-    Completion,
+    Attempt,
     Conversation,
     LLMPlanner,
     LLMPlannerOptions,
     Price,
-    Unavailable,
 )
-from reasonpix.plugin import ModelOptions, Planner, Problem, ReasonpixError, hookimpl
+from reasonpix.plugin import ModelOptions, Planner, ReasonpixError, hookimpl
 from reasonpix.plugin.weights import check_weights, digest, find_gguf
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class LocalLLMOptions(ModelOptions, LLMPlannerOptions):
-    """What a recipe may say about the planner `local-llm`."""
+    """Options of the planner `local-llm`."""
 
     fingerprint_exclude: ClassVar[frozenset[str]] = (
         ModelOptions.fingerprint_exclude | LLMPlannerOptions.fingerprint_exclude
@@ -37,29 +36,25 @@ class LocalLLMOptions(ModelOptions, LLMPlannerOptions):
 
     model: str = Field(description="Hub id, folder, or GGUF file")
     gguf_file: str | None = Field(
-        None, description="GGUF file in the hub's repository, or in a folder that holds several"
+        None, description="GGUF file in the hub repository, or in a folder with several"
     )
     temperature: float = Field(
-        0.7, ge=0, le=5, description="Sampling temperature; 0 takes the likeliest token each time"
+        0.7, ge=0, le=5, description="Sampling temperature; 0 for greedy decoding"
     )
-    max_tokens: int = Field(400, ge=1, description="Longest answer, in tokens")
-    constrained: bool = Field(
-        True, description="Only ever write tokens that the answer's JSON schema allows"
-    )
-    batch_size: int = Field(
-        8, ge=1, description="Answers written together on a GPU; a CPU always writes 4"
-    )
+    max_tokens: int = Field(400, ge=1, description="Maximum tokens of an answer")
+    constrained: bool = Field(True, description="Constrain decoding to the answer's JSON schema")
+    batch_size: int = Field(8, ge=1, description="Answers per batch on a GPU; always 4 on a CPU")
     cache_dir: Path | None = Field(
-        None, description="Where hub downloads and unpacked GGUF files are kept"
+        None, description="Folder for hub downloads and unpacked GGUF files"
     )
     price: Price | None = Field(
         Price(prompt=0, completion=0),
-        description="What a million tokens cost you; nothing, unless you say so",
+        description="Price per million tokens; free by default",
     )
 
 
 class LocalLLM(LLMPlanner[LocalLLMOptions]):
-    """Plans by a causal language model in this process. It makes no calls and needs no key."""
+    """A planner with a causal language model in this process, without a server or a key."""
 
     name = "local-llm"
     Options: ClassVar[type[LocalLLMOptions]] = LocalLLMOptions
@@ -70,20 +65,17 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
 
     @property
     def batch_size(self) -> int:
-        """How many conversations `complete` is best given at once."""
+        """The option `batch_size`."""
         return self.options.batch_size
 
     @property
     def max_answer_tokens(self) -> int:
-        """Tokens of the longest answer."""
+        """The option `max_tokens`."""
         return self.options.max_tokens
 
     @cached_property
     def parameters(self) -> Mapping[str, Any]:
-        """What changes an answer beside the conversation: weights, sampling, constraint.
-
-        Weights on this machine enter by their content, not by where they lie.
-        """
+        """Weights, sampling and constraint; local weights by their content, not their path."""
         options = self.options
         facts = options.model_dump(mode="json", exclude=set(options.fingerprint_exclude))
         model = Path(options.model)
@@ -95,40 +87,38 @@ class LocalLLM(LLMPlanner[LocalLLMOptions]):
         return facts
 
     def check(self) -> None:
-        """Read the prompts and see that `model` can be there. Raises a `ReasonpixError`."""
+        """Check the prompts and that `model` exists. Raises `ReasonpixError`."""
         super().check()
         check_weights(self.options)
-        if Path(self.options.model).exists():  # looking on the hub is left to `load`
+        if Path(self.options.model).exists():  # the hub is searched by `load`
             find_gguf(self.options, self.options.gguf_file)
 
     def load(self) -> None:
-        """Read tokenizer and weights; the first time, unpack a GGUF file.
+        """Load tokenizer and weights, and unpack a GGUF file the first time.
 
-        Raises `WeightsError` when they cannot be found, read or used.
+        Raises `WeightsError` if they cannot be found, read or used.
         """
         from reasonpix_local_llm.decoding import Writer
 
         self._writer = Writer(self.options, lambda: self.stopping)
 
     def close(self) -> None:
-        """Stop writing, and let go of the weights."""
+        """Stop generating, and release the weights."""
         super().close()
         self._writer = None
 
-    def complete(
-        self, conversations: Sequence[Conversation]
-    ) -> list[Completion | Problem | Unavailable]:
-        """An answer to each conversation; `rejected` where it exceeds the model's context.
+    def complete(self, conversations: Sequence[Conversation]) -> list[Attempt]:
+        """An answer to each conversation; `rejected` if it exceeds the model's context.
 
-        Where the run is `stopping` before it is finished, it is `Unavailable`.
+        Answers that are unfinished when the run is `stopping` are `Unavailable`.
         """
         if self._writer is None:
-            raise ReasonpixError(f"planner {self.name}: it answers between `load` and `close` only")
-        answers: list[Completion | Problem | Unavailable] = self._writer.write(conversations)
+            raise ReasonpixError(f"planner {self.name}: call `load` before `complete`")
+        answers: list[Attempt] = self._writer.write(conversations)
         return answers
 
 
 @hookimpl
 def planners() -> list[type[Planner[Any]]]:
-    """A language model in this process."""
+    """Offer the planner `local-llm`."""
     return [LocalLLM]

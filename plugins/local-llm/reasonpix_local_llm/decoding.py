@@ -1,16 +1,16 @@
-"""Writing answers in batches, each as if it were alone.
+"""Batched decoding in which each answer is independent of the rest of the batch.
 
-Kernels round differently for tensors of different shapes, and a last digit can decide which token
-is likeliest. So on a CPU every shape depends on the conversation alone:
+Kernels round differently for tensors of different shapes, and the last digit can decide which token
+has the largest logit. So on a CPU every shape depends on the conversation alone:
 
-- Each prompt is read by itself, `(1, tokens)`. What a task's questions share (system text, worked
-  examples) is read once, and its keys and values are kept.
-- Answers are written `CPU_ROWS` at a time, always; spare rows repeat another. The rows of a batch
-  have prompts of the same length, padded at the front to a multiple of `BUCKET`.
-- Noise comes from each conversation's own generator: adding Gumbel noise to the logits and taking
-  the largest is sampling from their softmax (Gumbel, 1954; Maddison et al., "A* Sampling", 2014).
+- Each prompt is prefilled by itself, `(1, tokens)`. The prefix that all requests of a task share
+  (system text, worked examples) is prefilled once, and its keys and values are cached.
+- Answers are decoded in batches of exactly `CPU_ROWS`; spare rows repeat another one. The prompts
+  of a batch are left-padded to the same multiple of `BUCKET`.
+- Each conversation has its own generator: the argmax of logits plus Gumbel noise is a sample of
+  their softmax (Gumbel, 1954; Maddison et al., "A* Sampling", 2014).
 
-On a GPU a batch has as many rows as there are conversations, up to `batch_size`, which may move
+On a GPU a batch has as many rows as there are conversations, up to `batch_size`, which may change
 last digits.
 """
 
@@ -31,7 +31,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from reasonpix.llm import Completion, Conversation, Message, Unavailable
+from reasonpix.llm import Attempt, Completion, Conversation, Message, Unavailable
 from reasonpix.plugin import Problem, ReasonpixError, WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype, find_gguf, pretrained, unpack_gguf
 from reasonpix_local_llm.grammar import Grammars, Matcher
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from reasonpix_local_llm import LocalLLMOptions
 
 CPU_ROWS = 4
-"""Answers that a CPU writes together, always: for other numbers kernels round differently."""
+"""Batch size on a CPU, fixed because kernels round differently for other sizes."""
 
 BUCKET = 256
-"""Prompts of a batch are padded to a multiple of this many tokens."""
+"""Prompts are padded to a multiple of this many tokens."""
 
 States = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer: (rows, heads, tokens, width)."""
@@ -51,20 +51,20 @@ States = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation in tokens, of which the first `shared` are common to all of its task."""
+    """A tokenized conversation; all requests of its task share the first `shared` tokens."""
 
     tokens: tuple[int, ...]
     shared: int
 
     @property
     def padded(self) -> int:
-        """Tokens with padding."""
+        """Number of tokens with padding."""
         return -(-len(self.tokens) // BUCKET) * BUCKET
 
 
 @dataclass
-class Answer:
-    """An answer that is being written. `finish` is None until it ends."""
+class Generation:
+    """An answer during decoding. `finish` is None until it ends."""
 
     generator: torch.Generator
     matcher: Matcher | None
@@ -73,13 +73,13 @@ class Answer:
 
 
 class _Stopping(Exception):
-    """The run is stopping: what is being written is left as it is."""
+    """The run is stopping: unfinished answers are abandoned."""
 
 
 class Writer:
-    """A loaded causal language model. Raises `WeightsError` when it is none, or cannot chat.
+    """A loaded causal language model. Raises `WeightsError` if the model is not a chat model.
 
-    When `stopping` says that the run is, it stops too.
+    Decoding ends when `stopping()` is true.
     """
 
     def __init__(
@@ -95,12 +95,11 @@ class Writer:
             source = options.model_copy(update={"model": str(folder)})
         self._tokenizer = pretrained(AutoTokenizer, source)
         if not self._tokenizer.chat_template:
-            # A format of our own would be as wrong for this model as any other, and nobody would
-            # see why its answers are poor.
+            # Any default format would be wrong for this model, and poor answers would be the only
+            # symptom.
             raise WeightsError(
-                f"model: {options.model!r} has no chat template, so nothing says how it is to be "
-                "asked; choose a model that was trained to follow instructions, or put a "
-                "chat_template.jinja into its folder"
+                f"model: {options.model!r} has no chat template; choose a model that was trained "
+                "to follow instructions, or put a chat_template.jinja into its folder"
             )
         added = self._tokenizer.added_tokens_decoder.values()
         self._control_tokens = [token.content for token in added if token.special]
@@ -109,51 +108,49 @@ class Writer:
         if model._is_stateful:
             raise WeightsError(
                 f"model: {options.model!r} ({model.config.model_type}) keeps a recurrent state, "
-                "which cannot be shared and padded as here; choose a model of attention alone"
+                "which cannot be cached and padded; choose a pure attention model"
             )
         self._model = model.to(self.device).eval()
-        # Between two layers, because to read a long prompt takes long.
+        # Checked between layers, because the prefill of a long prompt is slow.
         stacks = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
         for part in (model, *(layer for stack in stacks for layer in stack)):
-            part.register_forward_pre_hook(self._look_up)
-        self._knows = inspect.signature(model.forward).parameters.keys()
+            part.register_forward_pre_hook(self._check_stopping)
+        self._forward_parameters = inspect.signature(model.forward).parameters.keys()
         config = model.config.get_text_config()
         self.context: int | None = getattr(config, "max_position_embeddings", None)
-        """Most tokens of prompt and answer together; None where the model has no limit."""
+        """Maximum tokens of prompt and answer together; None if the model has no limit."""
         self._stops = self._stop_tokens()
         self._grammars = (
             Grammars(self._tokenizer, config.vocab_size, self._stops)
             if options.constrained
             else None
         )
-        # Four tasks ask an LLM; a run has few of them, and a long prompt's states are large.
+        # There are four tasks, of which a run uses few; states of a long prompt are large.
         self._shared_tokens = lru_cache(maxsize=16)(self._find_shared_tokens)
         self._shared_states = lru_cache(maxsize=4)(self._read_shared)
 
     def _stop_tokens(self) -> list[int]:
         stops = self._model.generation_config.eos_token_id
-        known = stops if isinstance(stops, list) else [stops]
-        found = {token for token in (*known, self._tokenizer.eos_token_id) if token is not None}
-        if not found:
+        configured = stops if isinstance(stops, list) else [stops]
+        tokens = {*configured, self._tokenizer.eos_token_id} - {None}
+        if not tokens:
             raise WeightsError(
-                f"model: {self.options.model!r} names no token that ends an answer; set "
+                f"model: {self.options.model!r} defines no token that ends an answer; set "
                 "eos_token_id in its generation_config.json"
             )
-        return sorted(found)
+        return sorted(tokens)
 
     @torch.inference_mode()
-    def write(
-        self, conversations: Sequence[Conversation]
-    ) -> list[Completion | Problem | Unavailable]:
-        """An answer to each conversation, in their order; a `Problem` for one that is too long.
+    def write(self, conversations: Sequence[Conversation]) -> list[Attempt]:
+        """An answer to each conversation, in order; a `Problem` for one that is too long.
 
-        Once the run is stopping, those that are not finished are `Unavailable`.
+        Answers that are unfinished when the run is stopping are `Unavailable`.
         """
-        results: dict[int, Completion | Problem | Unavailable] = {}
+        results: dict[int, Attempt] = {}
         groups: dict[int, list[tuple[int, Prompt]]] = {}
         for number, conversation in enumerate(conversations):
             prompt = self.prompt(conversation)
-            if problem := self._too_long(prompt):
+            if problem := self._length_problem(prompt):
                 results[number] = problem
             else:
                 groups.setdefault(prompt.padded, []).append((number, prompt))
@@ -172,28 +169,28 @@ class Writer:
     # Prompts
 
     def prompt(self, conversation: Conversation) -> Prompt:
-        """The conversation as the chat template renders it, in tokens."""
+        """The conversation, rendered by the chat template and tokenized."""
         tokens = self._tokens(conversation.messages)
         shared = self._shared_tokens(conversation.messages[: conversation.shared])
-        # A template may render the last of them in another way when more turns follow. At least
-        # one token must be read to have logits.
-        return Prompt(tokens, min(_common(tokens, shared), len(tokens) - 1))
+        # A template may render the last shared turn differently when more turns follow. At least
+        # one token must remain to compute logits.
+        return Prompt(tokens, min(_common_length(tokens, shared), len(tokens) - 1))
 
     def _find_shared_tokens(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        """The tokens that any question after `messages` begins with.
+        """The tokens that every request after `messages` begins with.
 
-        Found by asking two questions, because the end of a text may be cut into tokens in another
-        way when text follows, and templates may treat the last turns specially.
+        The common prefix of two requests: a text may be tokenized differently at its end when more
+        text follows, and templates may treat the last turns specially.
         """
         if not messages:
             return ()
-        one, other = (
+        first, second = (
             self._tokens((*messages, Message(role="user", content=text))) for text in ("a", "0")
         )
-        return one[: _common(one, other)]
+        return first[: _common_length(first, second)]
 
     def _tokens(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        turns = [{"role": turn.role, "content": self._harmless(turn.content)} for turn in messages]
+        turns = [{"role": turn.role, "content": self._escaped(turn.content)} for turn in messages]
         try:
             text = self._tokenizer.apply_chat_template(
                 turns,
@@ -206,16 +203,16 @@ class Writer:
                 f"planner local-llm: the chat template of {self.options.model!r} refuses the "
                 f"conversation: {error}"
             ) from error
-        # The template writes all special tokens itself.
+        # The template adds all special tokens itself.
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _harmless(self, text: str) -> str:
-        """`text` without what would be read as a control token, such as the end of a turn."""
+    def _escaped(self, text: str) -> str:
+        """Break up text that would be tokenized as a control token, such as the end of a turn."""
         for token in self._control_tokens:
             text = text.replace(token, f"{token[:1]} {token[1:]}")
         return text
 
-    def _too_long(self, prompt: Prompt) -> Problem | None:
+    def _length_problem(self, prompt: Prompt) -> Problem | None:
         needed = len(prompt.tokens) + self.options.max_tokens
         if self.context is None or needed <= self.context:
             return None
@@ -223,7 +220,7 @@ class Writer:
             status="rejected",
             reason=f"a prompt of {len(prompt.tokens)} tokens and an answer of up to "
             f"{self.options.max_tokens} (max_tokens) exceed the {self.context} tokens that the "
-            "model can read",
+            "model can process",
         )
 
     # Reading
@@ -232,72 +229,77 @@ class Writer:
         return self._read(tokens, [])[0]
 
     def _read(self, tokens: Sequence[int], before: States) -> tuple[States, torch.Tensor]:
-        """States of `tokens` that follow `before`, with it, and the logits (1, vocabulary)."""
+        """Prefill `tokens` after `before`: the states of both, and the logits (1, vocabulary)."""
         cache = self._cache(before)
         start = before[0][0].shape[2] if before else 0
-        places = torch.arange(start, start + len(tokens), device=self.device)[None]
+        positions = torch.arange(start, start + len(tokens), device=self.device)[None]
         ids = torch.tensor([tokens], device=self.device)
-        seen = torch.ones(1, start + len(tokens), dtype=torch.long, device=self.device)
-        logits = self._forward(ids, cache, seen, places)
+        attention_mask = torch.ones(1, start + len(tokens), dtype=torch.long, device=self.device)
+        logits = self._forward(ids, cache, attention_mask, positions)
         return [(layer.keys, layer.values) for layer in cache.layers], logits
 
     @staticmethod
     def _cache(states: States) -> DynamicCache:
-        # Made without the model's configuration: every layer keeps all tokens, those with a
-        # sliding window too, which their mask observes.
+        # Without the model's configuration, so that every layer keeps all tokens; the attention
+        # mask implements sliding windows.
         cache = DynamicCache()
         for number, (keys, values) in enumerate(states):
             cache.update(keys, values, number)
         return cache
 
     def _forward(
-        self, ids: torch.Tensor, cache: DynamicCache, seen: torch.Tensor, places: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        cache: DynamicCache,
+        attention_mask: torch.Tensor,
+        positions: torch.Tensor,
     ) -> torch.Tensor:
         """Logits after the last of `ids` (rows, tokens): (rows, vocabulary), float32 on the CPU."""
-        optional = {"position_ids": places, "logits_to_keep": 1}
+        optional = {"position_ids": positions, "logits_to_keep": 1}
         output = self._model(
             input_ids=ids,
-            attention_mask=seen,
+            attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=True,
-            **{name: value for name, value in optional.items() if name in self._knows},
+            **{name: value for name, value in optional.items() if name in self._forward_parameters},
         )
         logits: torch.Tensor = output.logits[:, -1].float().cpu()
         return logits
 
-    def _look_up(self, *_: object) -> None:
+    def _check_stopping(self, *_: object) -> None:
         if self._stopping():
             raise _Stopping
 
     # Writing
 
-    def _start(self, conversation: Conversation) -> Answer:
+    def _start(self, conversation: Conversation) -> Generation:
         matcher = self._grammars.matcher(conversation.answer_schema) if self._grammars else None
-        return Answer(torch.Generator().manual_seed(conversation.seed % 2**64), matcher)
+        return Generation(torch.Generator().manual_seed(conversation.seed % 2**64), matcher)
 
-    def _fill(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> None:
-        """Write all answers of a batch to their ends. The prompts are padded to one length."""
-        read = [self._read_prompt(prompt) for prompt in prompts]
+    def _fill(self, prompts: Sequence[Prompt], answers: Sequence[Generation]) -> None:
+        """Decode all answers of a batch. Their prompts have the same padded length."""
+        prefilled = [self._read_prompt(prompt) for prompt in prompts]
         rows = list(range(len(prompts)))
         if self.device.type == "cpu":
             rows += [0] * (CPU_ROWS - len(prompts))
         lengths = [len(prompts[row].tokens) for row in rows]
         padded = prompts[0].padded
-        cache = self._cache(list(_joined([read[row][0] for row in rows], padded)))
-        logits = [one for _, one in read]
-        del read
+        cache = self._cache(list(_joined([prefilled[row][0] for row in rows], padded)))
+        logits = [row_logits for _, row_logits in prefilled]
+        del prefilled
 
-        places = torch.tensor(lengths, device=self.device)[:, None]
-        kept = torch.arange(padded + self.options.max_tokens, device=self.device)
-        seen = (kept >= padded - places).long()
+        positions = torch.tensor(lengths, device=self.device)[:, None]
+        columns = torch.arange(padded + self.options.max_tokens, device=self.device)
+        attention_mask = (columns >= padded - positions).long()
         for step in range(self.options.max_tokens):
-            for answer, one in zip(answers, logits, strict=True):
+            for answer, row_logits in zip(answers, logits, strict=True):
                 if answer.finish is None:
-                    self._append(answer, one[0])
+                    self._append(answer, row_logits[0])
             if all(answer.finish for answer in answers):
                 return
             last = torch.tensor([[answers[row].tokens[-1]] for row in rows], device=self.device)
-            following = self._forward(last, cache, seen[:, : padded + step + 1], places + step)
+            mask = attention_mask[:, : padded + step + 1]
+            following = self._forward(last, cache, mask, positions + step)
             logits = list(following[: len(answers)].split(1))
 
     def _read_prompt(self, prompt: Prompt) -> tuple[States, torch.Tensor]:
@@ -305,14 +307,14 @@ class Writer:
         before = self._shared_states(shared) if shared else []
         return self._read(prompt.tokens[prompt.shared :], before)
 
-    def _append(self, answer: Answer, logits: torch.Tensor) -> None:
-        """Choose the next token of one answer by its `logits` (vocabulary,), and see if it ends."""
+    def _append(self, answer: Generation, logits: torch.Tensor) -> None:
+        """Choose the next token of one answer by its `logits` (vocabulary,); check if it ends."""
         matcher = answer.matcher
         if matcher is not None:
             logits = logits.masked_fill(~matcher.allowed(len(logits)), -torch.inf)
         if self.options.temperature > 0:
             noise = torch.empty_like(logits).exponential_(generator=answer.generator)
-            # 0 would be the noise of an endlessly likely token.
+            # 0 would become infinite noise.
             noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_().neg_()
             logits = logits / self.options.temperature + noise
         score, likeliest = logits.max(dim=0)
@@ -324,7 +326,7 @@ class Writer:
             answer.finish = "problem"
         elif not score.isfinite():
             raise ReasonpixError(
-                f"planner local-llm: {self.options.model!r} computes no finite numbers; set "
+                f"planner local-llm: {self.options.model!r} computes non-finite numbers; set "
                 "dtype: bfloat16, or float32"
             )
         elif token in self._stops or (matcher is not None and matcher.done):
@@ -332,11 +334,11 @@ class Writer:
         elif len(answer.tokens) == self.options.max_tokens:
             answer.finish = "length"
 
-    def _completion(self, prompt: Prompt, answer: Answer) -> Completion | Problem | Unavailable:
+    def _completion(self, prompt: Prompt, answer: Generation) -> Attempt:
         if answer.finish is None:
-            return Unavailable(reason="it was stopped before its end")
+            return Unavailable(reason="stopped before it was finished")
         if answer.matcher is not None and answer.matcher.problem:
-            reason = f"the answer cannot be held to its schema: {answer.matcher.problem}"
+            reason = f"decoding left the answer's schema: {answer.matcher.problem}"
             return Problem(status="failed", reason=reason)
         return Completion(
             text=self._tokenizer.decode(
@@ -349,25 +351,27 @@ class Writer:
 
 
 def _undated(template: str) -> str:
-    """`template` with always the same date, or answers would depend on the day."""
+    """The template with a fixed date, so that answers do not depend on the day."""
     return re.sub(
         r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""",
-        lambda found: repr(date(2025, 1, 1).strftime(found[2])),
+        lambda match: repr(date(2025, 1, 1).strftime(match[2])),
         template,
     )
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """With how many equal tokens both begin."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    return sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    )
 
 
 def _joined(rows: Sequence[States], length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The states of all rows in one batch, each padded at the front to `length` tokens."""
+    """The states of all rows in one batch, left-padded to `length` tokens."""
     for layers in zip(*rows, strict=True):
         keys, values = zip(*layers, strict=True)
         yield _stacked(keys, length), _stacked(values, length)
 
 
 def _stacked(tensors: Sequence[torch.Tensor], length: int) -> torch.Tensor:
-    return torch.cat([pad(one, (0, 0, length - one.shape[2], 0)) for one in tensors])
+    return torch.cat([pad(tensor, (0, 0, length - tensor.shape[2], 0)) for tensor in tensors])

@@ -1,4 +1,4 @@
-"""Which tokens an answer's JSON schema allows next, by llguidance."""
+"""The tokens that an answer's JSON schema allows next, computed by llguidance."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from llguidance import LLMatcher
 
 from reasonpix.plugin import ReasonpixError, WeightsError
 
-LONGEST_STRING = 300
-"""Characters of a string whose schema sets no bound: a weak model would go on until it is cut."""
+MAX_STRING_LENGTH = 300
+"""Limit on strings whose schema has none: a weak model would write until it is truncated."""
 
 
 class Grammars:
-    """Makes matchers of JSON schemas for one tokenizer.
+    """Compiles JSON schemas for one tokenizer.
 
     `vocabulary` is the width of the model's logits, `stops` are the tokens that end an answer.
-    Raises `WeightsError` for a tokenizer that llguidance cannot read.
+    Raises `WeightsError` if llguidance does not support the tokenizer.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int, stops: Sequence[int]) -> None:
@@ -32,22 +32,22 @@ class Grammars:
             )
         except ValueError as error:
             raise WeightsError(
-                f"model: llguidance cannot read its tokenizer ({error}), so answers cannot be held "
-                "to a schema; set constrained: false, or choose another model"
+                f"model: llguidance cannot read its tokenizer ({error}), so decoding cannot be "
+                "constrained; set constrained: false, or choose another model"
             ) from error
         self._compiled = lru_cache(maxsize=16)(self._compile)
 
     def matcher(self, schema: Mapping[str, Any]) -> Matcher:
         """A matcher at the start of an answer.
 
-        Raises `ReasonpixError` when the schema uses what llguidance does not know: leaving that
-        out in silence would give answers that break it.
+        Raises `ReasonpixError` if the schema uses features that llguidance does not support:
+        ignoring them would produce invalid answers.
         """
         return Matcher(self._compiled(json.dumps(schema)).deep_copy())
 
     def _compile(self, schema: str) -> LLMatcher:
-        # Without whitespace between tokens of JSON, as the worked examples are written: a weak
-        # model may go on with blanks for ever, which flexible whitespace would allow.
+        # Without whitespace, as in the worked examples: with flexible whitespace a weak model may
+        # write spaces for ever.
         grammar = LLMatcher.grammar_from_json_schema(
             json.dumps(_bounded(json.loads(schema))),
             overrides={
@@ -59,14 +59,14 @@ class Grammars:
         if problem := LLMatcher.validate_grammar(grammar, self._tokenizer):
             name = json.loads(schema).get("title", "of an answer")
             raise ReasonpixError(
-                f"planner local-llm: answers cannot be held to the schema {name}: {problem}; "
-                "set constrained: false"
+                f"planner local-llm: decoding cannot be constrained to the schema {name}: "
+                f"{problem}; set constrained: false"
             )
         return LLMatcher(self._tokenizer, grammar, log_level=0)
 
 
 def _bounded(schema: Any) -> Any:
-    """The schema with a bound on each string that may be of any length."""
+    """The schema with a limit on each string that has none."""
     if isinstance(schema, list):
         return [_bounded(part) for part in schema]
     if not isinstance(schema, dict):
@@ -74,32 +74,32 @@ def _bounded(schema: Any) -> Any:
     bounded = {key: _bounded(part) for key, part in schema.items()}
     free = not {"maxLength", "pattern", "format", "enum", "const"} & set(schema)
     return bounded | (
-        {"maxLength": LONGEST_STRING} if free and schema.get("type") == "string" else {}
+        {"maxLength": MAX_STRING_LENGTH} if free and schema.get("type") == "string" else {}
     )
 
 
 class Matcher:
-    """How far one answer has come in its schema."""
+    """The state of one answer in its grammar."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
     def allowed(self, vocabulary: int) -> torch.Tensor:
-        """Which tokens may come next: (vocabulary,), bool."""
+        """Mask of the tokens that may come next: (vocabulary,), bool."""
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return torch.from_numpy(np.unpackbits(packed, count=vocabulary, bitorder="little")).bool()
 
     def take(self, token: int) -> None:
-        """Go on by an allowed token."""
+        """Append an allowed token."""
         self._matcher.consume_token(token)
 
     @property
     def problem(self) -> str:
-        """Why it cannot go on, on one line; empty when it can."""
-        # After <state> comes its inner life, with times that differ from run to run.
+        """Why no token can follow, on one line; empty if one can."""
+        # The text after <state> contains timings, which differ from run to run.
         return " ".join(self._matcher.get_error().partition("<state>")[0].split())
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete and nothing may follow."""
+        """Whether the answer is complete."""
         return bool(self._matcher.is_stopped())
