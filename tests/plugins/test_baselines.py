@@ -268,7 +268,7 @@ def test_noise_whatever_is_predicted(tmp_path: Path) -> None:
 
 
 def test_an_editing_model_draws_nothing_from_text() -> None:
-    with pytest.raises(WeightsError, match="takes 8 channels and gives 4"):
+    with pytest.raises(WeightsError, match="takes 8 channels and returns 4"):
         StableDiffusion(EdictOptions(model=pipeline(8)))
 
 

@@ -1,7 +1,7 @@
-"""Published methods of editing, as rows of an evaluation: InstructDiffusion, EDICT, Null-text.
+"""Published editing methods for evaluations: InstructDiffusion, EDICT, null-text inversion.
 
-Each computes what its authors' code computes, on models of diffusers, in batches, and with noise of
-each request's own seed.
+Each follows its authors' code, with diffusers models, in batches, with noise from each request's
+seed.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ if TYPE_CHECKING:
 
 
 class BaselineOptions(ModelOptions):
-    """What a recipe may say about every method here."""
+    """Options of all methods of this package."""
 
     batch_size: int = Field(
-        4, ge=1, description="Edits computed together on a GPU; on a CPU the model alone decides"
+        4, ge=1, description="Edits computed together on a GPU; on a CPU it depends on the model"
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps")
     resolution: int | None = Field(
-        None, ge=8, description="Longer side that the model sees, in pixels; None is the UNet's own"
+        None, ge=8, description="Longer side of the model's input, in pixels; default: the UNet's"
     )
 
 
 class InstructDiffusionOptions(BaselineOptions):
-    """What a recipe may say about `instruct-diffusion`."""
+    """Options of `instruct-diffusion`."""
 
     num_inference_steps: int = Field(100, ge=1, description="Denoising steps")
     guidance_scale: float = Field(
-        5.0, ge=0, allow_inf_nan=False, description="How much the instruction counts"
+        5.0, ge=0, allow_inf_nan=False, description="Guidance scale of the instruction"
     )
     image_guidance_scale: float = Field(
-        1.25, ge=0, allow_inf_nan=False, description="How much the image counts"
+        1.25, ge=0, allow_inf_nan=False, description="Guidance scale of the image"
     )
 
 
 class InversionOptions(BaselineOptions):
-    """What a recipe may say about methods that invert an image under its caption."""
+    """Options of methods that invert an image with its caption as the prompt."""
 
     model: str = Field(
         "CompVis/stable-diffusion-v1-4",
         description="Text-to-image pipeline: hub id, local folder, or mini/stable-diffusion",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "float32", description="Precision of the networks; auto is float16 on a GPU: less exact"
+        "float32",
+        description="Precision of the networks; auto is float16 on a GPU, which is less exact",
     )
     prompt: str = Field(
         "{caption}. {instruction}",
-        description="Prompt of the edited image, of {caption} and {instruction}, where a request "
-        "has no edited caption",
+        description="Prompt of the edited image, made from {caption} and {instruction}, if a "
+        "request has no edited caption",
     )
 
     @field_validator("prompt")
@@ -70,41 +71,45 @@ class InversionOptions(BaselineOptions):
         return prompt
 
     def target(self, request: MethodRequest) -> str:
-        """What the edited image shall show."""
+        """The prompt of the edited image."""
         return request.edited_caption or self.prompt.format(
             caption=request.caption, instruction=request.instruction
         )
 
 
 class EdictOptions(InversionOptions):
-    """What a recipe may say about `edict`."""
+    """Options of `edict`."""
 
     guidance_scale: float = Field(
-        3.0, ge=0, allow_inf_nan=False, description="Classifier-free guidance, both ways"
+        3.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Classifier-free guidance, in inversion and generation",
     )
     strength: float = Field(
-        0.8, gt=0, le=1, description="Share of the steps by which an image is inverted"
+        0.8, gt=0, le=1, description="Share of the steps over which an image is inverted"
     )
     mixing_weight: float = Field(
-        0.93, gt=0, le=1, description="p: what each of the coupled latents keeps of itself"
+        0.93, gt=0, le=1, description="p: the weight of each of the coupled latents in its own mix"
     )
 
 
 class NullTextOptions(InversionOptions):
-    """What a recipe may say about `null-text`."""
+    """Options of `null-text`."""
 
     guidance_scale: float = Field(7.5, ge=0, allow_inf_nan=False, description="Guidance by text")
     num_inner_steps: int = Field(
-        10, ge=0, description="Most optimizer steps for the null text of each timestep"
+        10, ge=0, description="Maximum number of optimizer steps at each timestep"
     )
     learning_rate: float = Field(
-        0.01, gt=0, description="Of Adam at the first timestep; it falls to half at the last"
+        0.01,
+        gt=0,
+        description="Adam's learning rate at the first timestep; it falls to half at the last",
     )
     early_stop: float = Field(
         1e-5,
         ge=0,
-        description="Error of the latents that is good enough at the first timestep; 0.001 more at "
-        "the last",
+        description="Stop at this error of the latents; 0.001 more at the last timestep",
     )
     cross_replace_steps: float = Field(
         0.8, ge=0, le=1, description="Share of the steps that keep the caption's cross-attention"
@@ -122,32 +127,32 @@ class _Editor(Protocol):
 
 
 class _Baseline(Method[O_co]):
-    """Sees what is missing; an editor, which holds the weights, does the rest."""
+    """Checks requests; an editor, which holds the weights, computes the edits."""
 
     _editor: _Editor | None = None
 
     @abstractmethod
-    def _loaded(self) -> _Editor:
-        """Import what is heavy and read the weights."""
+    def _load_editor(self) -> _Editor:
+        """Import heavy packages and load the weights."""
 
     def check(self) -> None:
-        """See that the model is a pipeline. Raises `WeightsError`."""
+        """Raise `WeightsError` if the model is not a pipeline."""
         from reasonpix.editing import check_pipeline
 
         check_pipeline(self.options)
 
     def load(self) -> None:
-        """Read the weights. Raises `ReasonpixError` when they cannot be found, read, or used."""
-        self._editor = self._loaded()
+        """Load the weights. Raises `ReasonpixError` if they cannot be found, read or used."""
+        self._editor = self._load_editor()
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Free the weights."""
         self._editor = None
 
     def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
         """One edited RGB image for each request, of its input's size; see `Method.apply`.
 
-        Raises `ReasonpixError` when memory runs out.
+        Raises `ReasonpixError` if memory runs out.
         """
         assert self._editor is not None, "load() comes first"
         results: list[Image | Problem | None] = [self._problem(request) for request in requests]
@@ -158,7 +163,7 @@ class _Baseline(Method[O_co]):
         return [result for result in results if result is not None]
 
     def _problem(self, request: MethodRequest) -> Problem | None:
-        """Why the request cannot be carried out, if so."""
+        """Why the request cannot be computed, if so."""
         for field in sorted(self.requires):
             if not getattr(request, field).strip():
                 return Problem(status="failed", reason=f"{self.name} needs the image's {field}")
@@ -170,7 +175,7 @@ class _Baseline(Method[O_co]):
 
 
 class InstructDiffusion(_Baseline[InstructDiffusionOptions]):
-    """InstructDiffusion (Geng et al., CVPR 2024): by instruction, with a guidance of its own.
+    """InstructDiffusion (Geng et al., CVPR 2024): edits by instruction, with its own guidance.
 
     `model` is its checkpoint in diffusers' InstructPix2Pix layout, or any InstructPix2Pix.
     """
@@ -178,14 +183,14 @@ class InstructDiffusion(_Baseline[InstructDiffusionOptions]):
     name = "instruct-diffusion"
     Options = InstructDiffusionOptions
 
-    def _loaded(self) -> _Editor:
+    def _load_editor(self) -> _Editor:
         from reasonpix_baselines.instruct_diffusion import InstructDiffusionEditor
 
         return InstructDiffusionEditor(self.options)
 
 
 class Edict(_Baseline[EdictOptions]):
-    """EDICT (Wallace et al., CVPR 2023): inverted exactly under one prompt, drawn under another.
+    """EDICT (Wallace et al., CVPR 2023): exact inversion with one prompt, generation with another.
 
     Caption and edited caption are the prompts; see `InversionOptions.prompt`.
     """
@@ -194,7 +199,7 @@ class Edict(_Baseline[EdictOptions]):
     Options = EdictOptions
     requires = frozenset({"caption"})
 
-    def _loaded(self) -> _Editor:
+    def _load_editor(self) -> _Editor:
         from reasonpix_baselines.edict import EdictEditor
 
         return EdictEditor(self.options)
@@ -210,7 +215,7 @@ class NullText(_Baseline[NullTextOptions]):
     Options = NullTextOptions
     requires = frozenset({"caption"})
 
-    def _loaded(self) -> _Editor:
+    def _load_editor(self) -> _Editor:
         from reasonpix_baselines.null_text import NullTextEditor
 
         return NullTextEditor(self.options)

@@ -1,7 +1,8 @@
-"""Which token of a caption a token of the edited caption takes its attention from.
+"""Align the tokens of an edited caption with those of the caption, for cross-attention.
 
-`seq_aligner.py` of github.com/google/prompt-to-prompt. Prompts of as many words are aligned word by
-word (its replacement), others by their longest common subsequence of tokens (its refinement).
+After `seq_aligner.py` of github.com/google/prompt-to-prompt. Prompts with the same number of words
+are aligned word by word (replacement), others by their longest common subsequence of tokens
+(refinement).
 """
 
 from __future__ import annotations
@@ -15,33 +16,33 @@ from torch import Tensor
 
 
 class Alignment(NamedTuple):
-    """How cross-attention to the edited caption follows from that to the caption."""
+    """How attention to the caption's tokens becomes attention to the edited caption's."""
 
     weights: Tensor
-    """(tokens, tokens): how much of a caption's token goes to each of the edited caption."""
+    """(tokens, tokens): from each token of the caption to each of the edited caption."""
     kept: Tensor
-    """(tokens,): 1 where that is used, 0 where a new token keeps its own attention."""
+    """(tokens,): 1 for tokens that take it, 0 for new tokens, which keep their own attention."""
 
 
 def align(
-    caption: str, edited: str, tokenized: Callable[[str], Sequence[int]], tokens: int
+    caption: str, edited: str, tokenize: Callable[[str], Sequence[int]], tokens: int
 ) -> Alignment:
-    """The alignment of two prompts, with start, end and padding, as long as `tokens`.
+    """The alignment of two prompts of `tokens` tokens, including start, end and padding.
 
-    `tokenized` gives a text's tokens without those.
+    `tokenize` returns a text's tokens without those.
     """
     words, edited_words = caption.split(), edited.split()
     if len(words) == len(edited_words):
         return _by_words(
-            [tokenized(word) for word in words], [tokenized(word) for word in edited_words], tokens
+            [tokenize(word) for word in words], [tokenize(word) for word in edited_words], tokens
         )
-    return _by_tokens(tokenized(caption), tokenized(edited), tokens)
+    return _by_tokens(tokenize(caption), tokenize(edited), tokens)
 
 
 def _by_words(
     words: Sequence[Sequence[int]], edited: Sequence[Sequence[int]], tokens: int
 ) -> Alignment:
-    """Each word takes the attention of the word in its place."""
+    """Each word takes the attention of the word at its position."""
     weights = torch.zeros(tokens, tokens)
     weights[0, 0] = 1
     here = there = 1
@@ -58,7 +59,7 @@ def _by_words(
 
 
 def _by_tokens(old: Sequence[int], new: Sequence[int], tokens: int) -> Alignment:
-    """Common tokens take the attention they had; padding, that of the padding in its place."""
+    """Common tokens keep their attention; padding takes that of the padding at its position."""
     weights, kept = torch.zeros(tokens, tokens), torch.zeros(tokens)
     pairs = [(0, 0), *((i + 1, j + 1) for i, j in _common(old, new)), (len(old) + 1, len(new) + 1)]
     padding = ((place, place) for place in range(len(new) + 2, tokens))
@@ -69,7 +70,7 @@ def _by_tokens(old: Sequence[int], new: Sequence[int], tokens: int) -> Alignment
 
 
 def _common(old: Sequence[int], new: Sequence[int]) -> list[tuple[int, int]]:
-    """Places of a longest common subsequence in both."""
+    """Pairs of positions of a longest common subsequence."""
     longest = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i in reversed(range(len(old))):
         for j in reversed(range(len(new))):

@@ -1,4 +1,4 @@
-"""Prompt-to-prompt: an edited image attends where the image it came from attended.
+"""Prompt-to-prompt: an edited image reuses the attention maps of its source image.
 
 Hertz et al., "Prompt-to-Prompt Image Editing with Cross Attention Control", ICLR 2023, and
 `AttentionControlEdit` of github.com/google/prompt-to-prompt.
@@ -16,13 +16,13 @@ from torch import Tensor
 from reasonpix_baselines.alignment import Alignment
 
 SELF_CELLS = 32**2
-"""Self-attention over more cells than this is left alone, as the authors do."""
+"""Self-attention over more cells than this is not replaced, as in the authors' code."""
 
 
 class PromptToPrompt(AttnProcessor2_0):
-    """Attention of a batch of three parts: images under captions, edited ones, edited without text.
+    """Attention of a batch of three parts: sources with captions, edits, edits without text.
 
-    Within `injecting` the second part attends as the first does; elsewhere it is plain attention.
+    Within `injecting` the second part uses the first one's maps; otherwise it is plain attention.
     """
 
     def __init__(self) -> None:
@@ -34,9 +34,9 @@ class PromptToPrompt(AttnProcessor2_0):
     def injecting(
         self, alignments: Sequence[Alignment], *, in_cross: bool, in_self: bool
     ) -> Iterator[None]:
-        """Meanwhile maps are handed over, in cross-attention as `alignments` of the rows say."""
-        self._weights = torch.stack([one.weights for one in alignments])
-        self._kept = torch.stack([one.kept for one in alignments])
+        """Inject the sources' maps, in cross-attention by each row's alignment."""
+        self._weights = torch.stack([alignment.weights for alignment in alignments])
+        self._kept = torch.stack([alignment.kept for alignment in alignments])
         self._cross, self._self = in_cross, in_self
         try:
             yield
@@ -51,17 +51,17 @@ class PromptToPrompt(AttnProcessor2_0):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """What `attn` gives for states (3 · rows, cells, width)."""
+        """The output of `attn` for states (3 · rows, cells, width)."""
         crosses = encoder_hidden_states is not None
         if not (self._cross if crosses else self._self and hidden_states.shape[1] <= SELF_CELLS):
             plain: Tensor = super().__call__(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb
             )
             return plain
-        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
             attn.head_to_batch_dim(projected)
-            for projected in (attn.to_q(hidden_states), attn.to_k(seen), attn.to_v(seen))
+            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
         maps = attn.get_attention_scores(query, key)
         before, after, without = maps.unflatten(0, (3, -1, attn.heads))
@@ -73,6 +73,6 @@ class PromptToPrompt(AttnProcessor2_0):
         return out
 
     def _redirected(self, before: Tensor, after: Tensor) -> Tensor:
-        """Maps (rows, heads, cells, tokens) of the edited images."""
+        """The edited images' maps (rows, heads, cells, tokens)."""
         weights, kept = self._weights.to(before), self._kept.to(before)[:, None, None]
         return kept * torch.einsum("rhcs,rst->rhct", before, weights) + (1 - kept) * after

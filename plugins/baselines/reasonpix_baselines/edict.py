@@ -1,7 +1,7 @@
-"""EDICT: two coupled copies of the latents, whose every step can be undone exactly.
+"""EDICT: two coupled copies of the latents, so that every step can be inverted exactly.
 
 Wallace, Gokul and Naik, "EDICT: Exact Diffusion Inversion via Coupled Transformations", CVPR 2023,
-and `edict_functions.py` of github.com/salesforce/EDICT. The latents are float64, as there.
+and `edict_functions.py` of github.com/salesforce/EDICT. The latents are float64, as in that code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EdictEditor:
 
     @torch.inference_mode()
     def edit(self, requests: Sequence[MethodRequest]) -> list[Image]:
-        """One edited image for each request; what is inverted once serves all its requests."""
+        """One edited image for each request. Requests for one image share its inversion."""
         sources = {_source(request): request for request in requests}
         pairs = self._in_batches(
             [(self._start(request), request.caption) for request in sources.values()],
@@ -47,7 +47,7 @@ class EdictEditor:
         ]
 
     def inverted(self, pairs: Tensor, states: Tensor) -> Tensor:
-        """Pairs (2, rows, c, h, w), as noisy as `strength` says; see `generated`."""
+        """Add noise to pairs (2, rows, c, h, w), as much as `strength` says; see `generated`."""
         p = self.options.mixing_weight
         x, y = pairs
         for number in reversed(range(self._first, len(self.model.schedule))):
@@ -62,9 +62,9 @@ class EdictEditor:
         return torch.stack([x, y])
 
     def generated(self, pairs: Tensor, states: Tensor) -> Tensor:
-        """Pairs (2, rows, c, h, w) without noise (Eq. 14).
+        """Denoise pairs (2, rows, c, h, w) (Eq. 14).
 
-        `states` (2 · rows, tokens, width) are those of no text, then those of the prompts.
+        `states` (2 · rows, tokens, width) are those of the empty text, then those of the prompts.
         """
         p = self.options.mixing_weight
         x, y = pairs
@@ -80,7 +80,7 @@ class EdictEditor:
         return torch.stack([x, y])
 
     def _x_comes_first(self, number: int) -> bool:
-        """x and y take turns, which the authors call leapfrog steps."""
+        """x and y alternate (the authors' leapfrog steps)."""
         return (number - self._first) % 2 == 0
 
     def _noise(self, other: Tensor, number: int, states: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class EdictEditor:
         return without + self.options.guidance_scale * (prompted - without)
 
     def _start(self, request: MethodRequest) -> Tensor:
-        """The pair (2, c, h, w) of an image: both are its latents, drawn from the posterior."""
+        """An image's pair (2, c, h, w): twice its latents, drawn from the posterior."""
         posterior = self.model.latents.posterior(request.image)
         generator = torch.Generator().manual_seed(request.seed)
         drawn = torch.randn(posterior.mean.shape[1:], generator=generator)
@@ -99,16 +99,16 @@ class EdictEditor:
     def _in_batches(
         self, items: list[tuple[Tensor, str]], compute: Callable[[Tensor, Tensor], Tensor]
     ) -> list[Tensor]:
-        """What `compute` makes of pairs and their prompts."""
+        """Apply `compute` to pairs and the states of their prompts, in batches."""
 
-        def together(items: list[tuple[Tensor, str]]) -> Sequence[Tensor]:
+        def compute_batch(items: list[tuple[Tensor, str]]) -> Sequence[Tensor]:
             prompts = [prompt for _, prompt in items]
             states = [self.model.states(prompt) for prompt in [""] * len(items) + prompts]
             pairs = torch.stack([pair for pair, _ in items], 1)
             computed: Sequence[Tensor] = compute(pairs, torch.stack(states)).unbind(1)
             return computed
 
-        return in_batches(items, lambda item: item[0].shape, self.model.rows, together)
+        return in_batches(items, lambda item: item[0].shape, self.model.rows, compute_batch)
 
 
 def _source(request: MethodRequest) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""InstructDiffusion's sampling: two guidances that meet halfway, Euler's ancestral steps.
+"""InstructDiffusion's sampling: its guidance formula, and Euler ancestral steps.
 
 Geng et al., "InstructDiffusion: A Generalist Modeling Interface for Vision Tasks", CVPR 2024, and
 `edit_cli.py` of github.com/cientgu/InstructDiffusion.
@@ -43,8 +43,8 @@ class InstructDiffusionEditor:
         text = checkpoint.model.text
         if text is None or not checkpoint.own_text:
             raise WeightsError(
-                f"model: {options.model!r} does not read instructions by a text encoder of its "
-                "own, as InstructPix2Pix and InstructDiffusion do"
+                f"model: {options.model!r} has no text encoder of its own that reads "
+                "instructions, as InstructPix2Pix and InstructDiffusion do"
             )
         text.encoder.to(device, dtype)
         self._text = text
@@ -73,27 +73,27 @@ class InstructDiffusionEditor:
             self._sampled,
         )
         return [
-            self._latents.image(one, request.image.size)
-            for one, request in zip(latents, requests, strict=True)
+            self._latents.image(latent, request.image.size)
+            for latent, request in zip(latents, requests, strict=True)
         ]
 
     def _sampled(self, items: list[tuple[MethodRequest, torch.Tensor]]) -> torch.Tensor:
         """Scaled latents (rows, c, h, w)."""
-        # Each text by itself: its states shall not depend on the batch.
+        # One text at a time, so that its states do not depend on the batch.
         instructions = [request.instruction for request, _ in items]
         texts = [self._text([instruction])[0] for instruction in instructions]
         count = len(self._branches.text)
-        given = self._model.condition(
+        conditioning = self._model.condition(
             texts * count,
             instructions * count,
-            dropped=[not seen for seen in self._branches.text for _ in items],
+            dropped=[not has_text for has_text in self._branches.text for _ in items],
         )
         return denoise(
             TorchNetwork(UNetGraph(self._model.unet)),
             self._scheduler,
             [request.seed for request, _ in items],
             torch.stack([source for _, source in items]),
-            given,
+            conditioning,
             self._branches,
             self.options.num_inference_steps,
         )

@@ -1,4 +1,4 @@
-"""Images to latents and back, whatever their sizes, and work in batches of a fixed size."""
+"""Images of any size to latents and back, and batches of a fixed size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class Latents:
-    """The VAE of a pipeline, and the size in which its UNet sees images."""
+    """The VAE of a pipeline, and the size of its UNet's images."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Latents:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        # Not by its own `to`, which warns of parts that a VAE has none of.
+        # Not the VAE's own `to`, which warns about parts that a VAE does not have.
         self._vae = nn.Module.to(vae, device, dtype).eval().requires_grad_(False)
         self._device, self._dtype = device, dtype
         self._resolution = options.resolution or int(
@@ -47,7 +47,7 @@ class Latents:
         return self._vae.encode(pixels.to(self._device, self._dtype) / 127.5 - 1).latent_dist
 
     def image(self, latents: Tensor, size: tuple[int, int]) -> Image.Image:
-        """What scaled latents (c, h, w) show, RGB, in a `size`."""
+        """Decode scaled latents (c, h, w) to an RGB image of `size`."""
         decoded = self._vae.decode(latents[None].to(self._dtype) / self.scale).sample[0]
         pixels = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return _resized(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()), size)
@@ -58,10 +58,10 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def rows_of(unet: UNet2DConditionModel, device: torch.device, batch_size: int) -> int:
-    """How many edits a network sees at once, always: for other numbers kernels round differently.
+    """The fixed number of edits in a batch: kernels round differently for other numbers.
 
-    On a CPU that is fixed, so that a result depends neither on its neighbours nor on how many they
-    are; on a GPU it is an option, and may move the last bits.
+    On a CPU it does not depend on options, so that a result does not depend on its batch. On a GPU
+    it is `batch_size`, which may change the last bits.
     """
     if device.type != "cpu":
         return batch_size
@@ -74,9 +74,9 @@ def in_batches(
     rows: int,
     compute: Callable[[list[T]], Sequence[R]],
 ) -> list[R]:
-    """Results in the order of `items`: `compute` sees `rows` of one shape, the last ones padded.
+    """The results, in order. `compute` gets `rows` items of one shape; the last batch is padded.
 
-    Raises `ReasonpixError` when memory runs out.
+    Raises `ReasonpixError` if memory runs out.
     """
     groups: dict[Any, list[int]] = defaultdict(list)
     for number, item in enumerate(items):

@@ -1,4 +1,4 @@
-"""Null-text inversion: what stands for "no text" is learnt, so that guidance leads to the image.
+"""Null-text inversion: the states of the empty text are optimized to reconstruct the image.
 
 Mokady et al., "Null-text Inversion for Editing Real Images using Guided Diffusion Models", CVPR
 2023, and `null_text_w_ptp.ipynb` of github.com/google/prompt-to-prompt.
@@ -22,12 +22,12 @@ from reasonpix_baselines.stable_diffusion import StableDiffusion
 
 
 class Inversion(NamedTuple):
-    """How one image, or each of some, comes about under guidance by its caption."""
+    """How guidance by its caption reproduces one image, or each of several."""
 
     trajectory: Tensor
     """(steps + 1, c, h, w), or (steps + 1, rows, c, h, w): the latents, from noise to image."""
     nulls: Tensor
-    """(steps, tokens, width), or (steps, rows, tokens, width): what stands for no text."""
+    """(steps, tokens, width), or (steps, rows, tokens, width): the states of the empty text."""
 
 
 class NullTextEditor:
@@ -41,7 +41,7 @@ class NullTextEditor:
 
     @torch.no_grad()
     def edit(self, requests: Sequence[MethodRequest]) -> list[Image]:
-        """One edited image for each request; what is optimised once serves all its requests."""
+        """One edited image for each request. Requests for one image share its inversion."""
         sources = {_source(request): request for request in requests}
         inversions = in_batches(
             [(self._start(request), request.caption) for request in sources.values()],
@@ -75,7 +75,7 @@ class NullTextEditor:
         ]
 
     def inverted(self, latents: Tensor, states: Tensor) -> Inversion:
-        """Of latents (rows, c, h, w) under captions (rows, tokens, width)."""
+        """The inversion of latents (rows, c, h, w) with captions' states (rows, tokens, width)."""
         pivots = self._pivots(latents, states)
         null = self._states([""] * len(latents))
         trajectory, nulls = [pivots[0]], []
@@ -98,9 +98,9 @@ class NullTextEditor:
     def _optimised(
         self, null: Tensor, now: Tensor, pivot: Tensor, prompted: Tensor, number: int
     ) -> Tensor:
-        """The null text (rows, tokens, width) with which the next latents are nearest to `pivot`.
+        """The null states (rows, tokens, width) that bring the next latents closest to `pivot`.
 
-        Each row by itself (§3.3, Eq. 3): its own error, and its own end.
+        Each row has its own error and stops by itself (§3.3, Eq. 3).
         """
         # At 50 steps this is the authors' 0.01 · (1 − i/100), and 1e-5 + i · 2e-5.
         done = number / len(self.model.schedule)
@@ -122,13 +122,13 @@ class NullTextEditor:
         return null.detach()
 
     def _down(self, latents: Tensor, prompted: Tensor, null: Tensor, number: int) -> Tensor:
-        """A guided step."""
+        """A denoising step with guidance."""
         without = self.model.noise(latents, number, null)
         noise = without + self.options.guidance_scale * (prompted - without)
         return self.model.schedule.down(latents, noise, number)
 
     def _edited(self, items: list[tuple[Inversion, str, str]]) -> Tensor:
-        """Latents (rows, c, h, w) drawn from the images' noise under the target prompts."""
+        """Latents (rows, c, h, w) generated from the images' noise with the target prompts."""
         inversions, captions, targets = zip(*items, strict=True)
         before, after = self._states(captions), self._states(targets)
         alignments = [

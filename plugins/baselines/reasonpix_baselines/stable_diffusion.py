@@ -1,6 +1,6 @@
-"""A text-to-image model as methods of inversion see it: noise predicted, steps up and down.
+"""A text-to-image model for inversion methods: noise prediction, and DDIM steps both ways.
 
-Whatever the UNet was trained to predict, here it predicts the noise (epsilon).
+Whatever the UNet predicts is converted to noise (epsilon).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Schedule:
     """The timesteps of DDIM, from noise to image, and how much signal there is at each."""
 
     timesteps: Tensor
-    """(steps,), falling."""
+    """(steps,), decreasing."""
     signal: Tensor
     """ᾱ at each timestep, float64."""
     cleaner: Tensor
@@ -33,10 +33,10 @@ class Schedule:
 
     @classmethod
     def of(cls, scheduler: Any, steps: int) -> Schedule:
-        """`steps` of them, spaced as DDIM does ("leading"). Raises `ReasonpixError`.
+        """`steps` timesteps, spaced as in DDIM ("leading"). Raises `ReasonpixError`.
 
-        Where a schedule ends in nothing but noise (zero terminal SNR), no image can be inverted
-        that far: such a timestep is left out.
+        A timestep of pure noise (zero terminal SNR) is left out, because no image can be inverted
+        that far.
         """
         ddim = DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")
         trained = int(ddim.config.num_train_timesteps)
@@ -53,7 +53,7 @@ class Schedule:
         return cls(timesteps, every[timesteps], cleaner)
 
     def __len__(self) -> int:
-        """How many steps there are."""
+        """The number of steps."""
         return len(self.timesteps)
 
     def down(self, latents: Tensor, noise: Tensor, number: int) -> Tensor:
@@ -61,7 +61,7 @@ class Schedule:
         return _moved(latents, noise, self.signal[number], self.cleaner[number])
 
     def up(self, latents: Tensor, noise: Tensor, number: int) -> Tensor:
-        """The same step backwards: `down` undoes it, given the same noise."""
+        """The reverse step: with the same noise, `down` undoes it."""
         return _moved(latents, noise, self.cleaner[number], self.signal[number])
 
 
@@ -72,7 +72,7 @@ def _moved(latents: Tensor, noise: Tensor, here: Tensor, there: Tensor) -> Tenso
 
 
 class StableDiffusion:
-    """The loaded pipeline. Raises `WeightsError` for one that does not draw from text."""
+    """The loaded pipeline. Raises `WeightsError` if it is not a text-to-image pipeline."""
 
     def __init__(self, options: InversionOptions) -> None:
         self.device = choose_device(options)
@@ -81,24 +81,24 @@ class StableDiffusion:
         unet = parts.unet
         if parts.text is None or unet.config.in_channels != unet.config.out_channels:
             raise WeightsError(
-                f"model: {options.model!r} is no text-to-image pipeline: its UNet takes "
-                f"{unet.config.in_channels} channels and gives {unet.config.out_channels}"
+                f"model: {options.model!r} is not a text-to-image pipeline: its UNet takes "
+                f"{unet.config.in_channels} channels and returns {unet.config.out_channels}"
                 + ("" if parts.text else ", and it has no text encoder")
             )
         kind = parts.scheduler.config.get("prediction_type", "epsilon")
         if kind not in ("epsilon", "v_prediction"):
             raise WeightsError(
-                f"model: {options.model!r} predicts {kind!r}; epsilon and v_prediction are known"
+                f"model: {options.model!r} predicts {kind!r}; supported are epsilon and v_prediction"
             )
         self._predicts_velocity = kind == "v_prediction"
         self._text = parts.text
         self._text.encoder.to(self.device, self.dtype)
-        # Not by its own `to`, which warns of parts that it has none of.
+        # Not the UNet's own `to`, which warns about parts that it does not have.
         self.unet = nn.Module.to(unet, self.device, self.dtype).eval().requires_grad_(False)
         self.schedule = Schedule.of(parts.scheduler, options.num_inference_steps)
         self.latents = Latents(options, parts.vae, unet, self.device, self.dtype)
         self.rows = rows_of(unet, self.device, options.batch_size)
-        # Each text by itself: its states shall not depend on the batch.
+        # One text at a time, so that its states do not depend on the batch.
         self.states = lru_cache(maxsize=256)(self._states)
 
     def _states(self, prompt: str) -> Tensor:
@@ -107,8 +107,8 @@ class StableDiffusion:
         return states
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids without start, end and padding, however many they are."""
-        # Too many are cut where they are used; no warning is needed.
+        """Token ids without start, end and padding; not truncated."""
+        # Callers truncate them; without `verbose=False` the tokenizer would warn.
         tokenized = self._text.tokenizer(text, add_special_tokens=False, verbose=False)
         ids: list[int] = tokenized.input_ids
         return ids

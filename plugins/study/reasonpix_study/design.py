@@ -1,4 +1,4 @@
-"""Who judges what in a study, and in which order the candidates stand."""
+"""Which worker judges which samples, and in which order the candidates are shown."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pydantic import BaseModel, ConfigDict
 
 @dataclass(frozen=True)
 class Trial:
-    """A sample as one worker sees it."""
+    """A sample as shown to one worker."""
 
     case: int
-    """The place of the case among the study's cases."""
+    """Index of the case among the study's cases."""
     kind: str
     order: tuple[str, ...]
-    """The methods from the first candidate to the last."""
+    """The methods in the order of their candidates."""
 
 
 class Design(BaseModel):
-    """How a study is laid out. A sample is a case with one kind of instruction."""
+    """The design of a study. A sample is a case with one kind of instruction."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,26 +30,26 @@ class Design(BaseModel):
     methods: tuple[str, ...]
     cases: int
     per_worker: int
-    """Samples of one sheet, at most as many as there are cases."""
+    """Samples on a worker's sheet; at most `cases`."""
     seed: int
 
     @property
     def samples(self) -> int:
-        """All samples."""
+        """The number of samples."""
         return self.cases * len(self.kinds)
 
     @property
     def sheets(self) -> int:
-        """The number of sheets with which every sample is judged at least once."""
+        """The number of sheets it takes to judge every sample at least once."""
         return -(-self.samples // self.per_worker)
 
     def sheet(self, number: int) -> list[Trial]:
-        """What one worker judges, in this order. Sheets are numbered from 0, without an end.
+        """The samples that one worker judges, in order. Sheets are numbered from 0, without limit.
 
-        They go round the cases, with another kind in each round: no sheet has a case twice, not
-        even by two kinds, and after any number of sheets no sample has been judged more than once
-        more often than another. Within a sheet every method stands in every place equally often
-        for each kind, or once more.
+        Sheets cycle through the cases, with another kind in each round. So a sheet has each case
+        at most once, and after any number of sheets the samples' numbers of judgements differ by
+        at most one. On a sheet, for each kind, the numbers of times that the methods appear in a
+        position also differ by at most one.
         """
         rng = random.Random(f"{self.seed}/sheet/{number}")
         drawn = []
@@ -62,7 +62,7 @@ class Design(BaseModel):
         return [Trial(case, kind, next(orders[kind])) for case, kind in drawn]
 
     def _orders(self, count: int, rng: random.Random) -> list[tuple[str, ...]]:
-        """Rows of Latin squares, each a cyclic one with its rows, columns and methods shuffled."""
+        """Rows of cyclic Latin squares with shuffled rows, columns and methods."""
         size = len(self.methods)
         orders: list[tuple[str, ...]] = []
         while len(orders) < count:

@@ -1,8 +1,8 @@
-"""What the workers of a study found: Table 4, how far they agree, and every answer.
+"""The results of a study: Table 4, the workers' agreement, and every answer.
 
-Shares are means over samples, each of which counts once however many workers judged it. Their 95 %
-intervals are Wilson's (1927) for as many samples: where some are judged by several workers they
-are, if anything, too wide.
+Shares are means over samples, each of which counts once, however many workers judged it. Their 95 %
+intervals are Wilson's (1927) for that number of samples; they are conservative if several workers
+judged some.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from reasonpix.core import write_atomically
 from reasonpix_study.store import Study, StudyAnswer
 
 _Z = 1.959963984540054
-"""The normal distribution holds 95 % within so many standard deviations."""
+"""Quantile of the normal distribution for two-sided 95 % intervals."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of 1 with its 95 % interval; None where nothing was counted."""
+    """A share in [0, 1] with its 95 % interval; None without data."""
 
     share: float | None
     low: float | None
@@ -37,7 +37,7 @@ class Share:
 
 
 def wilson(share: float | None, count: int) -> Share:
-    """The interval of a share of `count` independent draws, sound also near 0 and 1."""
+    """Wilson's interval of a share of `count` independent draws, which also holds near 0 and 1."""
     if share is None or not count:
         return Share(None, None, None)
     z = _Z**2 / count
@@ -49,21 +49,21 @@ def wilson(share: float | None, count: int) -> Share:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far workers agree on the samples that several of them judged."""
+    """The workers' agreement on samples that several of them judged."""
 
     samples: int
     equal: float | None
     """Share of equal answers among all pairs of answers to one sample."""
     alpha: float | None
-    """Krippendorff's: 1 if all agree, 0 if no more than by chance; None if it is not defined."""
+    """Krippendorff's alpha: 1 is full agreement, 0 is chance; None if it is undefined."""
 
 
 def agreement(judged: Iterable[Sequence[Hashable]]) -> Agreement:
-    """Of the choices of each sample. Those of a single worker are left aside.
+    """The agreement of `judged`, the choices for each sample; single choices are ignored.
 
-    Alpha is that for nominal data, with any number of workers to a sample (Krippendorff, 2011):
-    one less the observed disagreement over that of answers dealt out at random. A sample's pairs
-    weigh 1/(answers - 1), so that an answer has the same weight wherever it was given.
+    Krippendorff's alpha for nominal data and any number of workers per sample (2011): 1 minus the
+    ratio of observed disagreement to that expected by chance. The pairs of a sample weigh
+    1/(answers - 1), so that all answers have the same weight.
     """
     counts = [Counter(choices) for choices in judged if len(choices) > 1]
     if not counts:
@@ -82,35 +82,35 @@ def _unequal(counts: Counter[Hashable]) -> int:
 
 @dataclass(frozen=True)
 class KindReport:
-    """What was found by one kind of instruction."""
+    """The results for one kind of instruction."""
 
     samples: int
-    """That somebody judged."""
+    """Judged at least once."""
     answers: int
     best: dict[str, Share]
-    """By method, how often its edit was chosen as the best."""
+    """By method, the share of its edits that were chosen as the best."""
     agreement: Agreement
 
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What a study has found so far."""
+    """The results of a study so far."""
 
     benchmark: str
     samples: int
     """Of each kind, judged or not."""
     kinds: dict[str, KindReport]
     positions: list[Share]
-    """How often the candidate in each position was chosen, of all answers."""
+    """By position, the share of answers that chose the candidate there."""
     workers: int
-    """Who answered."""
+    """Workers with at least one answer."""
     finished: int
-    """Who answered all."""
+    """Workers who answered everything."""
     median_seconds: float | None
-    """For an answer."""
+    """Median time of an answer."""
 
     def print(self) -> None:
-        """As a table on the console. Names are no markup."""
+        """Print a table. Names are plain text, never markup."""
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -119,13 +119,13 @@ class StudyReport:
         table = Table("chosen as the best of all, %", title=title)
         for kind in self.kinds:
             table.add_column(Text(kind), justify="right")
-        found = list(self.kinds.values())
-        for method in found[0].best:
-            table.add_row(Text(method), *(_percent(it.best[method]) for it in found))
+        kinds = list(self.kinds.values())
+        for method in kinds[0].best:
+            table.add_row(Text(method), *(_percent(it.best[method]) for it in kinds))
         table.add_section()
-        table.add_row("samples judged", *(f"{it.samples} of {self.samples}" for it in found))
-        table.add_row("answers", *(str(it.answers) for it in found))
-        several = [it.agreement for it in found]
+        table.add_row("samples judged", *(f"{it.samples} of {self.samples}" for it in kinds))
+        table.add_row("answers", *(str(it.answers) for it in kinds))
+        several = [it.agreement for it in kinds]
         table.add_row("judged by several", *(str(it.samples) for it in several))
         table.add_row("equal answers", *(_number(it.equal, 100, " %") for it in several))
         table.add_row("Krippendorff's alpha", *(_number(it.alpha, digits=2) for it in several))
@@ -134,8 +134,8 @@ class StudyReport:
         places = ", ".join(f"{n}: {_percent(it)}" for n, it in enumerate(self.positions, 1))
         console.print(f"chosen by position, %: {places}", highlight=False)
         console.print(
-            f"{self.workers} workers answered, {self.finished} of them all; the median answer "
-            f"took {_number(self.median_seconds)} s",
+            f"{self.workers} workers answered, {self.finished} of them everything; "
+            f"the median answer took {_number(self.median_seconds)} s",
             highlight=False,
         )
         console.print(
@@ -156,13 +156,13 @@ def _number(value: float | None, scale: float = 1, unit: str = "", digits: int =
 
 
 def write_report(folder: Path) -> StudyReport:
-    """What was answered so far; `answers.csv` and `report.json` are written into the folder.
+    """The results so far; writes `answers.csv` and `report.json` into the folder.
 
-    Neither holds an invitation code. Raises `StudyError` for a folder that is no study.
+    Neither contains invitation codes. Raises `StudyError` if the folder is not a study.
     """
     with Study(folder) as study:
         answers, invitations, design = study.answers(), study.invitations(), study.design
-    given = len(answers)
+    total = len(answers)
     chosen = Counter(answer.position for answer in answers)
     seconds = [answer.seconds for answer in answers if answer.seconds is not None]
     report = StudyReport(
@@ -173,7 +173,7 @@ def write_report(folder: Path) -> StudyReport:
             for kind in design.kinds
         },
         positions=[
-            wilson(chosen[position] / given if given else None, given)
+            wilson(chosen[position] / total if total else None, total)
             for position in range(1, len(design.methods) + 1)
         ],
         workers=sum(it.answered > 0 for it in invitations),
@@ -198,7 +198,7 @@ def _kind_report(methods: Sequence[str], answers: Sequence[StudyAnswer]) -> Kind
 
 
 def _csv(answers: Iterable[StudyAnswer]) -> str:
-    """All answers as they were given; workers by number."""
+    """All answers; workers appear by number."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     head = ("worker", "sample", "kind", "instruction", "shown", "chosen", "position")

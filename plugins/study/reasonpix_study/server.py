@@ -1,8 +1,7 @@
-"""The pages on which workers judge: plain forms, which a script makes quicker to use.
+"""The pages on which workers judge: plain forms, with a script for faster input.
 
-A page is asked for by its invitation code and changes nothing, so that programs that look into
-links do no harm. Nothing that a browser gets tells a method. Whatever a worker sends twice, late or
-from two devices leads to the sample that is next.
+A GET request changes nothing, so that link previews do no harm. No response reveals a method. An
+answer that is sent twice, late or from two devices redirects to the next sample.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from reasonpix_study.store import Study, StudyError
 
-_FORM = 1000
-"""Bytes of the longest form that is read."""
+_MAX_FORM = 1000
+"""Longest form, in bytes."""
 _SMALL = 128
-"""Pixels up to which images are enlarged without smoothing."""
+"""Largest side, in pixels, of images that are enlarged without smoothing."""
 _FOREVER = "public, max-age=31536000, immutable"
-"""How long a browser may keep what is named by its content."""
+"""Caching of files that are named by their content."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; script-src 'self'; "
@@ -63,22 +62,22 @@ async def _form(request: Request) -> dict[str, str]:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _FORM:
+        if len(body) > _MAX_FORM:
             raise HTTPException(413)
     return {name: values[-1] for name, values in parse_qs(body.decode("latin-1")).items()}
 
 
 def study_app(study: Study) -> FastAPI:
-    """The application. Any number of them may serve one study."""
+    """The application. Any number of servers may serve one study."""
     app = FastAPI(openapi_url=None)
     app.state.study = study
     app.add_api_route("/images/{name}", _image, methods=["GET"])
     for name in _ASSETS:
         app.add_api_route(f"/{name}", _asset, methods=["GET"])
-    app.add_api_route("/{code}", _now, methods=["GET"])
+    app.add_api_route("/{code}", _current, methods=["GET"])
     app.add_api_route("/{code}/start", _start, methods=["POST"])
     app.add_api_route("/{code}/answer", _answer, methods=["POST"])
-    app.add_exception_handler(StarletteHTTPException, _refused)
+    app.add_exception_handler(StarletteHTTPException, _rejected)
     app.add_exception_handler(StudyError, _unavailable)
     return app
 
@@ -91,15 +90,15 @@ def _image(name: str, study: Annotated[Study, Depends(_study)]) -> Response:
     except FileNotFoundError as error:
         raise HTTPException(404) from error
     # Without the file's date: files of one method might have been written together.
-    return _kept(data, "image/png")
+    return _immutable(data, "image/png")
 
 
 def _asset(request: Request) -> Response:
     name = request.url.path.rpartition("/")[2]
-    return _kept(_ASSETS[name], _MEDIA_TYPES[name])
+    return _immutable(_ASSETS[name], _MEDIA_TYPES[name])
 
 
-def _now(
+def _current(
     code: str, worker: Annotated[int, Depends(_worker)], study: Annotated[Study, Depends(_study)]
 ) -> Response:
     session = study.session(worker)
@@ -112,7 +111,7 @@ def _start(
     code: str, worker: Annotated[int, Depends(_worker)], study: Annotated[Study, Depends(_study)]
 ) -> Response:
     study.start(worker)
-    return _back(code)
+    return _redirect(code)
 
 
 def _answer(
@@ -126,38 +125,38 @@ def _answer(
         study.answer(worker, int(form["number"]), int(form["position"]), seconds)
     except (KeyError, ValueError, OverflowError) as error:
         raise HTTPException(400) from error
-    return _back(code)
+    return _redirect(code)
 
 
-def _refused(request: Request, error: Exception) -> Response:
+def _rejected(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
-    return _page("unknown" if error.status_code == 404 else "refused", error.status_code)
+    return _page("unknown" if error.status_code == 404 else "rejected", error.status_code)
 
 
 def _unavailable(request: Request, error: Exception) -> Response:
     return _page("unavailable", 503)
 
 
-def _page(view: str, status: int = 200, **what: Any) -> Response:
-    content = _TEMPLATE.render(view=view, version=_VERSION, **what)
+def _page(view: str, status: int = 200, **context: Any) -> Response:
+    content = _TEMPLATE.render(view=view, version=_VERSION, **context)
     return Response(content, status, _HEADERS, "text/html")
 
 
-def _back(code: str) -> Response:
-    """To where the worker is now. It is relative, so that a proxy may serve it under a path."""
+def _redirect(code: str) -> Response:
+    """To the worker's current page; relative, so that it works behind a path prefix."""
     return Response(status_code=303, headers={**_HEADERS, "Location": f"../{code}"})
 
 
-def _kept(data: bytes, media_type: str) -> Response:
+def _immutable(data: bytes, media_type: str) -> Response:
     return Response(data, 200, {**_HEADERS, "Cache-Control": _FOREVER}, media_type)
 
 
 def serve_study(study: Study, listening: socket.socket) -> None:
-    """Serve until a signal ends it; that is then raised anew for who called."""
+    """Serve until a signal stops it; the signal is then raised again for the caller."""
     config = uvicorn.Config(
         study_app(study),
         log_level="warning",
-        access_log=False,  # codes are nobody's business
+        access_log=False,  # it would hold the codes
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=5,

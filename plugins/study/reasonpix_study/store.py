@@ -1,13 +1,13 @@
-"""A user study: workers pick the best of the methods' edits, without knowing whose they are.
+"""The folder of a study, in which workers pick the best edit without knowing the methods.
 
 ```
 study.sqlite        design, samples, invitations, and every answer
-images/<hash>.png   inputs and edits, named by what they hold: nothing in a page tells a method
+images/<hash>.png   inputs and edits, named by their content, which does not reveal a method
 answers.csv report.json     written by `reasonpix study report`
 ```
 
-The file is safe under any number of servers of one machine and threads: an answer is one
-transaction, and the first one given to a sample stays.
+Any number of servers and threads on one machine may share the file: an answer is one transaction,
+and the first answer to a sample stays.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ class StudyError(ReasonpixError):
 
 @dataclass(frozen=True)
 class StudyItem:
-    """A case with one kind of instruction, and what the methods made of it."""
+    """A case with one kind of instruction, and the methods' edits."""
 
     place: int
-    """Of the case among the study's cases."""
+    """Index of the case among the study's cases."""
     kind: str
     case: str
     instruction: str
     size: tuple[int, int]
     """Width and height of every image, in pixels."""
     input: str
-    """Images are names of files."""
+    """File name of the input image."""
     candidates: Mapping[str, str]
-    """By method."""
+    """By method, the file name of its edit."""
 
 
 @dataclass(frozen=True)
 class InviteCode:
-    """A worker, by number, and how far they are."""
+    """The invitation of a worker, and their progress."""
 
     worker: int
     code: str
@@ -79,7 +79,7 @@ class InviteCode:
 
 @dataclass(frozen=True)
 class StudyTask:
-    """What a worker is to judge now, as a `StudyItem` has it."""
+    """A sample as a worker judges it."""
 
     number: int
     """From 1 on."""
@@ -91,18 +91,18 @@ class StudyTask:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """All of them."""
+        """File names of the input and the candidates."""
         return (self.input, *self.candidates)
 
 
 @dataclass(frozen=True)
 class Session:
-    """Where a worker is: what they judge now and next."""
+    """A worker's progress: the current task and the next one."""
 
     total: int
     started: bool
     task: StudyTask | None
-    """None before the start and after the end."""
+    """None before the start and after the last answer."""
     following: StudyTask | None
 
 
@@ -118,24 +118,26 @@ class StudyAnswer:
     """The methods in the order in which their edits were shown."""
     chosen: str
     seconds: float | None
-    """While the page was visible; None when the browser did not tell."""
+    """How long the page was visible; None without scripts."""
     time: float
     """Seconds since the epoch."""
 
     @property
     def position(self) -> int:
-        """Where the chosen edit stood, from 1 on."""
+        """Position of the chosen edit, from 1."""
         return self.shown.index(self.chosen) + 1
 
 
 class Study:
-    """Reads and writes the folder of a study. Raises `StudyError` for one that is none."""
+    """Reads and writes the folder of a study. Raises `StudyError` if it is not one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "study.sqlite"
         if not self._path.is_file():
-            raise StudyError(f"{folder} is no study; make one: reasonpix study create EVALUATION")
+            raise StudyError(
+                f"{folder} is not a study; create one with `reasonpix study create EVALUATION`"
+            )
         self._lock = Lock()
         with self._explained():
             self._db = _connect(self._path, "rw")
@@ -144,8 +146,8 @@ class Study:
                 (version,) = db.execute("PRAGMA user_version").fetchone()
                 if version != _VERSION:
                     raise StudyError(
-                        f"{self._path} is no study of this version (found {version}, need "
-                        f"{_VERSION}); use the version of reasonpix that made it"
+                        f"{self._path} has format {version}, but this version reads {_VERSION}; "
+                        "use the version of reasonpix-study that wrote it"
                     )
                 (design,) = db.execute("SELECT json FROM design").fetchone()
             self.design = Design.model_validate_json(design)
@@ -170,7 +172,7 @@ class Study:
     def write(
         cls, folder: Path, design: Design, samples: Iterable[StudyItem], invitations: int
     ) -> None:
-        """Make the file of a new study in a folder that holds its images."""
+        """Write the database of a new study into the folder with its images."""
         with closing(_connect(folder / "study.sqlite", "rwc")) as db, _transaction(db):
             for statement in _TABLES.split(";"):
                 db.execute(statement)
@@ -189,12 +191,12 @@ class Study:
     # -- Workers
 
     def invite(self, count: int) -> None:
-        """Make invitations more, with codes that cannot be guessed."""
+        """Add invitations, with codes that cannot be guessed."""
         with self._writing() as db:
             _invite(db, count)
 
     def invitations(self) -> list[InviteCode]:
-        """All of them in the order in which they were made."""
+        """All invitations, in order of creation."""
         with self._reading() as db:
             rows = db.execute(
                 "SELECT id, code, count(chosen) FROM workers "
@@ -207,14 +209,13 @@ class Study:
         """Whose code it is. How long this takes does not tell how much of a code is right."""
         with self._reading() as db:
             rows = db.execute("SELECT id, code FROM workers").fetchall()
-        given = code.encode()
-        same = [id for id, known in rows if secrets.compare_digest(known.encode(), given)]
-        return same[0] if same else None
+        matches = [id for id, it in rows if secrets.compare_digest(it.encode(), code.encode())]
+        return matches[0] if matches else None
 
     # -- Judging
 
     def start(self, worker: int) -> None:
-        """Give a worker the next sheet. Who has one keeps it."""
+        """Assign the next sheet to a worker, unless they have one."""
         with self._writing() as db:
             (sheet,) = db.execute("SELECT sheet FROM workers WHERE id = ?", (worker,)).fetchone()
             if sheet is not None:
@@ -231,7 +232,7 @@ class Study:
             )
 
     def session(self, worker: int) -> Session:
-        """Where a worker is."""
+        """A worker's progress."""
         with self._reading() as db:
             (sheet,) = db.execute("SELECT sheet FROM workers WHERE id = ?", (worker,)).fetchone()
             rows = db.execute(
@@ -244,16 +245,15 @@ class Study:
         return Session(self.design.per_worker, sheet is not None, *(*tasks, None, None)[:2])
 
     def answer(self, worker: int, number: int, position: int, seconds: float | None) -> bool:
-        """Store which candidate is the best; it is safe on the disk when this returns.
+        """Store which candidate is best; it is on disk when this returns.
 
-        Says whether it was taken: only the sample that is next is judged, so that an answer sent
-        twice counts once, and the first one stays. Raises `ValueError` for a position or a time
-        that cannot be.
+        Returns whether the answer was accepted: only the current sample can be judged, so that an
+        answer sent twice counts once. Raises `ValueError` for an invalid position or time.
         """
         if not 1 <= position <= len(self.design.methods):
             raise ValueError(f"there is no candidate {position}")
         if seconds is not None and not 0 <= seconds < 1e7:
-            raise ValueError(f"{seconds} seconds cannot be")
+            raise ValueError(f"{seconds} is not a possible number of seconds")
         with self._writing() as db:
             taken = db.execute(
                 "UPDATE judgements "
@@ -265,7 +265,7 @@ class Study:
         return taken.rowcount == 1
 
     def answers(self) -> list[StudyAnswer]:
-        """All answers, by worker, in the order in which they were given."""
+        """All answers, by worker, in order."""
         with self._reading() as db:
             rows = db.execute(
                 "SELECT worker, case_id, kind, instruction, shown, chosen, seconds, time "
@@ -285,11 +285,11 @@ class Study:
             yield
         except sqlite3.OperationalError as error:
             raise StudyError(
-                f"{self._path} cannot be used: {error}; see that it and its folder are writable "
-                "and that the disk has room"
+                f"{self._path} cannot be used: {error}; check that it and its folder are writable "
+                "and that the disk is not full"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise StudyError(f"{self._path} is damaged: {error}; put a copy back") from error
+            raise StudyError(f"{self._path} is damaged: {error}; restore a copy") from error
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -323,7 +323,7 @@ def _connect(path: Path, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
-    # Readers do not wait for writers; and a commit, at a human's pace, may well wait for the disk.
+    # WAL: readers do not wait for writers. FULL: answers are rare enough to wait for the disk.
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
@@ -332,7 +332,7 @@ def _connect(path: Path, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
 
 @contextmanager
 def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All of it or nothing is in the file afterwards."""
+    """Commit everything, or nothing if an exception is raised."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

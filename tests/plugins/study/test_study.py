@@ -110,7 +110,9 @@ def test_only_cases_that_all_edited_are_drawn(tmp_path: Path) -> None:
         edits, tmp_path / "direct", samples=6, per_worker=2, kinds=["direct"]
     ) as study:
         assert study.design.kinds == ("direct",) and len(study.invitations()) == 3
-    with pytest.raises(ReasonpixError, match=r"4 samples cannot be drawn: .* edited 3 of 6 cases"):
+    with pytest.raises(
+        ReasonpixError, match=r"4 samples cannot be drawn: .* edited only 3 of 6 cases"
+    ):
         create_study(edits, tmp_path / "more", samples=4, per_worker=2)
     assert not (tmp_path / "more").exists()
 
@@ -141,11 +143,14 @@ def test_images_are_the_evaluations_and_their_names_tell_nothing(tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ["Deneb", "Vega"]}, "no method 'Vega' in it; there are ground truth, copy"),
+        (
+            {"methods": ["Deneb", "Vega"]},
+            "the evaluation has no method 'Vega'; there are ground truth, copy",
+        ),
         ({"methods": ["Deneb", "Deneb"]}, "a method is named twice: Deneb, Deneb"),
         ({"methods": ["Deneb"]}, "name 2 to 9 methods to compare, not 1"),
-        ({"kinds": ["polite"]}, "no kind 'polite' in it; there are direct, reasoning"),
-        ({"per_worker": 7}, "7 samples for each worker: it takes 1 to 6"),
+        ({"kinds": ["polite"]}, "the evaluation has no kind 'polite'; there are direct, reasoning"),
+        ({"per_worker": 7}, "7 samples for each worker: choose 1 to 6"),
     ],
 )
 def test_what_cannot_be_had(tmp_path: Path, options: dict[str, object], message: str) -> None:
@@ -164,7 +169,7 @@ def test_folders_that_are_in_the_way_or_no_study(tmp_path: Path) -> None:
     with small_study(tmp_path), pytest.raises(StudyError, match="is not empty; name a new folder"):
         edits = EvaluationFolder(tmp_path / "evaluation")
         create_study(edits, tmp_path / "study", samples=6, per_worker=4)
-    with pytest.raises(StudyError, match="is no study; make one"):
+    with pytest.raises(StudyError, match="is not a study; create one"):
         Study(tmp_path)
     (tmp_path / "study" / "study.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(StudyError, match="is damaged"):
@@ -209,7 +214,7 @@ def test_a_worker_goes_through_a_sheet_once(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="no candidate 5"):
             study.answer(2, 1, 5, None)
         for seconds in (-1.0, float("nan"), float("inf")):
-            with pytest.raises(ValueError, match="cannot be"):
+            with pytest.raises(ValueError, match="not a possible number of seconds"):
                 study.answer(2, 1, 1, seconds)
         assert [it.answered for it in study.invitations()] == [0, 4, 0]
 
