@@ -88,7 +88,7 @@ class StableDiffusion:
         kind = parts.scheduler.config.get("prediction_type", "epsilon")
         if kind not in ("epsilon", "v_prediction"):
             raise WeightsError(
-                f"model: {options.model!r} predicts {kind!r}; supported are epsilon and v_prediction"
+                f"model: {options.model!r} predicts {kind!r}; supported: epsilon, v_prediction"
             )
         self._predicts_velocity = kind == "v_prediction"
         self._text = parts.text
