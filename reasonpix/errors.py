@@ -8,9 +8,9 @@ ReasonpixError            the message says where, what, and how to mend it
 ├── SourceError           a source's folder or index cannot be read
 ├── RunError              a run folder is missing, foreign or damaged
 ├── CostLimit             the next call could pass --max-cost; the run can go on with a higher one
-├── batching.Refused      a server cannot edit now, and says when to come again
-├── batching.Declined     the model cannot edit this image by this instruction
-├── batching.Failed       the model failed at an edit
+├── batcher.ServerBusy    the server cannot edit now; says when to try again
+├── batcher.EditRejected  the model cannot edit this image with this instruction
+├── batcher.EditError     the model failed on an edit
 └── InvalidBox            coordinates that do not make a box inside the image
 ```
 

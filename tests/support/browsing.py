@@ -1,4 +1,4 @@
-"""A headless Chromium, and pages that load nothing from elsewhere."""
+"""A headless Chromium, and pages that must not load anything from other hosts."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def started() -> Iterator[Any]:
 def opened(
     browser: Any, width: int = 1280, height: int = 720, besides: tuple[str, ...] = ()
 ) -> Iterator[Any]:
-    """A page that loads nothing from elsewhere, and says only what begins as one of `besides`."""
+    """A page that loads nothing from other hosts and logs only lines that start with `besides`."""
     context = browser.new_context(viewport={"width": width, "height": height})
     page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    messages: list[str] = []
+    urls: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: urls.append(request.url))
     yield page
     context.close()
-    said = [words for words in said if not words.startswith(besides)]
-    assert not said, said
-    away = [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
-    assert not away, away
+    messages = [text for text in messages if not text.startswith(besides)]
+    assert not messages, messages
+    foreign = [url for url in urls if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+    assert not foreign, foreign

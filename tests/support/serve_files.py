@@ -1,4 +1,4 @@
-"""A server of an editing model as a process of its own, and what a test sends it."""
+"""`reasonpix serve` as a subprocess, a fake model served in this process, and requests to them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def started(
     path: tuple[Path, ...] = (),
     page: bool = False,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`reasonpix serve` on a free port, maybe not ready yet: the process and its address."""
+    """`reasonpix serve` on a free port, possibly still loading: the process and its URL."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -104,21 +104,21 @@ def serving(
 def ask(
     client: httpx2.Client, image: Image.Image | bytes, instruction: str, **fields: object
 ) -> httpx2.Response:
-    """Ask for an edit."""
+    """Request an edit."""
     data = image if isinstance(image, bytes) else encoded(image)
     values = {"instruction": instruction, **{name: str(it) for name, it in fields.items()}}
     return client.post("/v1/edits", data=values, files={"image": ("image", data)})
 
 
 def figures(client: httpx2.Client) -> Mapping[str, float]:
-    """What /metrics says, by name and labels."""
+    """The values of /metrics, by name and labels."""
     lines = client.get("/metrics").text.splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if line and line[0] != "#")
     return {name: float(value) for name, value in pairs}
 
 
 class FakeModel:
-    """Edits by turning colours round: at once, or when it is let go on at each step.
+    """Inverts images: at once, or, if `held`, once `free` is set.
 
     `batches` are the instructions that it was given together, `steps` how many it has taken.
     """
@@ -169,7 +169,7 @@ class FakeModel:
 def faked(
     model: FakeModel, limits: Limits | None = None, *, page: bool = False, **options: Any
 ) -> Iterator[tuple[Service, httpx2.Client]]:
-    """A server of a `FakeModel` in a thread of this process, and a client of it."""
+    """Serve a `FakeModel` in a thread of this process; yields the service and a client."""
     load = lambda: cast(ReasonPix2Pix, model)  # noqa: E731
     service = Service(load, "fake", limits=limits or Limits(), **options)
     service.batcher.model.result(10)
@@ -190,7 +190,7 @@ def faked(
 
 
 def until(true: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for what another thread is about to do."""
+    """Wait until the condition holds."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come true"

@@ -93,6 +93,7 @@ def visit(page: sync_api.Page, url: str) -> None:
 
 
 def choose(page: sync_api.Page, path: Path) -> None:
+    expect(page.locator("main")).to_be_visible()  # connected, after the token if there is one
     page.set_input_files("#file", str(path))
     expect(page.locator("#preview")).to_be_visible()
 
