@@ -1,4 +1,4 @@
-"""How each record of a run ended, read from the run folder alone; filters are applied here."""
+"""How each record of a run ended, read from the run folder alone. Filters are applied here."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from reasonpix.plugin.stages import StageSpec
 
 @dataclass(frozen=True)
 class StageEntry:
-    """A line of `stages.json`: which folder holds a stage's current results, and what made them."""
+    """An entry of `stages.json`: the folder of a stage's current results, and what made them."""
 
     stage: str
     folder: str
     component: dict[str, Any]
-    """The identity of the component; `use` is None where there is none."""
+    """The fingerprint facts of the component; `use` is None if there is none."""
     options: dict[str, Any]
 
     @property
@@ -44,7 +44,7 @@ class StageEntry:
 
 
 def write_stages(run: RunFolder, entries: Sequence[StageEntry]) -> None:
-    """Say which stage folders are current."""
+    """Write which stage folders are current."""
     body = json.dumps([asdict(entry) for entry in entries], indent=1)
     run.storage.write("stages.json", body.encode() + b"\n")
 
@@ -74,7 +74,7 @@ def read_stages(run: RunFolder) -> list[StageEntry]:
 
 
 def _checked(read: Callable[[str], bytes], native_id: str, content: str) -> bytes:
-    """The bytes that were planned; an image that changed since is not taken for it."""
+    """The planned bytes. Raises `UndecodableImage` if the image has changed since."""
     data = read(native_id)
     if hashlib.sha256(data).hexdigest() != content:
         raise UndecodableImage("the file changed since the run was planned; start a new run")
@@ -101,7 +101,7 @@ def samples_reaching(
     shard: Shard,
     source: Source[Any],
 ) -> Iterator[Sample]:
-    """The samples of a shard that all `earlier` stages and their `verdicts` let through."""
+    """The samples of a shard that passed all `earlier` stages and their `verdicts`."""
     rows = {entry.folder: _by_id(run.read(entry.folder, shard)) for entry in earlier}
     specs = {entry.folder: entry.spec for entry in earlier}
     for planned in run.read("source", shard):
@@ -121,7 +121,7 @@ def samples_reaching(
 
 
 def _missing(run: RunFolder, entry: StageEntry, shard: Shard, record_id: str) -> RunError:
-    """A stage lacks a record that reaches it: the stages before it were computed anew."""
+    """A stage lacks a record that reaches it: an earlier stage was computed again."""
     return RunError(
         f"{run}/stages/{entry.folder}/{shard.name}.parquet lacks record {record_id}; "
         "delete it and run `reasonpix generate` again"
@@ -134,7 +134,7 @@ def _by_id(rows: Sequence[Row]) -> dict[str, Row]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a record: `ok` when it is part of the dataset, else where and why it ended."""
+    """How a record ended: `ok` if it is part of the dataset, else where and why it ended."""
 
     sample: Sample
     status: Status
@@ -144,7 +144,7 @@ class Outcome:
 
 
 def outcomes(run: RunFolder) -> Iterator[Outcome]:
-    """Every planned record, in the order of the plan, with its end and its scores."""
+    """Every planned record, in the order of the plan, with its outcome and its scores."""
     entries = read_stages(run)
     rejected = verdicts(run, entries)
     source = source_of(run)
@@ -180,16 +180,16 @@ def _outcome(
     if planned.status != "ok":
         return Outcome(sample, planned.status, "source", planned.reason)
     scores: dict[str, float] = {}
-    ended: tuple[Status, str, str] = ("ok", "", "")
+    end: tuple[Status, str, str] = ("ok", "", "")
     for entry in entries:
         row = rows[entry.folder].get(planned.record_id)
         if row is None:
-            if ended[0] == "ok":
+            if end[0] == "ok":
                 raise _missing(run, entry, shard, planned.record_id)
             break
         if row.status != "ok":
-            if ended[0] == "ok":
-                ended = (row.status, entry.stage, row.reason)
+            if end[0] == "ok":
+                end = (row.status, entry.stage, row.reason)
             continue
         if entry.spec is not None:
             sample.add_stored(entry.spec, row.output, row.image)
@@ -198,13 +198,13 @@ def _outcome(
             prefix = entry.component["use"]
             scores |= {f"{prefix}.{name}": value for name, value in values.items()}
             reason = verdicts.get(entry.folder, {}).get(planned.record_id)
-            if reason and ended[0] == "ok":
-                ended = ("rejected", entry.stage, reason)
-    return Outcome(sample, *ended, scores=scores)
+            if reason and end[0] == "ok":
+                end = ("rejected", entry.stage, reason)
+    return Outcome(sample, *end, scores=scores)
 
 
 class ScoreTable(Sequence[Mapping[str, float]]):
-    """What one scorer measured of a whole run, kept in columns: a run may have 400,000 records."""
+    """One scorer's scores of a whole run, stored as columns: a run may have 400,000 records."""
 
     def __init__(self, rows: Iterable[Mapping[str, float]]) -> None:
         self._columns: dict[str, array[float]] = {}
@@ -244,7 +244,7 @@ class ScoreTable(Sequence[Mapping[str, float]]):
 
 
 def scores_of(run: RunFolder, entry: StageEntry) -> ScoreTable:
-    """The stored scores of a filter's stage, of all records that it could measure."""
+    """The stored scores of a filter's stage, for all records that it could score."""
     return ScoreTable(json.loads(output)["scores"] for _, output in _measured(run, entry))
 
 
@@ -253,7 +253,7 @@ def _measured(run: RunFolder, entry: StageEntry) -> Iterator[tuple[str, str]]:
 
 
 def scorer_of(entry: StageEntry, **options: Any) -> Scorer[Any]:
-    """The filter of a stage, with some of its options changed."""
+    """The filter of a stage; `options` override the stored ones."""
     cls = registry.find("filter", entry.component["use"])
     scorer = cls(cls.Options.model_validate({**entry.options, **options}))
     assert isinstance(scorer, Scorer)
@@ -261,7 +261,7 @@ def scorer_of(entry: StageEntry, **options: Any) -> Scorer[Any]:
 
 
 def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
-    """What the filters among `entries` reject of the whole run, by its stored scores."""
+    """What the filters among `entries` reject in the whole run, by the stored scores."""
     rejected: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry.is_score:
@@ -269,21 +269,21 @@ def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
             try:
                 reasons = scorer_of(entry).reject(table)
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                what = f"{type(error).__name__}: {error}"
-                raise RunError(f"filter {name!r} cannot decide: {what}") from error
+                reason = f"{type(error).__name__}: {error}"
+                raise RunError(f"filter {name!r} cannot decide: {reason}") from error
             if len(reasons) != len(table):
                 raise RunError(
                     f"filter {name!r} gave {len(reasons)} verdicts on {len(table)} records; "
                     "a filter gives one for each, in the same order"
                 )
-            # The files are read once more rather than all their ids kept.
+            # The files are read a second time, so that not all ids are in memory.
             by_id = zip(_measured(run, entry), reasons, strict=True)
             rejected[entry.folder] = {record_id: why for (record_id, _), why in by_id if why}
     return rejected
 
 
 class Ending(NamedTuple):
-    """Where and why a record ended; `status` is ok, and `stage` the last, when it did not."""
+    """Where and why a record ended. An accepted record has status ok and the last stage."""
 
     shard: Shard
     record_id: str
@@ -295,7 +295,7 @@ class Ending(NamedTuple):
 def endings_of(
     run: RunFolder, entries: Sequence[StageEntry], rejected: Verdicts
 ) -> Iterator[Ending]:
-    """Every planned record, shard by shard; no output and no image is read."""
+    """Every planned record, shard by shard, without reading outputs and images."""
     for shard in run.shards():
         going: list[str] = []
         for record_id, status, reason in run.ends("source", shard):
@@ -304,15 +304,15 @@ def endings_of(
             else:
                 yield Ending(shard, record_id, status, "source", reason)
         for entry in entries:
-            found = {row[0]: row for row in run.ends(entry.folder, shard)} if going else {}
-            against = rejected.get(entry.folder, {})
+            rows = {row[0]: row for row in run.ends(entry.folder, shard)} if going else {}
+            reasons = rejected.get(entry.folder, {})
             reached, going = going, []
             for record_id in reached:
-                if record_id not in found:
+                if record_id not in rows:
                     raise _missing(run, entry, shard, record_id)
-                _, status, reason = found[record_id]
-                if status == "ok" and record_id in against:
-                    status, reason = "rejected", against[record_id]
+                _, status, reason = rows[record_id]
+                if status == "ok" and record_id in reasons:
+                    status, reason = "rejected", reasons[record_id]
                 if status == "ok":
                     going.append(record_id)
                 else:
@@ -323,12 +323,12 @@ def endings_of(
 
 @dataclass(frozen=True)
 class OutcomeCounts:
-    """How many records each stage let through, in order, and why the others ended."""
+    """How many records passed each stage, in order, and why the others ended."""
 
     stages: list[tuple[str, Counter[str]]]
-    """For each stage how many records ended ok, rejected or failed there."""
+    """How many records ended ok, rejected or failed in each stage."""
     examples: Mapping[tuple[str, Status], str]
-    """Of each (stage, status) in which records ended, the reason of the first of them."""
+    """The reason of the first record that ended with each (stage, status)."""
 
     @property
     def accepted(self) -> int:
@@ -342,7 +342,7 @@ class OutcomeCounts:
 
 
 def outcome_counts(run: RunFolder) -> OutcomeCounts:
-    """The endings of all records, in one walk over the run that reads no more than it needs."""
+    """Count how all records ended, in one pass over the statuses."""
     entries = read_stages(run)
     ended = Counter[tuple[str, Status]]()
     examples: dict[tuple[str, Status], str] = {}
@@ -360,5 +360,5 @@ def outcome_counts(run: RunFolder) -> OutcomeCounts:
 
 
 def funnel(run: RunFolder) -> list[tuple[str, Counter[str]]]:
-    """For each stage, in order, how many records ended ok, rejected or failed there."""
+    """How many records ended ok, rejected or failed in each stage, in order."""
     return outcome_counts(run).stages

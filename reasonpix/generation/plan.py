@@ -1,7 +1,7 @@
-"""Which records a run is about: the rows of its source, planned into shards as more are asked for.
+"""The plan of a run: the rows of its source, divided into shards as more are needed.
 
-The plan only grows. What was planned once stays as it is, so that a run of 100 images may go on to
-400,000, and one that wants so many accepted samples takes no more images than it needs.
+The plan only grows. Planned shards never change, so a run of 100 images can continue to 400,000,
+and a run with a target of accepted samples reads only as many images as it needs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from reasonpix.plugin.types import Problem
 
 
 def plan_of(recipe: Recipe, run: RunFolder) -> Plan:
-    """The plan of `run`, an empty one before the first.
+    """The plan of `run`; empty for a new run.
 
-    Raises `RunError` when the run was planned from another source than the recipe's.
+    Raises `RunError` if the run was planned from another source than the recipe's.
     """
     use = recipe.source
     identity = registry.fingerprint_facts("source", use.name, use.options)
@@ -35,13 +35,13 @@ def plan_of(recipe: Recipe, run: RunFolder) -> Plan:
     if plan.source != identity:
         raise RunError(
             f"{run} was planned from another source ({_changes(plan.source, identity)}); "
-            "use the same one to go on, or another --out"
+            "use the same source to continue, or another --out"
         )
     return plan
 
 
 def _changes(before: Any, now: Any, where: str = "") -> str:
-    """In which values two identities differ."""
+    """The values in which two sets of fingerprint facts differ."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return f"{where} was {before!r}, is {now!r}"
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
@@ -52,13 +52,13 @@ def _changes(before: Any, now: Any, where: str = "") -> str:
 
 
 def rows_wanted(plan: Plan, limit: float | None, target: int | None) -> float:
-    """How many records to plan at first: by a limit, for a target, as before, or all.
+    """How many records to plan first: up to a limit or a target, as many as before, or all.
 
-    Raises `RunError` for a limit below what is planned already.
+    Raises `RunError` if the limit is below the number of planned records.
     """
     if limit is not None and limit < plan.rows:
         raise RunError(
-            f"{plan.rows} records are planned already, and a run cannot shrink; "
+            f"{plan.rows} records are already planned, and a run cannot shrink; "
             f"give --limit {plan.rows} or more, or another --out"
         )
     if plan.shards and (target is not None or limit is None):
@@ -67,9 +67,9 @@ def rows_wanted(plan: Plan, limit: float | None, target: int | None) -> float:
 
 
 def rows_for(target: int, accepted: int, planned: int) -> int:
-    """How many records to plan for `target` accepted ones, when so many of the planned ones are.
+    """How many records to plan to get `target` accepted ones, given the rate so far.
 
-    A fifth more than the rate says, as each further round costs loading models again.
+    A fifth more than the rate suggests, because every further round loads the models again.
     """
     missing = target - accepted
     more = planned if accepted == 0 else -(-6 * missing * planned // (5 * accepted))
@@ -77,7 +77,7 @@ def rows_for(target: int, accepted: int, planned: int) -> int:
 
 
 class Listing:
-    """Lists a source into the plan of a run."""
+    """Lists the rows of a source into the plan of a run."""
 
     def __init__(self, recipe: Recipe, run: RunFolder, source: Source[Any]) -> None:
         self.plan = plan_of(recipe, run)
@@ -87,7 +87,7 @@ class Listing:
         self._rows: Iterator[Row] | None = None
 
     def extend(self, wanted: float) -> bool:
-        """Plan up to `wanted` records; whether there are more than before."""
+        """Plan up to `wanted` records. Returns whether the plan has grown."""
         if not self.plan.may_grow(wanted):
             return False
         if self._rows is None:
@@ -104,31 +104,31 @@ class Listing:
                 self._run.write("source", shards[-1], chunk)
                 rows += len(chunk)
         if not shards:
-            raise RunError(f"the source {self._recipe.source.name!r} holds no image")
+            raise RunError(f"the source {self._recipe.source.name!r} has no images")
         grown = rows > self.plan.rows
         self.plan = Plan(self.plan.source, self.plan.source_options, tuple(shards), complete)
         self._run.freeze(self.plan)
         return grown
 
     def _unplanned(self) -> Iterator[Row]:
-        """The source's rows that are not planned yet, in its order."""
-        # A file that SQLite makes and removes: the ids of a million records need no memory.
-        with closing(sqlite3.connect("", check_same_thread=False)) as known:
-            known.execute("CREATE TABLE records (id TEXT PRIMARY KEY, listed) WITHOUT ROWID")
+        """The rows of the source that are not planned yet, in its order."""
+        # SQLite keeps them in a temporary file, so that a million ids need no memory.
+        with closing(sqlite3.connect("", check_same_thread=False)) as ids_seen:
+            ids_seen.execute("CREATE TABLE records (id TEXT PRIMARY KEY, listed) WITHOUT ROWID")
             for shard in self.plan.shards:
                 ids = ((record_id,) for record_id, _, _ in self._run.ends("source", shard))
-                known.executemany("INSERT INTO records VALUES (?, 0)", ids)
+                ids_seen.executemany("INSERT INTO records VALUES (?, 0)", ids)
             new = "INSERT OR IGNORE INTO records VALUES (?, 1)"
             for number, item in enumerate(self._source.items()):
                 row = _planned(self._recipe.source.name, item)
-                if known.execute(new, (row.record_id,)).rowcount:
+                if ids_seen.execute(new, (row.record_id,)).rowcount:
                     yield row
                     continue
                 first = "UPDATE records SET listed = 1 WHERE id = ? AND NOT listed"
-                if known.execute(first, (row.record_id,)).rowcount:
+                if ids_seen.execute(first, (row.record_id,)).rowcount:
                     continue
                 again = fingerprint([row.record_id, number])
-                if known.execute(new, (again,)).rowcount:
+                if ids_seen.execute(new, (again,)).rowcount:
                     reason = "the source lists it twice"
                     yield row._replace(record_id=again, status="rejected", reason=reason)
 

@@ -1,4 +1,4 @@
-"""What a stage takes of a machine, and what one machine has."""
+"""The resources that a stage needs, and those of this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Resources(BaseModel):
-    """What a stage takes. Nothing here changes a result, nor stands in a fingerprint."""
+    """What a stage needs. It changes no result and is not part of fingerprints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,9 +26,9 @@ class Resources(BaseModel):
 
 
 def fit_here(wanted: Sequence[Resources]) -> bool:
-    """Whether this machine can hold the models of several stages at once, one worker each.
+    """Whether the models of several stages fit on this machine at once, with one worker each.
 
-    What a single stage wants is not refused: it may be less than it says.
+    A single stage always fits: it may need less than it declares.
     """
     if len(wanted) == 1:
         return True

@@ -1,4 +1,4 @@
-"""The recipe that a run folder holds, every option spelled out, and the packages it ran with."""
+"""The resolved recipe in a run folder, and the packages that the run was made with."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _NAME = "recipe.yaml"
 
 
 def recipe_text(run: RunFolder) -> str:
-    """The run's recipe. Raises `RunError` when there is none."""
+    """The text of the run's recipe. Raises `RunError` if there is none."""
     try:
         return run.storage.read(_NAME).decode()
     except FileNotFoundError as error:
         raise RunError(
-            f"{run} holds no {_NAME}; make a run with `reasonpix generate RECIPE --out DIR`"
+            f"{run} has no {_NAME}; make a run with `reasonpix generate RECIPE --out DIR`"
         ) from error
 
 
@@ -35,20 +35,20 @@ def recipe_of(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def packages_of(run: RunFolder) -> dict[str, str]:
-    """The packages that the run was made with, and their versions: the head of its recipe."""
+    """The packages that the run was made with, and their versions, from the head of its recipe."""
     lines = (line.split() for line in recipe_text(run).splitlines() if line.startswith("# "))
     return {words[1]: words[2] for words in lines if len(words) == 3}
 
 
 def write_recipe(run: RunFolder, recipe: Recipe) -> None:
-    """Write `recipe` as the run's own. Packages that its results were made with stay named."""
+    """Replace the run's recipe. It still names the package versions that made the results."""
     made_with = packages_of(run)
 
-    def kept(line: str) -> str:
+    def with_old_version(line: str) -> str:
         words = line.split()
         if line.startswith("# ") and len(words) == 3 and words[1] in made_with:
             return f"# {words[1]} {made_with[words[1]]}"
         return line
 
-    text = "".join(f"{kept(line)}\n" for line in recipe.as_yaml().splitlines())
+    text = "".join(f"{with_old_version(line)}\n" for line in recipe.as_yaml().splitlines())
     run.storage.write(_NAME, text.encode())

@@ -1,4 +1,4 @@
-"""What a run amounts to beside its counts: what its LLM answers cost, and how P_select chose."""
+"""Statistics of a run beside its counts: the cost of LLM answers, and P_select's position bias."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from reasonpix.plugin.samples import Selection
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How P_select chose when it saw the same candidates in several orders."""
+    """How P_select chose among the same candidates in several orders."""
 
     records: int
     agreement: float
     """Mean share of the orders in which the chosen candidate was chosen."""
     unanimous: float
-    """Share of the records of which every order chose the same candidate."""
+    """Share of the records for which every order chose the same candidate."""
     first: float
-    """Share of all choices that fell on the candidate that stood first."""
+    """Share of all choices that picked the first candidate shown."""
     expected: float
-    """What `first` would be by chance alone."""
+    """The expected `first` by chance."""
     least: float
-    """What `agreement` is when every order chose another candidate."""
+    """The lowest possible `agreement`: every order chose another candidate."""
     unanswered: int
-    """Records that are left out, as fewer than two orders were answered."""
+    """Records left out because fewer than two orders were answered."""
 
     def __str__(self) -> str:
         """One line for people."""
@@ -43,7 +43,7 @@ class PositionBias:
 
 
 def position_bias(run: RunFolder) -> PositionBias | None:
-    """The position bias of P_select in this run; None when nothing was chosen in several orders."""
+    """The position bias of P_select in this run; None if nothing was chosen in several orders."""
     answered = unanimous = shown = unanswered = 0
     agreement = first = expected = least = 0.0
     for selection in _selections(run):

@@ -1,7 +1,4 @@
-"""The slots, as abstract classes, and what all components share.
-
-The pipeline has six slots for models; sources, filters and the methods that an evaluation compares
-are components too. A plugin may add further slots (see `SlotSpec`).
+"""The slots, as abstract classes, and what all components share. Plugins can add slots.
 
 A component is a class with an `Options` model. Its slot's method takes a batch and gives a batch
 of the same length in the same order; where one item cannot be done it gives a `Problem` in that
@@ -46,12 +43,12 @@ if TYPE_CHECKING:
 
 
 class Options(BaseModel):
-    """What a recipe may say about a component. Every field has a description and a type."""
+    """The options of a component in a recipe. Every field has a type and a description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint_exclude: ClassVar[frozenset[str]] = frozenset()
-    """Fields that never change a result; they stay out of fingerprints."""
+    """Fields that never change a result; they are not part of fingerprints."""
 
 
 class ModelOptions(Options):
@@ -60,7 +57,7 @@ class ModelOptions(Options):
     fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "cache_dir"})
 
     weights: ClassVar[tuple[str, ...]] = ("model",)
-    """Fields that name weights. There, the name of a carried checkpoint becomes its path."""
+    """Fields that name weights. There the name of a plugin's checkpoint becomes its path."""
 
     model: str = Field(description="Hub id, local folder, or checkpoint name such as mini/blip2")
     revision: str | None = Field(None, description="Commit or tag of the hub repository")
@@ -76,42 +73,42 @@ O_co = TypeVar("O_co", bound=Options, covariant=True)
 
 
 class Component(ABC, Generic[O_co]):
-    """What stands in a slot. `name` is the entry point's name, the word after `use:`.
+    """What fills a slot. `name` is the entry point's name, the word after `use:`.
 
-    Its methods are called one at a time (but see `concurrency`), and maybe not by the thread that
-    called `load`. Images that it is given are its own.
+    Its methods are called one at a time (but see `concurrency`), possibly from another thread than
+    `load`. The images it receives are its own copies.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
     version: ClassVar[str] = "1"
-    """Raise it when the same options give other results than before: cached results go stale."""
+    """Increase it when the same options give other results: cached results become stale."""
 
     def __init__(self, options: O_co) -> None:
         self.options = options
 
     @property
     def concurrency(self) -> int:
-        """How many items it can have under way at once.
+        """How many items it can process at once.
 
-        Above 1 the slot's method may be called from several threads, with the items of many shards.
+        Above 1 the slot's method may be called from several threads, with items of many shards.
         """
         return 1
 
     def check(self) -> None:
-        """Raise a `ReasonpixError` for what is missing and cheap to see, such as an API key.
+        """Raise a `ReasonpixError` for what is missing and cheap to check, such as an API key.
 
-        Called before anything is computed, so that hours of other stages are not spent in vain.
+        Called before anything is computed, so that other stages do not run for nothing.
         """
 
     def load(self) -> None:
-        """Import what is heavy and read the weights. Called once, before the first batch."""
+        """Import heavy packages and load the weights. Called once, before the first batch."""
 
     def close(self) -> None:
-        """Give back what `load` took."""
+        """Release what `load` acquired."""
 
     def fingerprint_facts(self) -> Mapping[str, Any]:
-        """What else changes the results, beside options, version and weights (JSON values)."""
+        """What changes the results besides options, version and weights (JSON values)."""
         return {}
 
 
@@ -120,7 +117,7 @@ PlannerTask = Literal["rewrite", "select", "replace", "resolve"]
 
 
 class Captioner(Component[O_co]):
-    """Says what an image shows (Part III: BLIP-2)."""
+    """Describes images (Part III: BLIP-2)."""
 
     @abstractmethod
     def caption(self, images: Sequence[Image]) -> list[Caption | Problem]:
@@ -142,16 +139,16 @@ class Grounder(Component[O_co]):
     def ground(
         self, images: Sequence[Image], categories: Sequence[Sequence[str]]
     ) -> list[tuple[Grounding, ...] | Problem]:
-        """For each RGB image one grounding per asked category, in the order asked.
+        """For each RGB image one grounding per category, in the same order.
 
-        Boxes are XYXY in absolute pixels of the image given.
+        Boxes are XYXY in absolute pixels of the image.
         """
 
 
 class Planner(Component[O_co]):
-    """Thinks in words: rewrites instructions (Eq. 2), selects (Eq. 3), plans edits (Eq. 6).
+    """Rewrites instructions (Eq. 2), selects one (Eq. 3), plans replacements (Eq. 6), resolves.
 
-    A planner need not do all of it; a recipe that asks for what its planner lacks is refused.
+    A planner may implement only some; a recipe that needs a missing one is an error.
     """
 
     def rewrite(self, requests: Sequence[RewriteRequest]) -> list[Rewriting | Problem]:
@@ -167,16 +164,16 @@ class Planner(Component[O_co]):
         raise NotImplementedError
 
     def resolve(self, requests: Sequence[ResolveRequest]) -> list[Choice | Problem]:
-        """The option that a resolver takes each instruction to be after."""
+        """The option that each instruction refers to."""
         raise NotImplementedError
 
     @classmethod
-    def can(cls, verb: PlannerTask) -> bool:
-        """Whether this planner implements the method `verb`."""
-        return getattr(cls, verb) is not getattr(Planner, verb)
+    def can(cls, task: PlannerTask) -> bool:
+        """Whether this planner implements a task."""
+        return getattr(cls, task) is not getattr(Planner, task)
 
     def prompt_identity(self, verb: PlannerTask) -> Mapping[str, Any]:
-        """What changes the results of the method `verb` alone, such as its prompt (JSON values)."""
+        """What changes the results of this task alone, such as its prompt (JSON values)."""
         return {}
 
 
@@ -216,7 +213,7 @@ class MLLMEncoder(Component[O_co]):
 
 
 class SourcePair(Record):
-    """What a source that gives whole edits knows beside the input image."""
+    """The edit of an item, from a source of pairs."""
 
     content: str
     """SHA-256 of the encoded edited image, in hex."""
@@ -227,14 +224,14 @@ class SourcePair(Record):
 
 
 class SourceItem(Record):
-    """A row of a source: where it is, what its bytes hash to, and what is known about it."""
+    """A row of a source: its id, the hash of its bytes, and what is known about it."""
 
     native_id: str
     content: str
     """SHA-256 of the encoded image, in hex."""
     caption: str | None = None
     pair: SourcePair | None = None
-    """The edit, from a source that gives pairs."""
+    """The edit, from a source of pairs."""
 
 
 class Source(Component[O_co]):
@@ -242,12 +239,12 @@ class Source(Component[O_co]):
 
     @property
     def gives_pairs(self) -> bool:
-        """Whether its items are whole edits: input, edited image and direct instruction."""
+        """Whether its items are pairs: input image, edited image and direct instruction."""
         return False
 
     @abstractmethod
     def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
-        """All rows in a stable order; a row that cannot be read is (native id, problem)."""
+        """All rows in a stable order; an unreadable row is (native id, problem)."""
 
     @abstractmethod
     def read(self, native_id: str) -> bytes:
@@ -260,11 +257,11 @@ class Source(Component[O_co]):
 
 @dataclass(frozen=True)
 class Edit:
-    """What a scorer sees of an edit: images, read when first asked for, and words.
+    """An edit as a scorer sees it: images, read on first access, and texts.
 
     Parts II and III know `box`, `selected`, `target` and `synonyms`; Part I knows `edited_caption`,
     `direct_instruction` and, after the planner, `candidates` with their `revealing` words and
-    `agreement`. What is not known is None or empty.
+    `agreement`. Unknown values are None or empty.
     """
 
     read_input: Callable[[], Image]
@@ -299,10 +296,10 @@ class Edit:
 
 
 class Scorer(Component[O_co]):
-    """Measures edits, and filters by what it measured.
+    """Scores edits, and filters them by their scores.
 
-    `score` may run models and is stored for every record; `reject` is a view over the stored
-    scores of a whole run and costs nothing. Options that only `reject` reads are `neutral`.
+    `score` may run models; its results are stored for every record. `reject` is cheap: it reads the
+    stored scores of a whole run. Options that only `reject` reads are in `fingerprint_exclude`.
     """
 
     needs_slots: ClassVar[frozenset[str]] = frozenset()
@@ -324,20 +321,20 @@ class Scorer(Component[O_co]):
 
     @abstractmethod
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """For each record of a run the reason to reject it, or None."""
+        """The reason to reject each record of a run, or None."""
 
 
 @dataclass(frozen=True)
 class MethodRequest:
-    """What a method of an evaluation is asked: to do to the RGB `image` what `instruction` says."""
+    """A request to a method of an evaluation: edit the RGB `image` as `instruction` says."""
 
     image: Image
     instruction: str
     seed: int
     caption: str = ""
-    """Of the input image, for methods that start from a description of it."""
+    """Describes the input image, for methods that start from a description."""
     edited_caption: str = ""
-    """What the edited image should show. Empty where knowing it would answer the instruction."""
+    """Describes the edited image; empty where it would give the answer away."""
 
 
 class Method(Component[O_co]):
@@ -353,10 +350,7 @@ class Method(Component[O_co]):
 
 @dataclass(frozen=True)
 class SlotSpec:
-    """Declares a slot: a key of a recipe that names a component of a certain class.
-
-    Core's slots are in `SLOTS`. A plugin adds its own with the hook `slots`.
-    """
+    """Declares a slot: core's are in `SLOTS`, a plugin adds its own with the hook `slots`."""
 
     name: str
     component: type[Component[Any]]
@@ -371,10 +365,7 @@ class SlotSpec:
     task: PlannerTask | None = None
     """What filters ask of the planner in this slot."""
     contract: str = ""
-    """The tests for its components, as `module:Class`.
-
-    Empty for the class in `plugin.testing` that is named after `component`.
-    """
+    """Its contract, `module:Class`; by default named after `component` in `plugin.testing`."""
 
     @property
     def kind(self) -> str:
@@ -389,14 +380,7 @@ _SLOTS = (
     SlotSpec("grounder", Grounder, "grounders", "Boxes for categories (Eq. 5)"),
     SlotSpec("planner", Planner, "planners", "The change, and the instruction (Eq. 2, 3, 6)"),
     SlotSpec("editor", Editor, "editors", "Object replacement (Eq. 7)"),
-    SlotSpec(
-        "resolver",
-        Planner,
-        "planners",
-        "A planner that filters ask what an instruction refers to",
-        filled_by="planner",
-        task="resolve",
-    ),
+    SlotSpec("resolver", Planner, "planners", "Asked by filters", True, "planner", "resolve"),
     SlotSpec(
         "encoder",
         MLLMEncoder,

@@ -1,4 +1,4 @@
-"""The values that flow through the pipeline: frozen, checked, changed only by copy."""
+"""The values that flow through the pipeline: frozen, validated, changed only by copying."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reasonpix.errors import InvalidBox
 
 
 class Record(BaseModel):
-    """A frozen value that rejects fields it does not know."""
+    """A frozen value that rejects unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,10 +85,10 @@ class Box(Record):
 
 
 class Problem(Record):
-    """Why a record ends here: the result of a stage in the place of what it could not give.
+    """Why a record ends here: what a stage returns in place of a result.
 
-    `rejected`: the record is sound and the answer is no (no entity, no usable plan, filtered).
-    `failed`: something broke (unreadable image, unreachable server); a retry may mend it.
+    `rejected`: the record is valid and the answer is no (no entity, no usable plan, filtered).
+    `failed`: something broke (unreadable image, unreachable server); a retry may succeed.
     """
 
     status: Literal["rejected", "failed"]
@@ -117,7 +117,7 @@ class Grounding(Record):
 
 
 class RewriteRequest(Record):
-    """What P_gen is asked (Eq. 2): one more indirect instruction for an edit that is known."""
+    """A request to P_gen (Eq. 2): one more indirect instruction for a given edit."""
 
     caption: str
     edited_caption: str
@@ -129,7 +129,7 @@ class RewriteRequest(Record):
 class Rewriting(Record):
     """A candidate for the reasoning instruction (Eq. 2).
 
-    `revealing` are words that would give the edit away, when the planner knows them: the
+    `revealing` are words that would give the edit away, if the planner names them: the
     instruction should use none of them.
     """
 
@@ -138,7 +138,7 @@ class Rewriting(Record):
 
 
 class SelectRequest(Record):
-    """What P_select is asked (Eq. 3): the best of the candidates, as they are ordered here."""
+    """A request to P_select (Eq. 3): the best of the candidates, shown in this order."""
 
     caption: str
     edited_caption: str
@@ -149,13 +149,13 @@ class SelectRequest(Record):
 
 
 class Choice(Record):
-    """The answer to a question with numbered options: `index` counts from 0."""
+    """The chosen option of a request; `index` counts from 0."""
 
     index: Annotated[int, Field(ge=0)]
 
 
 class ResolveRequest(Record):
-    """What a reader is asked: which of the options is the instruction after?"""
+    """A request to a resolver: which of the options does the instruction mean?"""
 
     caption: str
     instruction: str
@@ -164,7 +164,7 @@ class ResolveRequest(Record):
 
 
 class ReplaceRequest(Record):
-    """What P_replace is asked (Eq. 6). `seed` belongs to the record: equal requests may differ."""
+    """A request to P_replace (Eq. 6). `seed` is the record's, so equal requests may differ."""
 
     caption: str
     categories: tuple[str, ...]
@@ -174,8 +174,8 @@ class ReplaceRequest(Record):
 class EditPlan(Record):
     """The planner's answer (Eq. 6): replace `selected` by `target`; `instruction` asks for it.
 
-    `synonyms` are other words for the two categories, when the planner knows them: the
-    instruction should name neither.
+    `synonyms` are other words for the two categories, if the planner names them: the instruction
+    should use none of them.
     """
 
     selected: str

@@ -175,7 +175,7 @@ def test_the_command_line_grows_a_run(
     smaller = shell(*command, "--limit", "1")
     assert smaller.returncode == 1
     assert smaller.stderr == (
-        "2 records are planned already, and a run cannot shrink; give --limit 2 or more, "
+        "2 records are already planned, and a run cannot shrink; give --limit 2 or more, "
         "or another --out\n"
     )
     assert "4 of 4 records" in shell(*command, "--target-accepted", "3").stdout

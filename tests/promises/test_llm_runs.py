@@ -228,7 +228,7 @@ def test_an_estimate_asks_and_writes_nothing(path: Path, tmp_path: Path) -> None
 
 def test_an_estimate_refuses_what_the_run_would_refuse(path: Path, tmp_path: Path) -> None:
     generate(load_recipe(path), tmp_path / "run")
-    with pytest.raises(RunError, match="7 records are planned already"):
+    with pytest.raises(RunError, match="7 records are already planned"):
         estimate_cost(load_recipe(path), tmp_path / "run", limit=2)
 
 

@@ -158,7 +158,7 @@ def test_a_run_grows_but_does_not_shrink(write_recipe: WriteRecipe, tmp_path: Pa
     assert [shard.rows for shard in run.shards()] == [2, 1, 2]
     assert set(computed(out)) == {*STAGES[:-1], "score-eq1"}
     assert len(computed(out)) == len(STAGES)
-    with pytest.raises(RunError, match=r"5 records are planned already.* --limit 5 or more"):
+    with pytest.raises(RunError, match=r"5 records are already planned.* --limit 5 or more"):
         generate(recipe, out, limit=4)
     generate(recipe, out, limit=math.inf)
     assert published(out) == published(generate_whole(recipe, tmp_path / "whole"), "other")
@@ -463,7 +463,7 @@ def test_images_of_all_kinds_of_damage(write_recipe: WriteRecipe, tmp_path: Path
 def test_an_empty_folder(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     path = write_recipe(source={"use": "image-folder", "path": str(tmp_path / "images")})
-    with pytest.raises(RunError, match="the source 'image-folder' holds no image"):
+    with pytest.raises(RunError, match="the source 'image-folder' has no images"):
         generate(load_recipe(path), tmp_path / "run")
 
 
