@@ -10,7 +10,7 @@ from reasonpix.datasets import preference, writers
 from reasonpix.datasets.card import Form, render_card
 from reasonpix.datasets.writers import Written
 from reasonpix.errors import ReasonpixError, RunError
-from reasonpix.generation.outcomes import Outcome, outcomes
+from reasonpix.generation.outcomes import Outcome, read_outcomes
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.plugin.registry import nearest
 
@@ -108,7 +108,7 @@ def accepted(
     """The outcomes of a run that a dataset is made of. Raises `RunError`."""
     done = 0
     try:
-        for outcome in outcomes(run):
+        for outcome in read_outcomes(run):
             if outcome.status == "ok":
                 done += 1
                 report(done)

@@ -143,7 +143,7 @@ class Outcome:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
-def outcomes(run: RunFolder) -> Iterator[Outcome]:
+def read_outcomes(run: RunFolder) -> Iterator[Outcome]:
     """Every planned record, in the order of the plan, with its outcome and its scores."""
     entries = read_stages(run)
     rejected = verdicts(run, entries)

@@ -26,7 +26,7 @@ class Stage:
     spec: StageSpec
     use: ComponentSpec | None
     entry: StageEntry
-    follows: tuple[StageEntry, ...]
+    upstream: tuple[StageEntry, ...]
     """The stages that must let a record through. A filter among them is applied before this."""
     settings: Mapping[str, int] = field(default_factory=dict)
     """The recipe's settings that its function takes."""
@@ -54,7 +54,7 @@ class Stage:
     @property
     def gates(self) -> tuple[StageEntry, ...]:
         """The filters before it: they decide by the scores of the whole run."""
-        return tuple(entry for entry in self.follows if entry.is_score)
+        return tuple(entry for entry in self.upstream if entry.is_score)
 
     def compute(
         self, samples: Sequence[Sample], components: Mapping[str, Component[Any]]
@@ -93,7 +93,7 @@ class _StageGraphBuilder:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self.stages: list[Stage] = []
-        self._follows: tuple[StageEntry, ...] = ()
+        self._upstream: tuple[StageEntry, ...] = ()
         self._before = ""
         """What the next stage depends on: the folder before it, and the filters that gate it."""
 
@@ -103,7 +103,7 @@ class _StageGraphBuilder:
             (spec.task, spec.questions(self._recipe.settings)) if spec.task is not None else None
         )
         entry = self._add(spec, self._recipe.component(spec.slot), questions)
-        self._follows = (*self._follows, entry)
+        self._upstream = (*self._upstream, entry)
         self._before = entry.folder
 
     def add_filter(self, use: ComponentSpec, is_gate: bool = False) -> None:
@@ -113,7 +113,7 @@ class _StageGraphBuilder:
         spec = dataclasses.replace(SCORE, name=f"score-{use.name}")
         entry = self._add(spec, use, (tasks[0], 1) if tasks else None, needs)
         if is_gate:
-            self._follows = (*self._follows, entry)
+            self._upstream = (*self._upstream, entry)
             # Its thresholds decide what goes on, but do not change its own scores.
             self._before = fingerprint([entry.folder, entry.options])
 
@@ -136,7 +136,7 @@ class _StageGraphBuilder:
         )
         resources = self._recipe.resources.get(spec.name, Resources())
         self.stages.append(
-            Stage(spec, use, entry, self._follows, settings, needs, questions, resources)
+            Stage(spec, use, entry, self._upstream, settings, needs, questions, resources)
         )
         return entry
 

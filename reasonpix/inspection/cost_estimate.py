@@ -106,10 +106,10 @@ def _records(run: RunFolder, stage: Stage, source: Source[Any], new: int) -> tup
     done = run.done(stage.entry.folder)
     todo = [shard for shard in run.shards() if shard.name not in done]
     names = {shard.name for shard in run.shards()}
-    if new or any(names - run.done(entry.folder) for entry in stage.follows):
+    if new or any(names - run.done(entry.folder) for entry in stage.upstream):
         return new + sum(shard.rows for shard in todo), True
-    rejected = verdicts(run, stage.follows)
-    reached = (samples_reaching(run, stage.follows, rejected, shard, source) for shard in todo)
+    rejected = verdicts(run, stage.upstream)
+    reached = (samples_reaching(run, stage.upstream, rejected, shard, source) for shard in todo)
     return sum(1 for samples in reached for _ in samples), False
 
 

@@ -25,7 +25,7 @@ from reasonpix.datasets.pairs import Data, Pairs, View, read_pairs
 from reasonpix.datasets.publishing import publish
 from reasonpix.errors import SourceError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from tests.conftest import WriteRecipe
@@ -79,7 +79,7 @@ def rewritten(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
 def test_what_we_publish_is_read(replaced: RunFolder, tmp_path: Path, form: str) -> None:
     publish(replaced, tmp_path / "dataset", form)
     pairs = read(tmp_path / "dataset")
-    known = [outcome.sample for outcome in outcomes(replaced) if outcome.status == "ok"]
+    known = [outcome.sample for outcome in read_outcomes(replaced) if outcome.status == "ok"]
     assert [example.instruction for example in pairs.examples] == [s.instruction for s in known]
     assert {example.column for example in pairs.examples} == {"edit_prompt"}
     assert pairs.skipped == []

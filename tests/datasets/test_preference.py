@@ -16,7 +16,7 @@ import yaml
 from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.llm.prompts import Prompt
@@ -89,7 +89,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def samples(run: RunFolder) -> list[Sample]:
-    return [outcome.sample for outcome in outcomes(run) if outcome.status == "ok"]
+    return [outcome.sample for outcome in read_outcomes(run) if outcome.status == "ok"]
 
 
 def texts(sample: Sample) -> list[str]:

@@ -23,7 +23,7 @@ from reasonpix.datasets import writers
 from reasonpix.datasets.publishing import publish
 from reasonpix.datasets.writers import derived_caption, facts_of, with_article
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import Outcome, outcomes
+from reasonpix.generation.outcomes import Outcome, read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.plugin.components import SourceItem, SourcePair
@@ -41,7 +41,7 @@ def run(write_recipe: WriteRecipe, tmp_path: Path) -> RunFolder:
 
 
 def accepted(run: RunFolder) -> list[Outcome]:
-    return [outcome for outcome in outcomes(run) if outcome.status == "ok"]
+    return [outcome for outcome in read_outcomes(run) if outcome.status == "ok"]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
 from reasonpix.evaluation.benchmark_writer import TEMPLATES, build_benchmark
 from reasonpix.evaluation.cases import Benchmark
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.recipe_catalog import locate
 from reasonpix.generation.run_folder import RunFolder
@@ -53,7 +53,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def taken(run: RunFolder) -> list[Any]:
-    return [outcome for outcome in outcomes(run) if outcome.status == "ok"]
+    return [outcome for outcome in read_outcomes(run) if outcome.status == "ok"]
 
 
 def training(path: Path, *rows: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from reasonpix.cli.main import cli
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.generation.chains import chain_of, declared
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.pipeline import stages_of
 from reasonpix.generation.recipe import load_recipe, schema
 from reasonpix.generation.run_folder import RunFolder
@@ -68,7 +68,7 @@ def test_a_new_slot_runs_from_the_recipe_to_the_gallery(
     recipe = load_recipe(path, ["resources={mask: {num_cpus: 2}}"])
     run = generate(recipe, tmp_path / "run")
     assert computed(run) == ["read", "caption", "extract", "ground", "plan", "mask", "edit"]
-    for outcome in outcomes(run):
+    for outcome in read_outcomes(run):
         assert outcome.status == "ok"
         masks = outcome.sample.outputs["mask"].model_dump()
         assert masks["categories"] == ("bee", "rabbit")
@@ -80,7 +80,7 @@ def test_a_new_slot_runs_from_the_recipe_to_the_gallery(
     [stage] = [it for it in read_status(run).stages if it.stage == "mask"]
     assert (stage.done, stage.ok) == (1, 3)
 
-    record = next(iter(outcomes(run))).sample.record_id
+    record = next(iter(read_outcomes(run))).sample.record_id
     [step] = [it for it in trace_record(run, record).steps if it.stage == "mask"]
     assert step.status == "ok" and step.output["categories"] == ["bee", "rabbit"]
     assert step.image is not None and (step.image["width"], step.image["height"]) == (32, 32)
@@ -100,14 +100,14 @@ def test_the_editor_reads_the_mask(write_recipe: WriteRecipe, tmp_path: Path) ->
         masker=MASKER, editor="mask-editor", captioner={"use": "fake-captioner", "caption": "a bee"}
     )
     run = generate(load_recipe(path), tmp_path / "run")
-    for outcome in outcomes(run):
+    for outcome in read_outcomes(run):
         before, after = outcome.sample.image(), outcome.sample.edited_image()
         assert after.getpixel((16, 16)) == (255, 255, 255) != before.getpixel((16, 16))
         assert after.getpixel((9, 9)) == before.getpixel((9, 9))  # in the box, not in the ellipse
 
     # Without a masker the editor has nothing to read.
     run = generate(load_recipe(write_recipe(editor="mask-editor")), tmp_path / "without")
-    assert {o.reason for o in outcomes(run)} == {"mask-editor needs a masker in the recipe"}
+    assert {o.reason for o in read_outcomes(run)} == {"mask-editor needs a masker in the recipe"}
 
 
 @pytest.mark.usefixtures("masker")
@@ -139,7 +139,7 @@ def test_a_run_is_read_without_the_plugin_that_added_a_stage(
     assert declared("mask") is None
     [stage] = [it for it in read_status(run).stages if it.stage == "mask"]
     assert stage.ok == 7
-    sample = next(iter(outcomes(run))).sample
+    sample = next(iter(read_outcomes(run))).sample
     assert "mask" not in sample.outputs and isinstance(sample.edited_image(), Image.Image)
     steps = {step.stage: step for step in trace_record(run, sample.record_id).steps}
     assert steps["mask"].output["categories"] == ["bee", "rabbit"]

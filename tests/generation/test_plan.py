@@ -19,7 +19,7 @@ from PIL import Image
 from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcome_counts, outcomes
+from reasonpix.generation.outcomes import outcome_counts, read_outcomes
 from reasonpix.generation.plan import rows_for
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
@@ -120,10 +120,10 @@ def test_a_rank_is_taken_anew_when_the_run_grows(pairs: Path, tmp_path: Path) ->
     # Of the first three the last goes; of all ten the last four: the third is let through then.
     recipe = load_recipe(pairs)
     run = generate(recipe, tmp_path / "run", limit=3)
-    assert [o.stage for o in outcomes(run)] == ["", "", "score-eq1"]
+    assert [o.stage for o in read_outcomes(run)] == ["", "", "score-eq1"]
     run = generate(recipe, tmp_path / "run", limit=math.inf)
     whole = generate(recipe, tmp_path / "whole")
-    assert [o.stage for o in outcomes(run)] == [""] * 6 + ["score-eq1"] * 4
+    assert [o.stage for o in read_outcomes(run)] == [""] * 6 + ["score-eq1"] * 4
     assert published(run, tmp_path / "a") == published(whole, tmp_path / "b")
 
 
@@ -154,13 +154,13 @@ def test_what_a_source_lists_twice_is_taken_once(write_recipe: WriteRecipe, tmp_
     (tmp_path / "v3det.json").write_text(json.dumps({"images": listed}))
     source = {"use": "v3det", "annotations": str(tmp_path / "v3det.json"), "images": str(images)}
     run = generate(load_recipe(write_recipe(source=source)), tmp_path / "run")
-    ends = [(o.sample.item.native_id, o.status, o.reason) for o in outcomes(run)]
+    ends = [(o.sample.item.native_id, o.status, o.reason) for o in read_outcomes(run)]
     assert sorted(ends) == [
         ("a.png", "ok", ""),
         ("a.png", "rejected", "the source lists it twice"),
         ("same-as-a.png", "ok", ""),  # another file, though of equal pixels
     ]
-    assert len({o.sample.record_id for o in outcomes(run)}) == 3
+    assert len({o.sample.record_id for o in read_outcomes(run)}) == 3
 
 
 # -- the command line -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from PIL import Image
 from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RecipeError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import funnel, outcomes
+from reasonpix.generation.outcomes import funnel, read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.rewrite_stages import rewrite, select
 from reasonpix.generation.run_folder import RunFolder
@@ -142,7 +142,7 @@ def computed(run: RunFolder) -> list[str]:
 @pytest.mark.usefixtures("pairs")
 def test_pairs_become_reasoning_instructions(tmp_path: Path) -> None:
     run = generate(load_recipe(recipe(tmp_path)), tmp_path / "run")
-    ends = {o.sample.item.native_id: (o.status, o.stage, o.reason) for o in outcomes(run)}
+    ends = {o.sample.item.native_id: (o.status, o.stage, o.reason) for o in read_outcomes(run)}
     # Of the four that come so far, the one whose images are equal goes before the planner is asked.
     assert ends["0"][:2] == ("rejected", "score-eq1")
     assert ends["4"] == ("rejected", "caption", "the source gives no caption of the edited image")

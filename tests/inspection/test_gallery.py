@@ -10,7 +10,7 @@ from PIL import Image
 
 from reasonpix.core.images import decode
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import Ending, StageEntry, outcomes
+from reasonpix.generation.outcomes import Ending, StageEntry, read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import Shard
 from reasonpix.inspection.gallery import Tally, write_gallery
@@ -56,7 +56,7 @@ def test_every_record_is_shown_with_its_images(write_recipe: WriteRecipe, tmp_pa
     path = write_gallery(run)
     assert path == str(tmp_path / "run" / "gallery.html")
     page = Page(path)
-    ended = list(outcomes(run))
+    ended = list(read_outcomes(run))
     ids = [o.sample.record_id for o in ended]
     accepted = [o.sample.record_id for o in ended if o.status == "ok"]
     shown = [article["id"] for article in page.all("article")]
@@ -152,7 +152,7 @@ def test_reasons_are_counted_by_their_kind_and_each_is_shown(
         assert re.sub(r"\s", "", words) in re.sub(r"\s", "", text), words
     # Six places, five kinds of reasons: each has one, and the first of the next round a second.
     assert len(page.all("article")) == 6
-    ended = {o.sample.record_id: o.stage for o in outcomes(run)}
+    ended = {o.sample.record_id: o.stage for o in read_outcomes(run)}
     shown = [ended[str(article["id"])] for article in page.all("article")]
     assert sorted(set(shown)) == ["extract", "ground", "read", "score-eq1", "source"]
 

@@ -12,7 +12,7 @@ import pytest
 from reasonpix.core.hashing import seed_of
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.inspection.lineage import Lineage, trace_record
@@ -67,7 +67,7 @@ def test_the_whole_way_of_an_accepted_record(write_recipe: WriteRecipe, tmp_path
         seed=5, shard_size=3, filters=["no-op", {"use": "eq1", "reject_fraction": 0.2}]
     )
     run = generate(load_recipe(path), tmp_path / "run")
-    outcome = [o for o in outcomes(run) if o.status == "ok"][2]
+    outcome = [o for o in read_outcomes(run) if o.status == "ok"][2]
     record_id = outcome.sample.record_id
     told = trace_record(run, record_id)
     assert (told.status, told.reason) == ("accepted", "")
@@ -124,7 +124,7 @@ def test_a_record_that_ended_early(write_recipe: WriteRecipe, tmp_path: Path) ->
         filters=["trial-filter", "no-op"],
     )
     run = generate(load_recipe(path), tmp_path / "run")
-    for outcome in outcomes(run):
+    for outcome in read_outcomes(run):
         told = trace_record(run, outcome.sample.item.native_id)
         assert told.status == {"ok": "accepted"}.get(outcome.status, outcome.status)
         if outcome.status != "ok":
@@ -198,7 +198,7 @@ def test_candidates_and_orders_are_questions_of_their_own(
     path = write_recipe(source=PAIRS, planner=parrot, filters=filters, part="rewrite")
     run = generate(load_recipe(path, ["candidates=3", "selection_orders=2"]), tmp_path / "run")
     before = asked(tmp_path)
-    accepted = [o for o in outcomes(run) if o.status == "ok"]
+    accepted = [o for o in read_outcomes(run) if o.status == "ok"]
     steps = {it.stage: it for it in trace_record(run, accepted[0].sample.record_id).steps}
     assert [question.task for question in steps["rewrite"].questions] == ["rewrite"] * 3
     assert [question.task for question in steps["select"].questions] == ["select"] * 2
@@ -207,7 +207,7 @@ def test_candidates_and_orders_are_questions_of_their_own(
     assert steps["select"].seeds == [seed_of(0, "select", record_id, i) for i in range(2)]
 
     # The filter before the planner: what it rejects is asked nothing.
-    [rejected] = [o for o in outcomes(run) if o.status != "ok"]
+    [rejected] = [o for o in read_outcomes(run) if o.status != "ok"]
     told = trace_record(run, rejected.sample.record_id)
     assert (told.status, told.stage, told.reason) == ("rejected", "score-eq1", rejected.reason)
     assert status(told)["rewrite"] == status(told)["score-leak"] == "not reached"

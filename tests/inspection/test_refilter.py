@@ -12,7 +12,7 @@ from reasonpix.errors import RecipeError, RunError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import (
     current_stages,
-    outcomes,
+    read_outcomes,
 )
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
@@ -26,7 +26,7 @@ PAIRS = {"use": "fake-source", "count": 6, "caption": "a bee", "instruction": "a
 
 
 def ends(run: RunFolder) -> list[tuple[str, str, str]]:
-    return [(o.status, o.stage, o.reason) for o in outcomes(run)]
+    return [(o.status, o.stage, o.reason) for o in read_outcomes(run)]
 
 
 def files(out: Path) -> dict[str, bytes]:

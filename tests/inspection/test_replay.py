@@ -10,7 +10,7 @@ from PIL import Image
 
 from reasonpix.core.images import encode_png
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import Row
 from reasonpix.inspection.lineage import trace_record
@@ -94,7 +94,7 @@ def test_pixels_that_differ_are_counted(write_recipe: WriteRecipe, tmp_path: Pat
     [shard] = run.shards()
     [folder] = [path.name for path in (tmp_path / "run" / "stages").glob("edit-*")]
     rows = run.read(folder, shard)
-    image = next(outcomes(run)).sample.edited_image()
+    image = next(read_outcomes(run)).sample.edited_image()
     red, green, blue = image.getpixel((3, 4))
     image.putpixel((3, 4), (red, green, blue - 9))
     run.write(folder, shard, [rows[0]._replace(image=encode_png(image)), *rows[1:]])

@@ -11,7 +11,7 @@ import pytest
 
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.inspection.status import RunStatus, clean, read_status, superseded
@@ -115,7 +115,7 @@ def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Pa
     text = list(told.lines())
     assert "5 of 7 records accepted" in text
     assert text[-1].endswith(f": reasonpix refilter {run}")
-    distances = [outcome.scores["eq1.distance"] for outcome in outcomes(run)]
+    distances = [outcome.scores["eq1.distance"] for outcome in read_outcomes(run)]
     unfinish(run, "score-no-op", "000002")
     unfinish(run, "score-eq1", "000001")
     told = read_status(run)
@@ -200,7 +200,7 @@ def test_clean_removes_what_is_superseded_and_nothing_else(
     assert sizes.keys() <= first
     for folder, size in sizes.items():
         assert size == sum(it.stat().st_size for it in (out / "stages" / folder).iterdir())
-    ended = [(o.status, o.sample.instruction) for o in outcomes(run)]
+    ended = [(o.status, o.sample.instruction) for o in read_outcomes(run)]
 
     # Only what was agreed to, and no folder that is current, whoever asks for it.
     [edit, *_] = sizes
@@ -212,7 +212,7 @@ def test_clean_removes_what_is_superseded_and_nothing_else(
     clean(run, sizes)
     assert {folder.name for folder in (out / "stages").iterdir()} == current
     assert not draft.exists()
-    assert [(o.status, o.sample.instruction) for o in outcomes(run)] == ended
+    assert [(o.status, o.sample.instruction) for o in read_outcomes(run)] == ended
 
 
 def test_without_a_list_of_current_stages_nothing_is_superseded(

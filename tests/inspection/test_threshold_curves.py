@@ -14,7 +14,7 @@ from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import (
     StageEntry,
     outcome_counts,
-    outcomes,
+    read_outcomes,
     write_stages,
 )
 from reasonpix.generation.recipe import load_recipe
@@ -65,12 +65,12 @@ def test_a_curve_is_the_share_that_each_value_lets_through(
         assert share == pytest.approx(1 - int(7 * value) / 7)
     [changed] = no_op.curves  # tolerance changes scores, so that it has no curve
     assert (changed.points[0][0], changed.points[-1][0]) == (0.0, 1.0)
-    whole = [o.scores["no-op.changed"] for o in outcomes(run)]
+    whole = [o.scores["no-op.changed"] for o in read_outcomes(run)]
     for value, share in changed.points:
         assert share == pytest.approx(sum(score >= value for score in whole) / 7)
     [distance] = eq1.distributions
     assert sum(distance.counts) == 7
-    assert distance.low == min(o.scores["eq1.distance"] for o in outcomes(run))
+    assert distance.low == min(o.scores["eq1.distance"] for o in read_outcomes(run))
 
 
 def test_an_option_without_bounds_runs_where_it_makes_a_difference(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_second_line_is_what_all_filters_accept_together(
 ) -> None:
     filters = [EQ1, {"use": "region-distance", "max_outside": 5.0, "min_inside": 0.0}]
     run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
-    ended = list(outcomes(run))
+    ended = list(read_outcomes(run))
     limit = sorted(o.scores["region-distance.inside"] for o in ended)[4]
     reapply_filters(run, [f"filters.1.min_inside={limit}"])
     eq1, region = filter_survivals(run)

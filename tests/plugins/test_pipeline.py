@@ -14,7 +14,7 @@ from PIL import Image
 
 from reasonpix.datasets.publishing import publish
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import funnel, outcomes
+from reasonpix.generation.outcomes import funnel, read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.recipe_catalog import locate
 from reasonpix.generation.run_folder import RunFolder
@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scenes_become_edits(run: Path) -> None:
-    ended = list(outcomes(RunFolder(run)))
+    ended = list(read_outcomes(RunFolder(run)))
     assert len(ended) == 6
     edited = [outcome for outcome in ended if outcome.sample.has_edit]
     assert len(edited) >= 4, [outcome.reason for outcome in ended]
@@ -96,7 +96,7 @@ def test_part_two_takes_captions_from_the_source(tmp_path: Path) -> None:
     run = RunFolder(made(tmp_path / "run", recipe="mini/part2"))
     counts = dict(funnel(run))
     assert counts["caption"]["ok"] == 6
-    assert sum(o.status == "ok" for o in outcomes(run)) >= 3
+    assert sum(o.status == "ok" for o in read_outcomes(run)) >= 3
 
 
 def test_photographs_go_through(tmp_path: Path) -> None:
@@ -118,7 +118,9 @@ def test_photographs_go_through(tmp_path: Path) -> None:
     generate(load_recipe(locate("mini/part3"), overrides), run)
     counts = dict(funnel(RunFolder(run)))
     assert sum(stage["failed"] for stage in counts.values()) == 0
-    edited = [outcome.sample for outcome in outcomes(RunFolder(run)) if outcome.sample.has_edit]
+    edited = [
+        outcome.sample for outcome in read_outcomes(RunFolder(run)) if outcome.sample.has_edit
+    ]
     assert len(edited) >= 12
     for sample in edited:
         assert sample.edited_image().size == sample.image().size

@@ -16,7 +16,7 @@ from reasonpix_local_llm import LocalLLM
 from reasonpix_mini import world
 
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.llm.tasks import REPLACE
@@ -158,14 +158,14 @@ def test_one_line_swaps_gpt_for_a_local_llm(url: str, prompt: Path, tmp_path: Pa
     out = tmp_path / "run"
     run = generate(load_recipe(gpt), out)
     first = computed(run)
-    assert [outcome.status for outcome in outcomes(run)] == ["ok"] * 3
+    assert [outcome.status for outcome in read_outcomes(run)] == ["ok"] * 3
     assert first == dict.fromkeys(["read", "caption", "extract", "ground", "plan", "edit"], 3)
 
     generate(load_recipe(local), out)
     # No image is read, no caption, entity or box computed again.
     again = computed(run) - first
     assert set(again) <= {"plan", "edit"} and again["plan"] == 3
-    ended = list(outcomes(run))
+    ended = list(read_outcomes(run))
     assert {(o.status, o.stage) for o in ended} <= {("ok", ""), ("rejected", "plan")}
     # A small model may write nothing usable; what it wrote is kept either way.
     assert all(o.reason for o in ended if o.status == "rejected")

@@ -28,7 +28,7 @@ from PIL import Image
 from reasonpix.core.images import MAX_PIXELS, UndecodableImage, decode
 from reasonpix.errors import SourceError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import Outcome, outcomes, read_stages
+from reasonpix.generation.outcomes import Outcome, read_outcomes, read_stages
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.plugin.components import SourceItem
@@ -146,7 +146,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     recipe = {"shard_size": 50, "source": source, "pipeline": FAKES}
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     status, peak = run_alone(root / "recipe.yaml", root / "run")
-    ended = list(outcomes(RunFolder(root / "run"))) if status == 0 else []
+    ended = list(read_outcomes(RunFolder(root / "run"))) if status == 0 else []
     names = [outcome.sample.item.native_id for outcome in ended]
     return Finished(status, peak, dict(zip(names, ended, strict=True)), names, special)
 
@@ -308,7 +308,7 @@ def test_an_image_that_becomes_a_pipe_after_the_plan(
     (folder / "b.png").unlink()
     os.mkfifo(folder / "b.png")
     run = generate(load_recipe(path, ["pipeline.captioner.caption=a cat"]), tmp_path / "run")
-    first, second = outcomes(run)
+    first, second = read_outcomes(run)
     assert first.status == "ok"
     assert (second.status, second.stage) == ("failed", "caption")
     assert "not a regular file" in second.reason
@@ -399,7 +399,7 @@ def test_pairs_of_which_an_image_is_bad(tmp_path: Path) -> None:
             {"part": "rewrite", "source": source, "pipeline": {"planner": "fake-planner"}}
         )
     )
-    ended = list(outcomes(generate(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")))
+    ended = list(read_outcomes(generate(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")))
     wanted = [
         *[(f"1/{seed}_0.jpg", stage, reason) for seed, (_, _, stage, reason) in pairs.items()],
         ("1/pipe_0.jpg", "source", "not a regular file"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.plugin.components import Captioner
 from reasonpix.plugin.testing import MethodContract, PlannerContract, ScorerContract
@@ -84,7 +84,7 @@ def test_the_slot_of_the_tutorial_can_be_installed(
     declared.write_text(f"{declared.read_text()}[reasonpix.slots]\nmasker = reasonpix_masker\n")
     recipe = load_recipe(write_recipe(masker="ellipse-masker"))
     assert [spec.name for spec in recipe.chain][-3:] == ["plan", "mask", "edit"]
-    assert all(ended.status == "ok" for ended in outcomes(generate(recipe, tmp_path / "run")))
+    assert all(ended.status == "ok" for ended in read_outcomes(generate(recipe, tmp_path / "run")))
 
 
 def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:

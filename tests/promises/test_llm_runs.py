@@ -12,7 +12,7 @@ import yaml
 
 from reasonpix.errors import CostLimit, RecipeError, RunError
 from reasonpix.generation.engine.engine import Progress, generate
-from reasonpix.generation.outcomes import funnel, outcomes
+from reasonpix.generation.outcomes import funnel, read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.generation.statistics import spending
@@ -294,7 +294,7 @@ def test_a_reader_is_asked_by_the_filter_that_needs_one(path: Path, tmp_path: Pa
         "replace": 7,
         "resolve": 7,
     }
-    scores = [outcome.scores["resolvable.correct"] for outcome in outcomes(run)]
+    scores = [outcome.scores["resolvable.correct"] for outcome in read_outcomes(run)]
     assert set(scores) <= {0.0, 1.0}
     assert [line.stage for line in estimate_cost(load_recipe(path), tmp_path / "new")] == [
         "plan",

@@ -8,7 +8,7 @@ import pytest
 
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from tests.conftest import Distribution, WriteRecipe
@@ -63,7 +63,7 @@ def editors():
 
 
 def ends(run: RunFolder) -> list[tuple[str, str, str]]:
-    return [(o.status, o.stage, o.reason) for o in outcomes(run)]
+    return [(o.status, o.stage, o.reason) for o in read_outcomes(run)]
 
 
 @pytest.mark.parametrize(

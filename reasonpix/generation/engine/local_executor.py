@@ -103,7 +103,11 @@ class LocalExecutor:
                 rejected[len(stage.gates)] = verdicts(self._run, stage.gates)
         runners = [
             StageRunner(
-                self._run, stage, self._source, self._components, rejected[len(stage.gates)]
+                self._run,
+                stage,
+                self._source,
+                self._components,
+                rejected[len(stage.gates)],
             )
             for stage, _ in busy
         ]

@@ -55,7 +55,7 @@ def reopen_downstream(run: RunFolder, stages: Sequence[Stage]) -> None:
     for stage in stages:
         folder = stage.entry.folder
         done = run.done(folder)
-        stale = set().union(*(todo[entry.folder] for entry in stage.follows)) & done
+        stale = set().union(*(todo[entry.folder] for entry in stage.upstream)) & done
         _reopen(run, folder, stale)
         todo[folder] = names - done | stale
 

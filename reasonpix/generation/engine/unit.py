@@ -181,7 +181,7 @@ class StageRunner:
     def load(self, shard: Shard) -> list[Sample]:
         """The samples of a shard that reach this stage, from the run folder."""
         return list(
-            samples_reaching(self._run, self.stage.follows, self._rejected, shard, self._source)
+            samples_reaching(self._run, self.stage.upstream, self._rejected, shard, self._source)
         )
 
     def compute(self, shard: Shard, samples: Sequence[Sample]) -> tuple[list[Result | Row], float]:

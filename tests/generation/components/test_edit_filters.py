@@ -9,7 +9,7 @@ from PIL import Image
 
 from reasonpix.generation.components.edit_filters import Eq1, NoOp, RegionDistance, Regrounded
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.plugin.components import Edit, Options, Scorer
@@ -210,7 +210,7 @@ def test_regrounded_hands_problems_on() -> None:
 
 
 def ends(run: RunFolder) -> list[str]:
-    return [outcome.status for outcome in outcomes(run)]
+    return [outcome.status for outcome in read_outcomes(run)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from reasonpix.datasets.publishing import publish
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.instruct_pix2pix import InstructPix2Pix
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.plugin.components import Source, SourceItem, SourcePair
 from reasonpix.plugin.registry import find
@@ -292,7 +292,7 @@ def test_a_run_goes_on_without_a_bad_prompt(write_recipe: WriteRecipe, tmp_path:
         editor={"use": "fake-editor"},
         captioner=None,
     )
-    ended = list(outcomes(generate(load_recipe(recipe), tmp_path / "run")))
+    ended = list(read_outcomes(generate(load_recipe(recipe), tmp_path / "run")))
     assert [(one.stage, one.status) for one in ended[2:]] == [("source", "failed")] * 2
     assert all(one.stage != "source" for one in ended[:2])
 

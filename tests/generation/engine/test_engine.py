@@ -16,7 +16,7 @@ from PIL import Image
 from reasonpix.datasets.publishing import publish
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.engine.engine import Progress, generate
-from reasonpix.generation.outcomes import funnel, outcomes
+from reasonpix.generation.outcomes import funnel, read_outcomes
 from reasonpix.generation.recipe import Recipe, load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from tests.conftest import TRIAL, Distribution, WriteRecipe
@@ -46,7 +46,7 @@ def published(out: Path, name: str = "dataset") -> dict[str, bytes]:
 
 
 def ends(run: RunFolder) -> list[tuple[str, str, str]]:
-    return [(o.status, o.stage, o.reason) for o in outcomes(run)]
+    return [(o.status, o.stage, o.reason) for o in read_outcomes(run)]
 
 
 # -- what is computed, and what is not ------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_another_source_is_another_run(write_recipe: WriteRecipe, tmp_path: Path
     with pytest.raises(RunError, match=r"another source \(use was .*another --out"):
         generate(other, tmp_path / "run")
     run = generate(other, tmp_path / "other")
-    assert [outcome.status for outcome in outcomes(run)] == ["ok"]
+    assert [outcome.status for outcome in read_outcomes(run)] == ["ok"]
 
 
 def test_a_finished_run_computes_nothing_again(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_images_that_are_new_in_the_source_are_added_when_all_are_asked_for(
     generate(recipe, tmp_path / "run")
     assert len(ends(run)) == 3
     generate(recipe, tmp_path / "run", limit=math.inf)
-    names = [(o.sample.item.native_id, o.status) for o in outcomes(run)]
+    names = [(o.sample.item.native_id, o.status) for o in read_outcomes(run)]
     assert names == [
         ("b.png", "ok"), ("c.png", "failed"), ("d.png", "ok"), ("a.png", "ok"), ("c.png", "ok")
     ]  # fmt: skip
@@ -402,7 +402,7 @@ def test_each_record_ends_with_its_stage_and_reason(
     assert reaching == 2
 
     # Trying the others again gives the same: nothing of it depended on its neighbours.
-    assert [o.sample.item.native_id for o in outcomes(run) if o.status == "ok"] == ["0", "22"]
+    assert [o.sample.item.native_id for o in read_outcomes(run) if o.status == "ok"] == ["0", "22"]
 
 
 @pytest.mark.usefixtures("trial")
@@ -446,7 +446,7 @@ def test_images_of_all_kinds_of_damage(write_recipe: WriteRecipe, tmp_path: Path
         file.write((folder / "good.png").read_bytes())
     path = write_recipe(source={"use": "image-folder", "path": str(folder)})
     run = generate(load_recipe(path), tmp_path / "run")
-    found = {o.sample.item.native_id: (o.status, o.stage, o.reason) for o in outcomes(run)}
+    found = {o.sample.item.native_id: (o.status, o.stage, o.reason) for o in read_outcomes(run)}
     assert found == {
         "good.png": ("ok", "", ""),
         "deep/er/good.JPG": ("ok", "", ""),
@@ -484,5 +484,5 @@ def test_an_image_that_changes_after_the_plan(write_recipe: WriteRecipe, tmp_pat
 
 def test_a_limit_takes_the_first_images(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = generate(load_recipe(write_recipe()), tmp_path / "run", limit=3)
-    assert [o.sample.item.native_id for o in outcomes(run)] == ["0", "1", "2"]
+    assert [o.sample.item.native_id for o in read_outcomes(run)] == ["0", "1", "2"]
     assert [(shard.rows, run.plan().complete) for shard in run.shards()] == [(3, False)]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import outcomes
+from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from tests.conftest import TRIAL, Distribution, WriteRecipe
@@ -135,7 +135,7 @@ def pausing(name: str, pause_s: float, **more: Any) -> dict[str, Any]:
 
 
 def ends(run: RunFolder) -> list[tuple[str, str, str]]:
-    return [(o.status, o.stage, o.reason) for o in outcomes(run)]
+    return [(o.status, o.stage, o.reason) for o in read_outcomes(run)]
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -193,7 +193,7 @@ def test_a_component_that_paints_over_its_images_spoils_no_other_stage(
         captioner = pausing("captioner", 0, spoils=spoils)
         path = write_recipe(captioner=captioner, filters=["no-op"])
         run = generate(load_recipe(path), tmp_path / f"{spoils}")
-        made.append([o.sample.edited_png() for o in outcomes(run)])
+        made.append([o.sample.edited_png() for o in read_outcomes(run)])
     assert made[0] == made[1]
 
 
@@ -221,7 +221,9 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_the_limit_remembered(
 
     whole = write_recipe("whole.yaml", source=source, shard_size=10, captioner="watched-captioner")
     other = generate(load_recipe(whole), tmp_path / "whole")
-    assert [o.sample.caption for o in outcomes(run)] == [o.sample.caption for o in outcomes(other)]
+    assert [o.sample.caption for o in read_outcomes(run)] == [
+        o.sample.caption for o in read_outcomes(other)
+    ]
 
 
 def test_an_image_that_memory_does_not_hold_alone_fails_alone(
@@ -353,7 +355,7 @@ def test_what_failed_is_computed_anew_and_nothing_else(
     )
     recipe, out = load_recipe(path), tmp_path / "run"
     whole = generate(recipe, tmp_path / "whole")
-    reds = [o.sample.image().getpixel((0, 0))[0] for o in outcomes(whole)]
+    reds = [o.sample.image().getpixel((0, 0))[0] for o in read_outcomes(whole)]
     broken.write_text(f"{reds[4]} {reds[8]}")
     run = generate(recipe, out)
     failed = [(status, stage) for status, stage, _ in ends(run)].count(("failed", "edit"))
@@ -383,7 +385,7 @@ def test_a_retry_that_is_killed_loses_nothing(
     path = write_recipe(shard_size=2, editor=editor, filters=["no-op"])
     recipe, out = load_recipe(path), tmp_path / "run"
     whole = generate(recipe, tmp_path / "whole")
-    reds = [o.sample.image().getpixel((0, 0))[0] for o in outcomes(whole)]
+    reds = [o.sample.image().getpixel((0, 0))[0] for o in read_outcomes(whole)]
     broken.write_text(f"{reds[1]} {reds[5]}")
     generate(recipe, out)
     # As a process leaves it that was killed after it had reopened the shards.
