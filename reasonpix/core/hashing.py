@@ -1,4 +1,4 @@
-"""Fingerprints and seeds that follow from JSON values alone."""
+"""Fingerprints and seeds that depend on JSON values alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def fingerprint(facts: Any) -> str:
 
 
 def seed_of(*parts: str | int) -> int:
-    """A seed in [0, 2**63) that follows from `parts` alone."""
+    """A seed in [0, 2**63) that depends on `parts` alone."""
     text = "\0".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

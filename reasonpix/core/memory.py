@@ -1,4 +1,4 @@
-"""Memory that runs out, of the machine or of its accelerator: tell it apart, and make room."""
+"""Recognise that the machine or its accelerator is out of memory, and free memory."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import sys
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out.
-
-    torch tells of a full GPU by a class of its own, of a full machine by a RuntimeError.
-    """
+    """Whether memory ran out. torch raises a plain RuntimeError when the machine is full."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    told = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, RuntimeError) and (
-        "out of memory" in told or "can't allocate memory" in told
+        "out of memory" in message or "can't allocate memory" in message
     )
 
 
 def free_memory() -> None:
-    """Give back what nothing holds any more; not before the error is gone: its frames hold much."""
+    """Free unreferenced memory. Call it after the error is gone, whose frames hold references."""
     gc.collect()
     if torch := sys.modules.get("torch"):
         torch.cuda.empty_cache()

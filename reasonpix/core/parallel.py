@@ -1,4 +1,4 @@
-"""Work done ahead in threads, bounds of pieces, and progress that nobody is told of."""
+"""Prefetching in threads, size limits, and the type of progress callbacks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ R = TypeVar("R")
 
 
 class Size(NamedTuple):
-    """A bound: what reaches one of the two is closed, and the next one begun."""
+    """Size limit of a file or group: it is closed when it reaches either number."""
 
     rows: int
     bytes: int
 
 
 def prefetch(work: Callable[[T], R], items: Iterator[T], threads: int = 4) -> Iterator[R]:
-    """The results in order, a few computed ahead in threads: coding images is most of the work."""
+    """The results in order, computed a few items ahead in threads."""
     with ThreadPoolExecutor(threads, thread_name_prefix="publish") as workers:
-        under_way: deque[Future[R]] = deque(
+        pending: deque[Future[R]] = deque(
             workers.submit(work, item) for item in islice(items, 2 * threads)
         )
         try:
-            while under_way:
-                yield under_way.popleft().result()
-                under_way.extend(workers.submit(work, item) for item in islice(items, 1))
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(workers.submit(work, item) for item in islice(items, 1))
         finally:
-            for future in under_way:
+            for future in pending:
                 future.cancel()
 
 
@@ -39,8 +39,8 @@ THREADS = max(2, min(16, os.cpu_count() or 2))
 
 
 Report = Callable[[int, int], None]
-"""Is told how much is done, and how much there is."""
+"""Progress callback: how many items are done, and how many there are."""
 
 
 def quiet(done: int, total: int) -> None:
-    """Tells nobody."""
+    """A progress callback that does nothing."""

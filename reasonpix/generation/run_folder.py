@@ -10,7 +10,7 @@ run/
                               <shard>.partial.parquet   rows known of a shard to be completed
   llm.sqlite                                   every raw answer of an LLM, and what it cost
   journal.jsonl                                seconds and counts of each shard, for people
-  holder                                       the process that is at work
+  holder                                       the running process
 ```
 """
 
@@ -39,7 +39,7 @@ RowTuple = tuple[str, Status, str, str, bytes | None]
 
 
 class Row(NamedTuple):
-    """What a stage has to say of one record. `output` is JSON; `image` an encoded image."""
+    """The result of a stage for one record. `output` is JSON, `image` an encoded image."""
 
     record_id: str
     status: Status
@@ -70,7 +70,7 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which records a run is about."""
+    """The records of a run."""
 
     source: dict[str, Any]
     """The identity of the source."""
@@ -85,28 +85,28 @@ class Plan:
         return sum(shard.rows for shard in self.shards)
 
     def may_grow(self, wanted: float) -> bool:
-        """Whether the source is to be listed for `wanted` records.
+        """Whether the source must be listed again for `wanted` records.
 
-        One that was listed to its end is listed once more when all are wanted.
+        A complete listing is repeated only if all records are wanted.
         """
         return wanted > self.rows and (not self.complete or math.isinf(wanted))
 
 
 class RunFolder:
-    """A run on disk, or at a URL that fsspec knows. What is there is complete."""
+    """A run on disk, or at a URL that fsspec knows. All its files are complete."""
 
     def __init__(self, where: str | Path) -> None:
         self.where = str(where)
-        """As it was given; a URL may hold a password, so it is nothing to show."""
+        """The location as given. It may be a URL with a password: never show it."""
         self.storage = open_storage(where)
 
     def __str__(self) -> str:
-        """Where it is."""
+        """The location, without a password."""
         return str(self.storage)
 
     @property
     def name(self) -> str:
-        """The last part of where it is."""
+        """The last part of the location."""
         return str(self).rstrip("/").rpartition("/")[2]
 
     @property
@@ -115,13 +115,13 @@ class RunFolder:
         return self.storage.exists("plan.json")
 
     def plan(self) -> Plan:
-        """The plan. Raises `RunError` when the folder is no run."""
+        """The plan. Raises `RunError` if the folder is not a run."""
         where = f"{self}/plan.json"
         try:
             plan = json.loads(self.storage.read("plan.json"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(
-                f"{self} is no run folder (it has no plan.json); "
+                f"{self} is not a run folder (it has no plan.json); "
                 "make one with `reasonpix generate RECIPE --out DIR`"
             ) from error
         except ValueError as error:
@@ -130,7 +130,7 @@ class RunFolder:
             shards = tuple(Shard(*shard) for shard in plan["shards"])
             return Plan(plan["source"], plan["source_options"], shards, plan["complete"])
         except (KeyError, TypeError) as error:
-            raise RunError(f"{where} is no plan of a run; start a new run") from error
+            raise RunError(f"{where} is not the plan of a run; start a new run") from error
 
     def shards(self) -> tuple[Shard, ...]:
         """The shards of the plan, in order."""
@@ -152,7 +152,7 @@ class RunFolder:
         columns = zip(*rows, strict=True) if rows else ((),) * len(_SCHEMA)
         arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
         sink = pa.BufferOutputStream()
-        # A dictionary of what hardly repeats costs time and room.
+        # Dictionaries of columns that hardly repeat cost time and space.
         pq.write_table(
             pa.table(arrays, _SCHEMA), sink, compression="zstd", use_dictionary=["status", "reason"]
         )
@@ -165,7 +165,7 @@ class RunFolder:
         return [Row(*values) for values in zip(*columns, strict=True)]
 
     def ends(self, stage: str, shard: Shard) -> list[tuple[str, Status, str]]:
-        """Record id, status and reason of each row of a finished shard, and nothing heavier."""
+        """Record id, status and reason of each row of a finished shard."""
         table = self._table(_path(stage, shard), _SCHEMA.names[:3])
         return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
@@ -179,7 +179,7 @@ class RunFolder:
     def _table(self, name: str, columns: list[str]) -> pa.Table:
         try:
             file = pq.ParquetFile(pa.BufferReader(self.storage.read(name)))
-            # Threads are for larger files: they take longer to begin than these to be read.
+            # Starting threads takes longer than reading files of this size.
             table = file.read(columns, use_threads=False)
             if table.schema != pa.schema([_SCHEMA.field(column) for column in columns]):
                 raise pa.ArrowInvalid("it holds other columns")
@@ -193,12 +193,12 @@ class RunFolder:
     # -- Shards to be completed
 
     def reopen(self, stage: str, shard: Shard) -> None:
-        """Take a shard for unfinished: what failed is computed again, the other rows are kept."""
+        """Mark a shard as unfinished: failed rows are computed again, the others are kept."""
         self.storage.rename(_path(stage, shard), _path(stage, shard, _PARTIAL))
         self.note(stage=stage, shard=shard.name, reopened=True)
 
     def known(self, stage: str, shard: Shard) -> dict[str, Row]:
-        """The rows that are kept of a shard that was reopened, by record id."""
+        """The kept rows of a reopened shard, by record id."""
         name = _path(stage, shard, _PARTIAL)
         try:
             columns = (c.to_pylist() for c in self._table(name, _SCHEMA.names).columns)
@@ -213,13 +213,13 @@ class RunFolder:
         """The names of the shards of `stage` that were reopened and not completed."""
         names = self.storage.names(f"stages/{stage}")
         end = _PARTIAL + _SUFFIX
-        # Where a killed process left both, the finished one counts.
+        # If a killed process left both, the finished one counts.
         whole = set(names)
         stems = {name.removesuffix(end) for name in names if name.endswith(end)}
         return {stem for stem in stems if stem + _SUFFIX not in whole}
 
     def completed(self, stage: str, shard: Shard) -> None:
-        """Let go of the kept rows: the shard is finished again."""
+        """Remove the kept rows: the shard is finished again."""
         self.storage.remove(_path(stage, shard, _PARTIAL))
 
     # -- The journal
@@ -230,7 +230,7 @@ class RunFolder:
         self.storage.append("journal.jsonl", json.dumps(line))
 
     def journal(self) -> Iterator[dict[str, Any]]:
-        """The journal's lines; a torn last line is passed over."""
+        """The journal's lines; an incomplete last line is skipped."""
         with suppress(FileNotFoundError):
             for line in self.storage.read("journal.jsonl").splitlines():
                 with suppress(ValueError):

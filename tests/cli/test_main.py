@@ -100,12 +100,16 @@ def test_debug_gives_the_traceback(shell: Shell, write_recipe: WriteRecipe) -> N
     [
         (["recipes", "show", "mini/prt3"], 2, "did you mean 'mini/part3'?"),
         (["recipes", "check", "nowhere.yaml"], 2, "nowhere.yaml: no such file, and no shipped"),
-        (["publish", "nowhere", "--out", "x"], 1, "nowhere is no run folder (it has no plan.json)"),
-        (["gallery", "nowhere"], 1, "nowhere is no run folder (it has no plan.json)"),
+        (
+            ["publish", "nowhere", "--out", "x"],
+            1,
+            "nowhere is not a run folder (it has no plan.json)",
+        ),
+        (["gallery", "nowhere"], 1, "nowhere is not a run folder (it has no plan.json)"),
         (["plugins", "show", "fake-captoner"], 1, "did you mean 'fake-captioner'?"),
         (["generate", "mini/part3"], 2, "Missing option '--out'"),
         (["generate", "mini/part3", "--out", __file__], 1, "a file is in the way; name another"),
-        (["publish", __file__, "--out", "x"], 1, "is no run folder"),
+        (["publish", __file__, "--out", "x"], 1, "is not a run folder"),
         (["generate", "mini/part3", "--out", "x", "--limit", "0"], 2, "'--limit'"),
     ],
 )

@@ -66,7 +66,7 @@ def test_status_needs_no_permission_to_write(run: RunFolder, tmp_path: Path) -> 
 def test_clean_asks_first(run: RunFolder, tmp_path: Path) -> None:
     folders = set((tmp_path / "run" / "stages").iterdir())
     no_run = call(runs.clean_command, str(tmp_path))
-    assert no_run.exit_code == 1 and "is no run folder" in str(no_run.exception)
+    assert no_run.exit_code == 1 and "is not a run folder" in str(no_run.exception)
     assert call(runs.clean_command, str(run)).output == "0 stage folders removed\n"
     call(runs.refilter_command, str(run), "--set", "filters=[]")
     refused = call(runs.clean_command, str(run), answer="n\n")

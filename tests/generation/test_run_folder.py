@@ -130,7 +130,7 @@ def test_no_journal_is_an_empty_one(run: RunFolder) -> None:
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"is no run folder.*reasonpix generate"):
+    with pytest.raises(RunError, match=r"is not a run folder.*reasonpix generate"):
         RunFolder(tmp_path).shards()
 
 

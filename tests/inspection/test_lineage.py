@@ -55,7 +55,7 @@ def test_a_record_is_found_by_id_by_how_that_begins_and_by_its_own_name(
         trace_record(run, letter)
     with pytest.raises(RunError, match="has no record 'no such'"):
         trace_record(run, "no such")
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         trace_record(RunFolder(tmp_path / "nothing"), "3")
 
 

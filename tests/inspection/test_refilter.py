@@ -122,7 +122,7 @@ def test_mistakes_and_unfinished_runs_are_told(write_recipe: WriteRecipe, tmp_pa
     (folder / "000000.parquet").unlink()
     with pytest.raises(RunError, match="is not finished: stage score-eq1"):
         reapply_filters(run, ["filters.0.reject_fraction=0.5"])
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         reapply_filters(RunFolder(tmp_path / "nothing"), [])
 
 

@@ -157,9 +157,9 @@ def test_a_recipe_tells_what_it_would_reuse(write_recipe: WriteRecipe, tmp_path:
 def test_no_run_is_told_so(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe())
     for asked in (None, recipe):
-        with pytest.raises(RunError, match="is no run folder"):
+        with pytest.raises(RunError, match="is not a run folder"):
             read_status(RunFolder(tmp_path / "nothing"), asked)
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         superseded(RunFolder(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
 
