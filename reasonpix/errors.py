@@ -1,20 +1,20 @@
-"""Every error reasonpix raises on purpose.
+"""The errors that reasonpix raises, and explains to the user without a traceback.
 
 ```
 ReasonpixError            the message says where, what, and how to mend it
-├── RecipeError           a recipe (or a --set) is wrong; carries every problem at once
-├── PluginError           a plugin is unknown, broken, or named twice
+├── RecipeError           a recipe (or a --set) is invalid; lists every problem
+├── PluginError           a plugin is unknown, broken, incompatible, or offered twice
 ├── WeightsError          weights cannot be found or read
 ├── SourceError           a source's folder or index cannot be read
-├── RunError              a run folder is missing, foreign or damaged
-├── CostLimit             the next call could pass --max-cost; the run can go on with a higher one
+├── RunError              a run folder is missing, belongs to another recipe, or is damaged
+├── CostLimit             the next call could exceed --max-cost; the run can continue with more
 ├── batcher.ServerBusy    the server cannot edit now; says when to try again
 ├── batcher.EditRejected  the model cannot edit this image with this instruction
 ├── batcher.EditError     the model failed on an edit
-└── InvalidBox            coordinates that do not make a box inside the image
+└── InvalidBox            coordinates that are not a box inside the image
 ```
 
-What goes wrong with one record is no exception but a row: see `reasonpix.plugin.types.Problem`.
+A failure of a single record is a row rather than an exception: see `reasonpix.plugin.Problem`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ReasonpixError(Exception):
 
 
 class RecipeError(ReasonpixError):
-    """A recipe is wrong. `problems` holds one line for each thing to mend."""
+    """A recipe is invalid. `problems` has one line for each problem."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -36,7 +36,7 @@ class RecipeError(ReasonpixError):
 
 
 class PluginError(ReasonpixError):
-    """A plugin is unknown, broken, or its name is taken twice."""
+    """A plugin is unknown, broken, incompatible, or offered by two packages."""
 
 
 class WeightsError(ReasonpixError):
@@ -52,16 +52,16 @@ class RunError(ReasonpixError):
 
 
 class InvalidBox(ReasonpixError):
-    """Coordinates that do not make a box inside the image."""
+    """Coordinates that are not a box inside the image."""
 
 
 class CostLimit(ReasonpixError):
-    """The next call could pass the cost limit. What was answered is kept."""
+    """The next call could exceed the cost limit. Answers so far are stored."""
 
 
 @contextmanager
 def require_extra(extra: str) -> Iterator[None]:
-    """Imports of packages that only `reasonpix[extra]` brings."""
+    """Guard imports of packages that only `reasonpix[extra]` installs. Raises `ReasonpixError`."""
     try:
         yield
     except ModuleNotFoundError as error:

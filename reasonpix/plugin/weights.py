@@ -1,4 +1,4 @@
-"""Pretrained weights: from a hub id, a local folder or a plugin's checkpoint, or a clear error.
+"""Load pretrained weights from a hub id, a local folder or a plugin's checkpoint.
 
 GGUF files are unpacked once, into a cache of safetensors: see `find_gguf` and `unpack_gguf`.
 """
@@ -36,8 +36,8 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
 
     `loader` is any class with the `from_pretrained` of transformers or diffusers; `arguments`
     (`subfolder`, `dtype`, `use_safetensors`, …) are passed on. Remote code is never run.
-    Raises `WeightsError` that says what is really wrong: no such folder, a folder without the
-    file, or a hub that cannot be reached.
+    Raises `WeightsError` with the actual cause: a missing folder, a folder without the file, or a
+    hub that cannot be reached.
     """
     model = options.model
     check_weights(options)
@@ -75,14 +75,14 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
 
 
 def _show_progress(downloads: bool) -> None:
-    """Bars for downloads; for files at hand they would only be drawn over the run's own."""
+    """Show progress bars for downloads only; for local files they would cover the run's own."""
     from transformers.utils import logging
 
     (logging.enable_progress_bar if downloads else logging.disable_progress_bar)()
 
 
 def check_weights(options: ModelOptions) -> None:
-    """Raise `WeightsError` when `options.model` can only be a folder or GGUF file, and is none."""
+    """Raise `WeightsError` if `options.model` looks like a path to nothing that exists."""
     model = options.model
     if model.endswith(".gguf"):
         if not os.path.isfile(model):
@@ -145,12 +145,11 @@ def find_gguf(options: ModelOptions, gguf_file: str | None = None) -> Path | Non
 def unpack_gguf(file: Path, dtype: torch.dtype, cache_dir: Path | None = None) -> Path:
     """A folder with the causal language model, tokenizer and generation config of a GGUF file.
 
-    transformers needs a minute or so for each gigabyte of a GGUF file: it is done once, and kept
-    as safetensors of `dtype` in `cache_dir`, by default `$XDG_CACHE_HOME/reasonpix` or
+    Reading GGUF takes transformers about a minute per gigabyte, so the result is cached as
+    safetensors of `dtype` in `cache_dir`, by default `$XDG_CACHE_HOME/reasonpix` or
     `~/.cache/reasonpix`. An entry is named by the file's SHA-256, the version of transformers and
-    `dtype`, appears as a whole, is checked against the digest of its bytes each time, and made
-    anew when it is damaged. Processes that want the same entry wait for the first. Raises
-    `WeightsError`.
+    `dtype`. It is written atomically, verified by its digest on each use, and rebuilt if damaged.
+    Processes that need the same entry wait for the first. Raises `WeightsError`.
     """
     import transformers
     from safetensors import SafetensorError
@@ -199,14 +198,13 @@ def _unpack(file: Path, dtype: torch.dtype, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent), **source, dtype=dtype, quantization_config=unpacked
         )
-    # Its readers check little: a file that is none, or an architecture they do not know, gives
-    # errors of all kinds.
+    # The readers validate little: other files and unknown architectures raise any exception.
     except Exception as error:
         raise WeightsError(
             f"model: transformers cannot read {str(file)!r} as a GGUF file of a causal language "
             f"model: {type(error).__name__}: {error}"
         ) from error
-    # Plain weights, which may be saved; what says that they come from a quantizer forbids it.
+    # The weights are plain now; transformers refuses to save them while these attributes are set.
     model.hf_quantizer = None
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
@@ -216,7 +214,7 @@ def _unpack(file: Path, dtype: torch.dtype, folder: Path) -> None:
 def choose_device(options: ModelOptions) -> torch.device:
     """The device of `options.device`; auto takes a GPU when there is one.
 
-    Raises `WeightsError` for what is no device.
+    Raises `WeightsError` if it is not the name of a device.
     """
     import torch
 
@@ -231,7 +229,7 @@ def choose_device(options: ModelOptions) -> torch.device:
 
 
 def usable_device(options: ModelOptions) -> torch.device:
-    """The device of `options.device`, tried. Raises `WeightsError` where it cannot be used."""
+    """The device of `options.device`, tested. Raises `WeightsError` if it cannot be used."""
     import torch
 
     device = choose_device(options)
@@ -260,8 +258,8 @@ def choose_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
 def digest(path: Path) -> str:
     """SHA-256 in hex: of a file's bytes, or over the names and bytes of all files in a folder.
 
-    A folder's card, hidden files and `__pycache__` are no weights and do not count; nor do exports
-    of the weights in it, which have an `export.json` of their own.
+    Ignores a folder's README.md, hidden files and `__pycache__`, and subfolders with exports of the
+    weights (those with an `export.json`).
     """
     if path.is_file():
         return _sha256(path).hexdigest()
