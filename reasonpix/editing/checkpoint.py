@@ -156,8 +156,8 @@ def read_encoder_spec(options: ModelOptions) -> ComponentSpec | None:
 def _empty_text_states(parts: PipelineParts) -> Tensor:
     if parts.text is None:
         raise WeightsError(
-            f"model: {parts.options.model!r} holds neither a connector nor a text encoder, so "
-            "nothing says what no instruction is"
+            f"model: {parts.options.model!r} has neither a connector nor a text encoder, so "
+            "the conditioning of no instruction is unknown"
         )
     return parts.text([""])[0]
 

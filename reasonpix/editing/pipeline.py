@@ -207,7 +207,7 @@ class ReasonPix2Pix:
         if not len(images) == len(instructions) == len(seed):
             raise ReasonpixError(
                 f"{len(images)} images, {len(instructions)} instructions and {len(seed)} seeds: "
-                "give one of each for every image, or a single instruction or seed for all"
+                "pass one of each per image, or a single instruction or seed for all"
             )
         settings = self.resolve_settings(
             guidance_scale=guidance_scale,
@@ -243,8 +243,8 @@ class ReasonPix2Pix:
         )
         if steps > trained:
             raise ReasonpixError(
-                f"num_inference_steps: {steps} are more than the {trained} steps that the model "
-                "was trained with"
+                f"num_inference_steps: {steps} steps exceed the {trained} that the model was "
+                "trained with"
             )
         try:
             # On a copy, as another thread may be sampling.

@@ -92,7 +92,7 @@ def _scheduler_class(index: dict[str, Any], options: ModelOptions) -> type[Sched
     scheduler = getattr(diffusers, str(name), None)
     if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
         raise WeightsError(
-            f"model: {options.model!r} names no scheduler of diffusers, got {name!r}"
+            f"model: {options.model!r} names {name!r}, which is not a scheduler of diffusers"
         )
     return scheduler
 
@@ -105,9 +105,10 @@ def check_channels(parts: PipelineParts, init: str) -> None:
     raise WeightsError(
         f"model: the UNet of {parts.options.model!r} takes {unet.in_channels} channels, "
         + (
-            "so it is no editing model; `reasonpix train` makes one of it with init: sd15"
+            "so it is not an editing model; to train one from it, set `init: sd15`"
             if init == "ip2p"
-            else "so it is no text-to-image model; to train an editing model on, say init: ip2p"
+            else "so it is not a text-to-image model; to continue training an editing model, set "
+            "`init: ip2p`"
         )
     )
 
@@ -134,16 +135,16 @@ def _why_no_pipeline(name: str, options: ModelOptions) -> str:
     if not folder.is_dir():
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
             return (
-                f"{name!r} is no folder here and not in the cache, and HF_HUB_OFFLINE is set; "
+                f"{name!r} is neither a local folder nor in the cache, and HF_HUB_OFFLINE is set; "
                 "download it once without HF_HUB_OFFLINE, or name a local folder"
             )
     elif (folder / "model" / "model_index.json").is_file():
         return f"{name!r} is the folder of a run; its model is {str(folder / 'model')!r}"
     elif (folder / "state").is_dir() and (folder / "recipe.yaml").is_file():
-        return f"{name!r} is a run that has not finished; its model/ comes at the end of training"
+        return f"{name!r} is an unfinished run; its model/ is written at the end of training"
     return (
-        f"{name!r} is no editing model: it holds no model_index.json; name what `reasonpix train` "
-        "wrote, or an InstructPix2Pix pipeline"
+        f"{name!r} is not an editing model: it has no model_index.json; name a model that "
+        "`reasonpix train` wrote, or an InstructPix2Pix pipeline"
     )
 
 
@@ -155,9 +156,11 @@ def read_json(options: ModelOptions, name: str) -> dict[str, Any] | None:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"model: {name} of {options.model!r} is no JSON: {error}") from error
+        raise WeightsError(
+            f"model: {name} of {options.model!r} is not valid JSON: {error}"
+        ) from error
     if not isinstance(values, dict):
-        raise WeightsError(f"model: {name} of {options.model!r} holds no mapping")
+        raise WeightsError(f"model: {name} of {options.model!r} is not a JSON object")
     return values
 
 
@@ -178,7 +181,7 @@ def find_file(options: ModelOptions, name: str) -> Path | None:
         )
     except OSError as error:
         raise WeightsError(
-            f"model: cannot get {name} of {options.model!r}: {error}; name a local folder, or see "
-            "that the hub can be reached"
+            f"model: cannot get {name} of {options.model!r}: {error}; name a local folder, or "
+            "check the connection to the hub"
         ) from error
     return Path(downloaded) if downloaded else None

@@ -46,7 +46,9 @@ def claim_folder(recipe: TrainingRecipe, out: Path) -> None:
     if file.exists() or any(path.name != "holder" for path in out.iterdir()):
         previous = _read_recipe(file)
         if previous is None:
-            raise RunError(f"{out} is not empty, and no folder of a training run; name another")
+            raise RunError(
+                f"{out} is not empty and is not the folder of a training run; choose another"
+            )
         # A run without a checkpoint has learnt nothing that a change could spoil.
         if saved := checkpoints(out):
             _check_resumable(recipe, previous, out, int(saved[-1].name))
@@ -60,13 +62,13 @@ def _check_resumable(
     different = set(_differences(previous, yaml.safe_load(recipe.as_yaml())))
     if different := different - excluded - {"model.cache_dir"}:
         raise RunError(
-            f"{out} was trained by a recipe that differs in {', '.join(sorted(different))}; name a "
-            "new folder, or give the old values"
+            f"{out} was trained by a recipe that differs in {', '.join(sorted(different))}; choose "
+            "a new folder, or restore the old values"
         )
     if steps_taken > recipe.total_steps:
         raise RunError(
-            f"{out} was trained for {steps_taken} steps already, and the recipe asks for "
-            f"{recipe.total_steps}; name a new folder, or give as many steps or more"
+            f"{out} was already trained for {steps_taken} steps, and the recipe asks for "
+            f"{recipe.total_steps}; choose a new folder, or set at least as many steps"
         )
 
 
@@ -141,13 +143,13 @@ def read_state(folder: Path, state: TrainingState) -> None:
                 parameter.copy_(weights[name])
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise RunError(
-            f"{folder} is damaged: {error}; remove it, and training goes on from the one before"
+            f"{folder} is damaged: {error}; remove it to resume from the one before"
         ) from error
     if data != state.data:
         raise RunError(
             f"{folder.parent.parent} was trained on other data, or with another encoder or "
-            "VAE, than there is now; name a new folder, or give the old ones. To train what was "
-            "learnt on new data, name its model/ as the recipe's model"
+            "VAE; choose a new folder, or restore the old ones. To continue training on new data, "
+            "set the recipe's model.model to the old folder's model/"
         )
     state.step = step
     # In the order of the parameters, not of the file: the two are averaged pair by pair.

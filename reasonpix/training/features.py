@@ -102,8 +102,8 @@ class OnlineFeatures:
             if isinstance(h, Problem):
                 raise SourceError(
                     f"{examples[request[0]].row}: the encoder has a problem with {text!r}: "
-                    f"{h.reason}; remove the row, or compute features once, where "
-                    "`broken: skip` leaves it out"
+                    f"{h.reason}; remove the row, or set cache: true, where `broken: skip` can "
+                    "leave it out"
                 )
             features.append(Feature(h, *moments[self._pixel_key(*request)]))
         return features
@@ -125,7 +125,7 @@ class OnlineFeatures:
             states = self.encoder.encode([image.copy() for image in images[batch]], texts[batch])
             if len(states) != len(texts[batch]):
                 raise PluginError(
-                    f"encoder {self.encoder_spec.name!r} gave {len(states)} results for "
+                    f"encoder {self.encoder_spec.name!r} returned {len(states)} results for "
                     f"{len(texts[batch])} pairs"
                 )
             results += map(_rounded, states)
@@ -172,7 +172,7 @@ class OnlineFeatures:
         ]
         if not all(result.isfinite().all() for result in results):
             raise RunError(
-                f"the VAE gives latents that are no numbers in {self.vae.dtype}; load it in float32"
+                f"the VAE computes NaN or infinity in {self.vae.dtype}; load it in float32"
             )
         return results
 
@@ -184,11 +184,11 @@ def _rounded(h: object) -> Tensor | Problem:
         return h
     if not isinstance(h, np.ndarray) or h.ndim != 2 or not h.size:
         what = f"an array of {h.shape}" if isinstance(h, np.ndarray) else type(h).__name__
-        return Problem(status="failed", reason=f"the encoder gave {what}, not (tokens, width)")
+        return Problem(status="failed", reason=f"the encoder returned {what}, not (tokens, width)")
     rounded = torch.from_numpy(np.ascontiguousarray(h)).to(torch.float16)
     if not rounded.isfinite().all():
         return Problem(
-            status="failed", reason="the encoder gave numbers that are not finite in float16"
+            status="failed", reason="the encoder returned numbers that are not finite in float16"
         )
     return rounded
 

@@ -120,12 +120,12 @@ class TrainingRecipe(_Block):
     def _fits(self) -> Self:
         if self.batch_size % self.micro_batch_size and self.batch_size > self.micro_batch_size:
             raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of micro_batch_size "
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
         if self.align and self.model.connector.kind not in _ALIGNED:
             raise ValueError(
-                "align needs a connector whose tokens stand for CLIP's, one by one: "
+                "align needs a connector whose tokens correspond to CLIP's one by one: "
                 f"{', '.join(_ALIGNED)}"
             )
         if self.align and self.data.align is None:

@@ -48,7 +48,7 @@ def _check_scheduler(recipe: TrainingRecipe, parts: PipelineParts) -> None:
     steps, trained = recipe.sampling.num_inference_steps, config["num_train_timesteps"]
     if steps > trained:
         raise RecipeError(
-            [f"sampling.num_inference_steps: {steps} are more than the model's {trained} steps"]
+            [f"sampling.num_inference_steps: {steps} steps exceed the model's {trained}"]
         )
 
 
@@ -77,8 +77,8 @@ def _check_resolution(recipe: TrainingRecipe, parts: PipelineParts) -> None:
     if recipe.data.resolution % stride:
         raise RecipeError(
             [
-                f"data.resolution: {recipe.data.resolution} is no multiple of {stride}, as the "
-                "UNet needs"
+                f"data.resolution: {recipe.data.resolution} is not a multiple of {stride}, the "
+                "UNet's stride"
             ]
         )
 
@@ -93,8 +93,8 @@ def _check_alignment(recipe: TrainingRecipe, parts: PipelineParts) -> None:
     if recipe.model.connector.tokens not in (None, parts.text.tokens):
         raise RecipeError(
             [
-                f"model.connector.tokens: {recipe.model.connector.tokens} cannot be aligned, one "
-                f"by one, to the {parts.text.tokens} of CLIP's text; leave it out"
+                f"model.connector.tokens: {recipe.model.connector.tokens} tokens cannot be aligned "
+                f"one by one to the {parts.text.tokens} of CLIP; leave it out"
             ]
         )
 
@@ -104,7 +104,7 @@ def _check_batches(recipe: TrainingRecipe, processes: int) -> None:
     if recipe.align:
         sizes["align.batch_size"] = recipe.align.batch_size
     problems = [
-        f"{name}: {size} examples cannot be shared evenly by {processes} processes"
+        f"{name}: {size} examples cannot be divided evenly among {processes} processes"
         for name, size in sizes.items()
         if size % processes
     ]
@@ -152,8 +152,8 @@ def split_examples(
     held_out = dict.fromkeys(images[: recipe.validation.examples])
     if len(held_out) == len(images):
         raise SourceError(
-            f"data: {len(images)} input images are too few to keep "
-            f"{recipe.validation.examples} of them for validation; lower validation.examples"
+            f"data: {len(images)} input images are too few to hold out "
+            f"{recipe.validation.examples} for validation; lower validation.examples"
         )
     training = [n for n in usable if pairs.examples[n].input_image not in held_out]
     return training, [first[image] for image in held_out]

@@ -153,7 +153,7 @@ def _training_loop(
             if not math.isfinite(loss):
                 raise RunError(
                     f"{session.out}: the loss of step {state.step} is {loss}; the last checkpoint "
-                    "is kept. Lower the learning rate in a new folder, or look at the data"
+                    "is kept. Use a lower learning rate in a new folder, or check the data"
                 )
 
             speed.add(stage.sampler.batch_size)

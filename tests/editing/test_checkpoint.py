@@ -283,9 +283,9 @@ def short_file(folder: Path) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no index": (lose("model_index.json"), "it holds no model_index.json"),
-    "index": (write("model_index.json", "{"), "model_index.json of .* is no JSON"),
-    "facts": (write("reasonpix.json", "[]"), "reasonpix.json of .* holds no mapping"),
+    "no index": (lose("model_index.json"), "it has no model_index.json"),
+    "index": (write("model_index.json", "{"), "model_index.json of .* is not valid JSON"),
+    "facts": (write("reasonpix.json", "[]"), "reasonpix.json of .* is not a JSON object"),
     "settings": (
         change("reasonpix.json", settings={"steps": 3}),
         "reasonpix.json of .*: settings.steps: no such option",
@@ -307,7 +307,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "no unet": (lose("unet/diffusion_pytorch_model.safetensors"), "no usable UNet2DCondition"),
     "scheduler": (
         change("model_index.json", scheduler=["diffusers", "UNet2DModel"]),
-        "names no scheduler of diffusers, got 'UNet2DModel'",
+        "names 'UNet2DModel', which is not a scheduler of diffusers",
     ),
 }
 
@@ -326,7 +326,7 @@ def test_the_folder_of_a_run_is_no_model(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "state").mkdir(parents=True)
     (run / "recipe.yaml").touch()
-    with pytest.raises(WeightsError, match="a run that has not finished"):
+    with pytest.raises(WeightsError, match="an unfinished run"):
         load_checkpoint(options(run))
     write_tiny(run / "model")
     with pytest.raises(WeightsError, match=r"folder of a run; its model is '.*run/model'"):
@@ -335,7 +335,9 @@ def test_the_folder_of_a_run_is_no_model(tmp_path: Path) -> None:
 
 def test_what_the_hub_cannot_give_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(WeightsError, match="'owner/gone' is no folder here and not in the cache"):
+    with pytest.raises(
+        WeightsError, match="'owner/gone' is neither a local folder nor in the cache"
+    ):
         load_checkpoint(options(Path("owner/gone")))
 
 
@@ -352,7 +354,7 @@ def test_a_connector_of_another_model_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_text_to_image_model_is_no_editing_model(sd15: Path) -> None:
-    with pytest.raises(WeightsError, match=r"takes 4 channels.*`reasonpix train`.*init: sd15"):
+    with pytest.raises(WeightsError, match=r"takes 4 channels.*`init: sd15`"):
         load_checkpoint(options(sd15))
 
 

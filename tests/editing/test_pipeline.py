@@ -406,7 +406,7 @@ def test_problems_stand_in_the_place_of_their_task(model: ReasonPix2Pix) -> None
         ({"guidance_scale": -1}, "guidance_scale: input should be greater than or equal to 0"),
         ({"image_guidance_scale": float("nan")}, "image_guidance_scale: input should be"),
         ({"num_inference_steps": 0}, "num_inference_steps: input should be greater"),
-        ({"num_inference_steps": 1001}, "1001 are more than the 1000 steps"),
+        ({"num_inference_steps": 1001}, "1001 steps exceed the 1000"),
         ({"resolution": 2}, "resolution: input should be greater"),
         ({"seed": [1, 2]}, "1 images, 1 instructions and 2 seeds"),
     ],

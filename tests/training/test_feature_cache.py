@@ -440,7 +440,7 @@ def test_a_damaged_shard_is_computed_again(
     again = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4, SMALL)
     with caplog.at_level(logging.WARNING):
         again.compute()
-    assert f"{shard} is damaged: what it held is computed again" in caplog.text
+    assert f"{shard} is damaged; its tensors are computed again" in caplog.text
     assert len(encoded(notes)) == 4
     assert files(tmp_path / "f") == whole
     assert equal(
@@ -514,8 +514,8 @@ def test_the_encoders_problems_stop_when_all_else_is_computed(
     told = str(raised.value)
     assert told.startswith("data: 3 broken rows\n")
     assert f"{path} row 1 (edit_prompt): too odd" in told
-    assert f"{path} row 2 (edit_prompt): the encoder gave numbers that are not finite" in told
-    assert "row 4 (edit_prompt): the encoder gave an array of (6,), not (tokens, width)" in told
+    assert f"{path} row 2 (edit_prompt): the encoder returned numbers that are not finite" in told
+    assert "row 4 (edit_prompt): the encoder returned an array of (6,), not (tokens, width)" in told
     assert len(encoded(notes)) == 5
     with pytest.raises(SourceError, match="3 broken rows"):
         cached.compute()
@@ -556,7 +556,7 @@ def test_lost_results_are_the_plugins_fault(
     vae: AutoencoderKL, notes: Path, tmp_path: Path
 ) -> None:
     pairs = read(odd(tmp_path, "lost", "found"), instructions=["edit_prompt"])
-    with pytest.raises(PluginError, match="'noted-encoder' gave 1 results for 2 pairs"):
+    with pytest.raises(PluginError, match="'noted-encoder' returned 1 results for 2 pairs"):
         CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4).compute()
     assert notes.read_text().endswith("close\n")
 
@@ -565,7 +565,7 @@ def test_a_vae_that_gives_no_numbers(path: Path, tmp_path: Path) -> None:
     vae = tiny_vae()
     with torch.no_grad():
         vae.encoder.conv_in.bias.fill_(float("nan"))
-    with pytest.raises(RunError, match=r"no numbers in torch.float32; load it in float32"):
+    with pytest.raises(RunError, match=r"infinity in torch.float32; load it in float32"):
         OnlineFeatures(read(path), fake(), vae).get([(0, 0)])
 
 

@@ -99,7 +99,7 @@ def test_overrides_win(path: Path) -> None:
         ({"model": {"model": "a/b", "init": "sdxl"}}, "init: input should be 'sd15' or 'ip2p'"),
         ({"model": {"model": "a/b", "connector": "q-former"}}, "input should be 'text_tokens'"),
         ({"model": {"model": "mini/gone"}}, "model.model: no checkpoint 'mini/gone'"),
-        ({"batch_size": 33}, "batch_size 33 is no multiple of micro_batch_size 32"),
+        ({"batch_size": 33}, "batch_size 33 is not a multiple of micro_batch_size 32"),
         ({"dropout": 0.4}, "dropout: input should be less than or equal to 0.33"),
         ({"betas": [0.9, 1.0]}, "betas.1: input should be less than 1, got 1.0"),
         ({"learning_rate": 0}, "learning_rate: input should be greater than 0, got 0"),
@@ -108,7 +108,7 @@ def test_overrides_win(path: Path) -> None:
             "data.instructions: a column is named twice",
         ),
         ({"precision": "fp16"}, "precision: input should be 'auto', 'fp32' or 'bf16'"),
-        ({"align": {"steps": 3}}, "align needs a connector whose tokens stand for CLIP's"),
+        ({"align": {"steps": 3}}, "align needs a connector whose tokens correspond to CLIP's"),
         (
             {"align": {"steps": 3}, "model": {"model": "a/b", "connector": "clip_residual"}},
             "align needs the column to align to: name it by data.align",

@@ -376,7 +376,7 @@ def test_more_steps_are_learnt_and_less_are_refused(tmp_path: Path) -> None:
     run(tmp_path, steps=5)
     assert files(tmp_path / "out" / "model") == files(tmp_path / "once" / "model")
     assert losses(tmp_path / "out") == losses(tmp_path / "once")
-    with pytest.raises(RunError, match="trained for 5 steps already, and the recipe asks for 4"):
+    with pytest.raises(RunError, match="already trained for 5 steps, and the recipe asks for 4"):
         run(tmp_path, steps=4)
     run(tmp_path, steps=5)
     assert files(tmp_path / "out" / "model") == files(tmp_path / "once" / "model")
@@ -440,7 +440,7 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
         out = tmp_path / name.partition(".")[0]
         out.mkdir()
         (out / name).write_text(text)
-        with pytest.raises(RunError, match="is not empty, and no folder of a training run"):
+        with pytest.raises(RunError, match="is not empty and is not the folder of a training run"):
             run(tmp_path, out.name)
         assert (out / name).read_text() == text
 
@@ -538,7 +538,7 @@ def log_is_empty(folder: Path) -> bool:
     ("change", "kind", "message"),
     [
         ({"data__instructions": ["wish"]}, SourceError, "'wish'"),
-        ({"data__resolution": 20}, RecipeError, "20 is no multiple of 8"),
+        ({"data__resolution": 20}, RecipeError, "20 is not a multiple of 8"),
         ({"validation": {"examples": 10}}, SourceError, "10 input images are too few"),
         ({"model__connector__heads": 3}, WeightsError, "3 heads do not divide"),
         (
@@ -550,7 +550,7 @@ def log_is_empty(folder: Path) -> bool:
         (
             {"model__connector__tokens": 5, "align": {"steps": 1}, "data__align": "plain"},
             RecipeError,
-            "5 cannot be aligned, one by one, to the 12",
+            "5 tokens cannot be aligned one by one to the 12",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -568,9 +568,9 @@ def test_what_does_not_go_together_is_told(
     [
         ({"model__connector__heads": 3}, "3 heads do not divide"),
         ({"model__connector": {"kind": "clip_residual", "tokens": 5, "heads": 2}}, "has 5 tokens"),
-        ({"model__init": "sd15"}, "say init: ip2p"),
+        ({"model__init": "sd15"}, "set `init: ip2p`"),
         ({"trackers": ["wandb"]}, "trackers: wandb is not installed"),
-        ({"sampling__num_inference_steps": 1001}, "1001 are more than the model's 1000 steps"),
+        ({"sampling__num_inference_steps": 1001}, "1001 steps exceed the model's 1000"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -50,7 +50,7 @@ def fitted(
             _check(port, tensor, device, sizes)
             tensors[port.name] = tensor
         elif port.dtype != "bool":
-            raise ValueError(f"{port.name} is absent")
+            raise ValueError(f"{port.name} is missing")
     for port in graph.inputs:
         if port.name not in tensors:
             shape = shape_of(port, sizes)
@@ -77,9 +77,9 @@ def _check(port: Port, tensor: Tensor, device: torch.device, sizes: dict[str, in
     if tensor.dtype != getattr(torch, port.dtype):
         raise ValueError(f"{port.name} is {tensor.dtype}, not torch.{port.dtype}")
     if tensor.device != device:
-        raise ValueError(f"{port.name} lies on {tensor.device}, not on {device}")
+        raise ValueError(f"{port.name} is on {tensor.device}, not on {device}")
     if not tensor.is_contiguous():
-        raise ValueError(f"{port.name} is not contiguous, and is read where it lies")
+        raise ValueError(f"{port.name} is not contiguous")
     if tensor.ndim != len(port.shape):
         raise ValueError(f"{port.name} has {tensor.ndim} sides, not {len(port.shape)}")
     for number, (side, found) in enumerate(zip(port.shape, tensor.shape, strict=True)):

@@ -108,7 +108,9 @@ def read_manifest(model: Path, format: Format) -> Manifest | None:
         return Manifest.model_validate(json.loads(file.read_bytes()))
     except (ValidationError, ValueError) as error:
         what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise WeightsError(f"{file} is no manifest ({what}); {_mend(model, format)}") from error
+        raise WeightsError(
+            f"{file} is not a valid manifest ({what}); {_mend(model, format)}"
+        ) from error
 
 
 def read_export(model: Path, format: Format) -> Export | None:

@@ -72,7 +72,7 @@ def _session(file: Path, settings: Any, provider: Any) -> Any:
     wanted = provider if isinstance(provider, str) else provider[0]
     if wanted not in session.get_providers():
         raise ReasonpixError(
-            "onnx: ONNX Runtime cannot use the GPU (its own words stand above); its CUDA and cuDNN "
+            "onnx: ONNX Runtime cannot use the GPU (see its messages above); its CUDA and cuDNN "
             "must be the versions of PyTorch's: pip install 'reasonpix[onnx-gpu]'; or choose "
             "--device cpu"
         )

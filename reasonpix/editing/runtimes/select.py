@@ -82,7 +82,7 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
         raise WeightsError(
             f"model: {options.model!r} has no export for {runtime} ({there}); make one: {how}"
             if folder.is_dir()
-            else f"model: {options.model!r} is no folder here, and exports are read from folders; "
+            else f"model: {options.model!r} is not a local folder, as exports are; "
             f"make one: {how} --out DIR"
         )
     return Choice(runtime, choose_export_device(runtime, options))

@@ -83,7 +83,7 @@ def driver_version() -> str:
         return told.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
         raise ReasonpixError(
-            "TensorRT: the driver's version is not known, because nvidia-smi failed "
+            "TensorRT: the driver's version is unknown because nvidia-smi failed "
             f"({error}); a container needs NVIDIA_DRIVER_CAPABILITIES=compute,utility"
         ) from error
 
@@ -186,7 +186,7 @@ class _Engine:
         self.context = self._engine and self._engine.create_execution_context()
         if self.context is None:
             raise WeightsError(
-                f"{file}: TensorRT cannot run the engine that it built (its own words stand "
+                f"{file}: TensorRT cannot run the engine that it built (see its messages "
                 "above); free memory on the GPU, or choose another runtime"
             )
 
@@ -237,7 +237,7 @@ class TensorRTNetwork(ExportedNetwork):
     def _ask(self, done: bool, what: str) -> None:
         if not done:
             raise ReasonpixError(
-                f"{self._graph.file}: TensorRT refuses the {what} (its own words stand above)"
+                f"{self._graph.file}: TensorRT rejects the {what} (see its messages above)"
             )
 
 
@@ -262,7 +262,7 @@ def _build(trt: Any, onnx: Path, profile: Mapping[str, Span]) -> bytes:
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise WeightsError(
-            f"{onnx}: TensorRT {trt.__version__} cannot build an engine (its own words stand "
+            f"{onnx}: TensorRT {trt.__version__} cannot build an engine (see its messages "
             "above); free memory on the GPU, or export with a smaller profile"
         )
     return bytes(engine)

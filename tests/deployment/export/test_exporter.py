@@ -285,7 +285,7 @@ def test_what_is_there_survives_a_refusal(room: Room, said: Result) -> None:
         ),
         ("mini/reasonpix2pix", "taken", "taken holds something else; give a new folder"),
         ("mini/reasonpix2pix", "taken/file", "is a file; give a folder"),
-        ("mini/clip", "new", "is no editing model"),
+        ("mini/clip", "new", "is not an editing model"),
     ],
 )
 def test_places_that_are_not_free(

@@ -82,7 +82,7 @@ def test_an_export_is_read_as_it_was_written(model: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "changed": (lambda folder: (folder / "unet.onnx").write_bytes(b"other"), "is not the file"),
     "absent": (lambda folder: (folder / "unet.onnx").unlink(), "cannot be read: No such file"),
-    "no json": (lambda folder: (folder / "export.json").write_text("{"), "is no manifest"),
+    "no json": (lambda folder: (folder / "export.json").write_text("{"), "is not a valid manifest"),
     "no manifest": (lambda folder: (folder / "export.json").write_text("{}"), "Field required"),
 }
 
@@ -100,7 +100,7 @@ def test_a_manifest_of_another_version_is_not_guessed_at(model: Path) -> None:
     folder = exported(model, "onnx")
     facts = json.loads((folder / "export.json").read_text())
     (folder / "export.json").write_text(json.dumps(facts | {"version": 2}))
-    with pytest.raises(WeightsError, match="is no manifest"):
+    with pytest.raises(WeightsError, match="is not a valid manifest"):
         read_export(model, "onnx")
 
 
@@ -148,7 +148,7 @@ def test_a_missing_export_is_told_with_the_command_that_makes_it(model: Path) ->
     exported(model, "onnx")
     with pytest.raises(WeightsError, match="there are exports for onnx"):
         choose_runtime("openvino", options(model))
-    with pytest.raises(WeightsError, match=r"is no folder here.*--out DIR"):
+    with pytest.raises(WeightsError, match=r"is not a local folder.*--out DIR"):
         choose_runtime("onnx", options(Path("someone/model")))
 
 

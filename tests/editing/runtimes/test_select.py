@@ -209,8 +209,8 @@ def test_what_is_bound_stays_alive_and_apart(networks: dict[str, Network]) -> No
         ({"timestep": torch.zeros(3)}, r"timestep has 3 for side 0 \(batch\), not 2"),
         ({"encoder_attention_mask": torch.ones(2, 7) > 0}, r"7 for side 1 \(sequence\), not 6"),
         ({"sample": torch.zeros(2, 8, 8, 8).mT}, "sample is not contiguous"),
-        ({"sample": torch.zeros(2, 8, 8, 8, device="meta")}, "sample lies on meta, not on cpu"),
-        ({"sample": None}, "sample is absent"),
+        ({"sample": torch.zeros(2, 8, 8, 8, device="meta")}, "sample is on meta, not on cpu"),
+        ({"sample": None}, "sample is missing"),
         ({"samples": torch.zeros(1)}, "samples: unet.* has sample, timestep"),
     ],
 )
