@@ -145,7 +145,7 @@ def export(arguments: argparse.Namespace) -> None:
     from reasonpix.editing.config import ConnectorConfig, SamplingSettings
     from reasonpix.editing.connectors import build_connector
     from reasonpix.editing.model import EditingModel
-    from reasonpix.editing.runtimes.manifest import MANIFEST, Manifest, sha256
+    from reasonpix.editing.runtimes.manifest import MANIFEST, Manifest, file_sha256
     from reasonpix.plugin.components import Options
     from reasonpix.plugin.spec import ComponentSpec
 
@@ -176,7 +176,7 @@ def export(arguments: argparse.Namespace) -> None:
             source="random weights",
             weights="",
             packages={},
-            files={file.name: sha256(file) for file in folder.iterdir()},
+            files={file.name: file_sha256(file) for file in folder.iterdir()},
             graphs=graphs,
             profile=profile(checkpoint),
             parity={},

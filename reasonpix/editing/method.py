@@ -57,12 +57,12 @@ class EditingModelMethod(Method[EditingModelOptions]):
     def fingerprint_facts(self) -> Mapping[str, Any]:
         """The encoder's, which the model only names, and that of the export which is used."""
         from reasonpix.editing.checkpoint import read_encoder_spec
-        from reasonpix.editing.runtimes.select import export_of
+        from reasonpix.editing.runtimes.select import read_chosen_export
 
         known: dict[str, Any] = {}
         if use := read_encoder_spec(self.options):
             known["encoder"] = registry.fingerprint_facts(use.slot, use.name, use.options)
-        if export := export_of(self.options.runtime, self.options):
+        if export := read_chosen_export(self.options.runtime, self.options):
             known["export"] = export.manifest.files
         return known
 

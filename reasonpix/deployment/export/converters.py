@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from reasonpix.editing.checkpoint import LoadedModel
 from reasonpix.editing.pipeline_parts import vae_scale_factor
-from reasonpix.editing.runtimes.binding import shape_of
+from reasonpix.editing.runtimes.binding import resolve_shape
 from reasonpix.editing.runtimes.manifest import Dtype, Graph, Part, Port, Precision, Shapes
 from reasonpix.editing.runtimes.modules import (
     PlainAttention,
@@ -232,7 +232,7 @@ def _module(
 
 
 def _example(port: Port, sizes: dict[str, int]) -> torch.Tensor:
-    return torch.ones(shape_of(port, sizes), dtype=getattr(torch, port.dtype))
+    return torch.ones(resolve_shape(port, sizes), dtype=getattr(torch, port.dtype))
 
 
 def _strip_metadata(model: Any) -> None:

@@ -39,8 +39,8 @@ from reasonpix.editing.runtimes.manifest import (
     Manifest,
     Part,
     Precision,
-    exists,
-    sha256,
+    file_sha256,
+    has_export,
 )
 from reasonpix.editing.runtimes.names import FORMATS, PACKAGES, Format
 from reasonpix.editing.runtimes.openvino import import_openvino
@@ -200,7 +200,7 @@ class _ExportTarget:
 
 
 def _choose_target(request: ExportRequest, out: Path | None, force: bool) -> _ExportTarget:
-    """Raises `ReasonpixError` for a folder that exists or holds something else."""
+    """Raises `ReasonpixError` for a folder that has_export or holds something else."""
     name = request.model.model
     plugin_folder = registry.checkpoint(name)
     own = Path(plugin_folder or name)
@@ -214,12 +214,12 @@ def _choose_target(request: ExportRequest, out: Path | None, force: bool) -> _Ex
             raise ReasonpixError(f"--out: {out} is a file; give a folder")
         if not out.exists() or not any(out.iterdir()):
             return _ExportTarget(model, request.format, model)
-        if not any(exists(out, format) for format in FORMATS):
+        if not any(has_export(out, format) for format in FORMATS):
             raise ReasonpixError(f"--out: {out} holds something else; give a new folder")
     target = model / request.format
     if os.path.lexists(target) and not force:
         raise ReasonpixError(f"{target} already exists; --force replaces it")
-    if os.path.lexists(target) and not exists(model, request.format):
+    if os.path.lexists(target) and not has_export(model, request.format):
         raise ReasonpixError(
             f"{target} is not an export, so --force does not replace it; remove it yourself"
         )
@@ -312,7 +312,7 @@ def _write_files(
         source=request.model.model,
         weights=weights,
         packages=packages,
-        files={file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+        files={file.name: file_sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
         graphs=graphs,
         profile=profile(checkpoint) if request.format == "tensorrt" else None,
         parity={},

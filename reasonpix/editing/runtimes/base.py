@@ -1,7 +1,7 @@
-"""Networks behind one small interface, whatever computes them: PyTorch or another runtime.
+"""One small interface for networks, computed by PyTorch or by another runtime.
 
-A network is *bound* to tensors once, and then computed as often as need be with what is in them: an
-edit writes what stays the same in all its steps only once, and nothing is copied on the way in.
+A network is *bound* to tensors once, then computed any number of times on their current contents.
+So inputs that stay the same in all denoising steps are written once, and no input is copied.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Network(ABC):
-    """A network that is ready to compute: tensors by name in, one tensor out.
+    """A loaded network: named tensors in, one tensor out.
 
     `reasonpix.editing.runtimes.modules` names the networks of an editing model.
     """
@@ -23,24 +23,24 @@ class Network(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where its tensors lie."""
+        """The device of its inputs and output."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of its floating inputs and of what comes out; `timestep` is always float32."""
+        """Type of its floating-point inputs and output, except `timestep`, which is float32."""
 
     @abstractmethod
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
-        """What computes the network on these very tensors, with what is in them when it is called.
+        """Return a function that computes the network on the current contents of these tensors.
 
-        What is returned may lie in a buffer that the next call overwrites. `None` is for an input
-        that may be absent. Raises `ValueError` for tensors that the network cannot read.
+        Its result may be in a buffer that the next call overwrites. `None` omits an optional input.
+        Raises `ValueError` for tensors that the network cannot read.
         """
 
 
 class TorchNetwork(Network):
-    """A module of PyTorch, which takes the inputs as its keyword arguments."""
+    """A PyTorch module that takes the inputs as keyword arguments."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -56,7 +56,7 @@ class TorchNetwork(Network):
         return next(self._module.parameters()).dtype
 
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
-        """A call of the module."""
+        """Return a function that calls the module."""
 
         def compute() -> Tensor:
             computed: Tensor = self._module(**inputs)
@@ -67,10 +67,10 @@ class TorchNetwork(Network):
 
 @dataclass(frozen=True)
 class Networks:
-    """What an editing model computes for each image and step."""
+    """The networks of an editing model."""
 
     runtime: str
-    """What computes them, or at least the UNet."""
+    """The name of the runtime that computes the UNet."""
     unet: Network
     vae_encoder: Network
     vae_decoder: Network

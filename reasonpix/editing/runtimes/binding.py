@@ -1,6 +1,6 @@
-"""Exported networks and their ports: which tensors fit, and what shape comes out.
+"""Exported networks and their ports: matching tensors to inputs, and the shape of the output.
 
-A side of a port is a number, a name such as `height`, or a multiple of one such as `8*height`.
+A dimension of a port is a number, a name such as `height`, or a multiple such as `8*height`.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from reasonpix.editing.runtimes.manifest import Graph, Port
 
 
 class ExportedNetwork(Network):
-    """A network of an export, which another runtime than PyTorch computes."""
+    """A network of an export, computed by a runtime other than PyTorch."""
 
     def __init__(self, graph: Graph, device: torch.device) -> None:
         self._graph, self._device = graph, device
 
     @property
     def device(self) -> torch.device:
-        """The CPU, or the GPU with its number."""
+        """The CPU, or a GPU with its index."""
         return self._device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what comes out."""
+        """Type of the output."""
         dtype: torch.dtype = getattr(torch, self._graph.output.dtype)
         return dtype
 
 
-def fitted(
+def match_inputs(
     graph: Graph, inputs: Mapping[str, Tensor | None], device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The tensor for each input of a network, and the size that each name of a side stands for.
+    """The tensor of each input, and the size of each named dimension.
 
-    A mask that is absent becomes one of all tokens. Raises `ValueError` for tensors that the
-    network cannot read where they lie.
+    A missing mask becomes all ones. Raises `ValueError` for tensors that the network cannot read in
+    place.
     """
     names = [port.name for port in graph.inputs]
     if unknown := sorted(set(inputs) - set(names)):
@@ -53,19 +53,19 @@ def fitted(
             raise ValueError(f"{port.name} is missing")
     for port in graph.inputs:
         if port.name not in tensors:
-            shape = shape_of(port, sizes)
+            shape = resolve_shape(port, sizes)
             tensors[port.name] = torch.ones(shape, dtype=torch.bool, device=device)
     return tensors, sizes
 
 
-def shape_of(port: Port, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The port's shape, where `sizes` says what the names of its sides stand for."""
+def resolve_shape(port: Port, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The port's shape, given the sizes of named dimensions."""
     sides = (_parsed(side) for side in port.shape)
     return tuple(times * sizes[name] if name else times for times, name in sides)
 
 
 def _parsed(side: int | str) -> tuple[int, str]:
-    """The factor and the name; the name of a number is empty."""
+    """Factor and name; the name of a number is empty."""
     if isinstance(side, int):
         return side, ""
     times, _, name = side.rpartition("*")
@@ -73,7 +73,7 @@ def _parsed(side: int | str) -> tuple[int, str]:
 
 
 def _check(port: Port, tensor: Tensor, device: torch.device, sizes: dict[str, int]) -> None:
-    """Adds what the tensor's sides are to `sizes`."""
+    """Check a tensor, and add the sizes of its named dimensions to `sizes`."""
     if tensor.dtype != getattr(torch, port.dtype):
         raise ValueError(f"{port.name} is {tensor.dtype}, not torch.{port.dtype}")
     if tensor.device != device:

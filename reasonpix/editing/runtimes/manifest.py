@@ -1,9 +1,9 @@
-"""The exports of an editing model: folders beside its other files, one for each format.
+"""The exports of an editing model: a folder for each format, beside the model's other files.
 
 ```
-MODEL/onnx/export.json      what was exported, by which versions, and how exact it is
+MODEL/onnx/export.json      what was exported, by which versions, and its parity with PyTorch
 MODEL/onnx/unet.onnx        the UNet; its weights in unet.onnx.data
-MODEL/onnx/vae_encoder.onnx, vae_decoder.onnx    where they were asked for
+MODEL/onnx/vae_encoder.onnx, vae_decoder.onnx    optional
 MODEL/openvino/…  MODEL/tensorrt/…               likewise
 ```
 """
@@ -28,19 +28,19 @@ Dtype = Literal["float32", "float16", "bfloat16", "bool"]
 MANIFEST = "export.json"
 
 
-class _Facts(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Port(_Facts):
-    """A tensor that goes in or comes out. Sides that may be any number have a name."""
+class Port(_Section):
+    """An input or output tensor. Dynamic dimensions have a name."""
 
     name: str
     dtype: Dtype
     shape: tuple[int | str, ...]
 
 
-class Graph(_Facts):
+class Graph(_Section):
     """One network of an export."""
 
     file: str
@@ -48,35 +48,35 @@ class Graph(_Facts):
     output: Port
 
 
-class Shapes(_Facts):
-    """The sizes that an engine is built for: the smallest, the commonest, the largest."""
+class Shapes(_Section):
+    """The sizes that an engine is built for: smallest, most common, largest."""
 
     batch: tuple[int, int, int]
     height: tuple[int, int, int]
-    """Of the latents, as the width."""
+    """Of the latents, like the width."""
     width: tuple[int, int, int]
     sequence: tuple[int, int, int]
 
 
-class Manifest(_Facts):
-    """What stands in `export.json`."""
+class Manifest(_Section):
+    """The contents of `export.json`."""
 
     version: Literal[1] = 1
     format: Format
     precision: Precision
     source: str
-    """The model as the user named it."""
+    """The model's name as the user gave it."""
     weights: str
-    """SHA-256 of the UNet's weights that were exported."""
+    """SHA-256 of the exported UNet's weights."""
     packages: dict[str, str]
-    """Versions of what made the export."""
+    """Versions of the packages that made the export."""
     files: Annotated[dict[str, str], Field(min_length=1)]
     """SHA-256 of each file, by its name in the folder."""
     graphs: dict[Part, Graph]
     profile: Shapes | None = None
-    """For TensorRT."""
+    """TensorRT only."""
     parity: dict[str, Any]
-    """How far the export is from PyTorch: see `reasonpix.deployment.export.parity`."""
+    """Differences from PyTorch: see `reasonpix.deployment.export.parity`."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,17 @@ class Export:
         return self.folder / self.manifest.graphs[part].file
 
 
-def exists(model: Path, format: Format) -> bool:
+def has_export(model: Path, format: Format) -> bool:
     """Whether the model's folder holds an export of this format."""
     return (model / format / MANIFEST).is_file()
 
 
 def read_manifest(model: Path, format: Format) -> Manifest | None:
-    """What the export of a model's folder says of itself; None where there is none.
+    """Read the manifest of an export in a model's folder; None if there is no such export.
 
     Raises `WeightsError`.
     """
-    if not exists(model, format):
+    if not has_export(model, format):
         return None
     file = model / format / MANIFEST
     try:
@@ -114,9 +114,9 @@ def read_manifest(model: Path, format: Format) -> Manifest | None:
 
 
 def read_export(model: Path, format: Format) -> Export | None:
-    """The export of a model's folder, every byte of it checked; None where there is none.
+    """Open an export in a model's folder and verify all checksums; None if there is none.
 
-    Raises `WeightsError` for a file that is absent or is not what was exported.
+    Raises `WeightsError` for a file that is missing or has changed.
     """
     manifest = read_manifest(model, format)
     if manifest is None:
@@ -125,7 +125,7 @@ def read_export(model: Path, format: Format) -> Export | None:
     for name, expected in manifest.files.items():
         file = folder / name
         try:
-            found = sha256(file)
+            found = file_sha256(file)
         except OSError as error:
             what = f"{file} cannot be read: {error.strerror}"
             raise WeightsError(f"{what}; {_mend(model, format)}") from error
@@ -138,7 +138,7 @@ def _mend(model: Path, format: Format) -> str:
     return f"export it again: reasonpix export {model} --to {format} --samples BENCHMARK --force"
 
 
-def sha256(file: Path) -> str:
-    """In hex, of a file's bytes."""
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

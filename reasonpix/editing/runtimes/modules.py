@@ -1,4 +1,4 @@
-"""The three networks of an editing model as modules of tensors only: what is computed and exported.
+"""The three networks of an editing model as modules of tensors only, for computing and exporting.
 
 | network | inputs | output |
 |---|---|---|
@@ -20,7 +20,7 @@ from reasonpix.editing.runtimes.base import Networks, TorchNetwork
 
 
 class UNetGraph(nn.Module):
-    """The UNet. A timestep that is no whole number, as some schedulers have, is one too."""
+    """Tensor-only wrapper of the UNet. Accepts fractional timesteps, which some schedulers use."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class UNetGraph(nn.Module):
 
 
 class VaeEncoderGraph(nn.Module):
-    """The encoder of a VAE, without its noise."""
+    """Tensor-only wrapper of the VAE's encoder; gives the mode of the posterior."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class VaeEncoderGraph(nn.Module):
 
 
 class VaeDecoderGraph(nn.Module):
-    """The decoder of a VAE."""
+    """Tensor-only wrapper of the VAE's decoder."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -71,10 +71,10 @@ class VaeDecoderGraph(nn.Module):
 
 
 class PlainAttention:
-    """The attention of Stable Diffusion's UNet, without what only other networks need.
+    """An attention processor for Stable Diffusion's UNet that `torch.export` can trace.
 
-    diffusers' own processor repeats the mask for each head, by a number that `torch.export` cannot
-    follow where the batch is dynamic. This one gives the same bits.
+    diffusers' own repeats the mask per head, which cannot be traced with a dynamic batch. This one
+    gives the same bits.
     """
 
     def __call__(
@@ -85,24 +85,24 @@ class PlainAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """(b, tokens, width) again; the mask (b, 1, n) is what is added to the scores."""
+        """Attend; (b, tokens, width) in and out. The mask (b, 1, n) is added to the scores."""
         states = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
             projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for projected in (attn.to_q(hidden_states), attn.to_k(states), attn.to_v(states))
         )
         mask = None if attention_mask is None else attention_mask[:, None]
-        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        attended: Tensor = attn.to_out[0](seen.transpose(1, 2).flatten(2))
-        return attended
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        projected_out: Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
+        return projected_out
 
 
 def torch_networks(
     unet: UNet2DConditionModel, vae: AutoencoderKL, compiled: bool = False
 ) -> Networks:
-    """The networks as PyTorch computes them, on the device and in the precision that they have.
+    """The networks computed by PyTorch, on their device and in their precision.
 
-    `compiled` is by `torch.compile`, when they are first used with tensors of a new shape.
+    `compiled`: use `torch.compile` for the UNet, which compiles once for each new shape.
     """
     graphs: list[Any] = [UNetGraph(unet), VaeEncoderGraph(vae), VaeDecoderGraph(vae)]
     if compiled:

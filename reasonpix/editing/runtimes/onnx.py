@@ -1,7 +1,6 @@
 """Exported networks computed by ONNX Runtime, on a CPU or an NVIDIA GPU.
 
-Inputs are read and results written in the memory of PyTorch's tensors (IO binding): nothing is
-copied on the way, also on a GPU.
+IO binding reads inputs from and writes results to PyTorch's tensors without copying, also on a GPU.
 """
 
 from __future__ import annotations
@@ -15,20 +14,19 @@ import torch
 from torch import Tensor
 
 from reasonpix.editing.runtimes.base import Network
-from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
+from reasonpix.editing.runtimes.binding import ExportedNetwork, match_inputs, resolve_shape
 from reasonpix.editing.runtimes.manifest import Export, Graph
 from reasonpix.errors import ReasonpixError, WeightsError, require_extra
 
 _ELEMENTS = {"float32": 1, "bool": 9, "float16": 10, "bfloat16": 16}
-"""ONNX's numbers (TensorProto.DataType) for the types of a port."""
+"""ONNX's TensorProto.DataType of each type."""
 
 
 def load(export: Export, device: torch.device, threads: int | None = None) -> dict[str, Network]:
-    """The networks of an export, ready to compute on a CPU or a GPU.
+    """Load the networks of an export on a CPU or a GPU.
 
-    `threads` of the CPU are as many as PyTorch computes with unless they are given. Raises
-    `ReasonpixError` where ONNX Runtime is not installed or is not one for the device, and
-    `WeightsError` for what it cannot load.
+    `threads`: CPU threads, by default as many as PyTorch uses. Raises `ReasonpixError` if ONNX
+    Runtime is not installed or does not support the device, `WeightsError` for a damaged export.
     """
     on_gpu = device.type == "cuda"
     with require_extra("onnx-gpu" if on_gpu else "onnx"):
@@ -41,15 +39,15 @@ def load(export: Export, device: torch.device, threads: int | None = None) -> di
                 "alone: pip uninstall onnxruntime, then pip install 'reasonpix[onnx-gpu]'; or "
                 "choose --device cpu"
             )
-        onnxruntime.preload_dlls()  # those that PyTorch came with
+        onnxruntime.preload_dlls()  # CUDA libraries that PyTorch ships
         device = torch.device("cuda", device.index or 0)
-        # TF32 is no float32, and a search for the fastest algorithm finds another each time.
+        # TF32 loses precision, and an exhaustive search picks a different algorithm each time.
         options = {"device_id": device.index, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
         provider = ("CUDAExecutionProvider", options)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors
     settings.intra_op_num_threads = threads or torch.get_num_threads()
-    # Threads that wait by spinning gain nothing, and take the cores from everything else.
+    # Spinning threads are no faster, and take cores from other work.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     networks: dict[str, Network] = {}
     for part, graph in export.manifest.graphs.items():
@@ -63,12 +61,12 @@ def _session(file: Path, settings: Any, provider: Any) -> Any:
 
     try:
         session = InferenceSession(file, settings, providers=[provider])
-    except Exception as error:  # its own have no common base
+    except Exception as error:  # its errors have no common base class
         raise WeightsError(
             f"{file}: ONNX Runtime cannot load it ({str(error).splitlines()[0]}); on a CPU it "
             "computes fp32 and int8 exports; or choose another runtime"
         ) from error
-    # Where CUDA's libraries are missing it would compute on the CPU, and not say so.
+    # Without CUDA's libraries it silently falls back to the CPU.
     wanted = provider if isinstance(provider, str) else provider[0]
     if wanted not in session.get_providers():
         raise ReasonpixError(
@@ -80,17 +78,17 @@ def _session(file: Path, settings: Any, provider: Any) -> Any:
 
 
 class OnnxNetwork(ExportedNetwork):
-    """A session of ONNX Runtime."""
+    """A network computed by an ONNX Runtime session."""
 
     def __init__(self, session: Any, graph: Graph, device: torch.device) -> None:
         super().__init__(graph, device)
         self._session = session
 
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
-        """What computes the network on these tensors, which must be contiguous."""
-        tensors, sizes = fitted(self._graph, inputs, self._device)
+        """Return a function that computes the network on these contiguous tensors."""
+        tensors, sizes = match_inputs(self._graph, inputs, self._device)
         port = self._graph.output
-        shape = shape_of(port, sizes)
+        shape = resolve_shape(port, sizes)
         tensors[port.name] = torch.empty(shape, dtype=self.dtype, device=self._device)
         binding = self._session.io_binding()
         place = (self._device.type, self._device.index or 0)
@@ -98,15 +96,17 @@ class OnnxNetwork(ExportedNetwork):
             (binding.bind_input, self._graph.inputs),
             (binding.bind_output, [port]),
         ):
-            for it in ports:
-                tensor = tensors[it.name]
-                put(it.name, *place, _ELEMENTS[it.dtype], tuple(tensor.shape), tensor.data_ptr())
+            for each in ports:
+                tensor = tensors[each.name]
+                put(
+                    each.name, *place, _ELEMENTS[each.dtype], tuple(tensor.shape), tensor.data_ptr()
+                )
         return _Bound(self._session, binding, tensors, tensors[port.name])
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """A session and its tensors, which must live as long as their memory is bound."""
+    """A session with its tensors, which must live as long as their memory is bound."""
 
     session: Any
     binding: Any
@@ -114,7 +114,7 @@ class _Bound:
     output: Tensor
 
     def __call__(self) -> Tensor:
-        if self.output.is_cuda:  # the session has a stream of its own, and waits for it at the end
+        if self.output.is_cuda:  # the session uses its own stream, and waits for that at the end
             torch.cuda.current_stream(self.output.device).synchronize()
         self.session.run_with_iobinding(self.binding)
         return self.output

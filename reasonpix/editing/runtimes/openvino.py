@@ -1,8 +1,7 @@
 """Exported networks computed by OpenVINO on a CPU.
 
-Inputs are read and results written in the memory of PyTorch's tensors. A network is compiled for
-each set of shapes (seconds), since that is a tenth faster at each step than one for all; the last
-few are kept.
+Inputs and results share memory with PyTorch's tensors. A network is compiled for each set of shapes
+(seconds), which makes a step a tenth faster than dynamic shapes; the latest few are cached.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ import torch
 from torch import Tensor
 
 from reasonpix.editing.runtimes.base import Network
-from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
+from reasonpix.editing.runtimes.binding import ExportedNetwork, match_inputs, resolve_shape
 from reasonpix.editing.runtimes.manifest import Export, Graph, Precision
 from reasonpix.errors import ReasonpixError, WeightsError, require_extra
 
 KEPT = 2
-"""Sets of shapes that a network stays compiled for; each takes the memory of its weights."""
+"""Compiled sets of shapes to cache per network; each takes as much memory as the weights."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def load(export: Export, device: torch.device, threads: int | None = None) -> dict[str, Network]:
-    """The networks of an export, ready to compute on a CPU.
+    """Load the networks of an export on a CPU.
 
-    `threads` are as many as PyTorch computes with unless they are given. Raises `ReasonpixError`
-    for another device and where OpenVINO is not installed, `WeightsError` for what it cannot load.
+    `threads`: by default as many as PyTorch uses. Raises `ReasonpixError` for another device or if
+    OpenVINO is not installed, `WeightsError` for a damaged export.
     """
     openvino = import_openvino()
     if device.type != "cpu":
@@ -53,11 +52,11 @@ def load(export: Export, device: torch.device, threads: int | None = None) -> di
 
 
 def import_openvino() -> Any:
-    """The package, without its telemetry: it would tell Google Analytics of each import, unasked.
+    """Import OpenVINO without its telemetry, which reports each import to Google Analytics.
 
-    Raises `ReasonpixError` where it is not installed.
+    Raises `ReasonpixError` if it is not installed.
     """
-    # Both it and nncf do without the package that sends.
+    # OpenVINO and nncf work without the telemetry package.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     with require_extra("openvino"):
         import openvino
@@ -65,21 +64,21 @@ def import_openvino() -> Any:
 
 
 def _options(precision: Precision, threads: int) -> dict[str, Any]:
-    """Properties of the CPU plugin. Left alone it computes in bfloat16 where the CPU can."""
+    """Properties of the CPU plugin, which defaults to bfloat16 if the CPU supports it."""
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        # Or several processes would share the first cores, and leave the others idle.
+        # Pinning lets several processes share the first cores and leaves the others idle.
         "ENABLE_CPU_PINNING": False,
     }
-    if precision == "int8":  # of weights alone: activations are not quantised
+    if precision == "int8":  # weights only: activations are not quantized
         options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     return options
 
 
 class OpenVINONetwork(ExportedNetwork):
-    """A model of OpenVINO, compiled for the shapes that it is bound to."""
+    """A network compiled by OpenVINO for the shapes it is bound to."""
 
     def __init__(self, core: Any, model: Any, options: dict[str, Any], graph: Graph) -> None:
         super().__init__(graph, torch.device("cpu"))
@@ -87,15 +86,15 @@ class OpenVINONetwork(ExportedNetwork):
         self._compiled = lru_cache(KEPT)(self._compile)
 
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
-        """What computes the network on these tensors, which must be contiguous."""
+        """Return a function that computes the network on these contiguous tensors."""
         from openvino import Tensor as Shared
 
-        tensors, sizes = fitted(self._graph, inputs, self.device)
+        tensors, sizes = match_inputs(self._graph, inputs, self.device)
         request = self._compiled(
             tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
         ).create_infer_request()
         port = self._graph.output
-        tensors[port.name] = torch.empty(shape_of(port, sizes), dtype=self.dtype)
+        tensors[port.name] = torch.empty(resolve_shape(port, sizes), dtype=self.dtype)
         for name, tensor in tensors.items():
             request.set_tensor(name, Shared(tensor.numpy(), shared_memory=True))
         return _Bound(request, tensors, tensors[port.name])
@@ -108,7 +107,7 @@ class OpenVINONetwork(ExportedNetwork):
 
 @dataclass(frozen=True)
 class _Bound:
-    """A request and its tensors, which must live as long as it reads their memory."""
+    """An inference request with its tensors, which must live as long as it does."""
 
     request: Any
     tensors: dict[str, Tensor]

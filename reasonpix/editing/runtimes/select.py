@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from reasonpix.editing.runtimes.base import Networks
-from reasonpix.editing.runtimes.manifest import Export, exists, read_export
+from reasonpix.editing.runtimes.manifest import Export, has_export, read_export
 from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.editing.runtimes.names import DEVICES, FORMATS, PACKAGES, Format, Runtime
 from reasonpix.errors import WeightsError
@@ -36,7 +36,7 @@ _PREFERRED: dict[str, tuple[Runtime, ...]] = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class RuntimeChoice:
     """A runtime, and the device on which it computes."""
 
     runtime: Runtime
@@ -49,7 +49,7 @@ class Choice:
         return self.runtime in ("torch", "compile")
 
 
-def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
+def choose_runtime(runtime: Runtime, options: ModelOptions) -> RuntimeChoice:
     """The runtime for the model that `options` names, where `auto` stands for the best at hand.
 
     That is an export which the device is made for and whose package is installed, or PyTorch; where
@@ -57,17 +57,17 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
     Raises `WeightsError` for one that the model has no export for, or the device is not made for.
     """
     folder = Path(registry.checkpoint(options.model) or options.model)
-    found = [it for it in FORMATS if exists(folder, it)]
+    found = [it for it in FORMATS if has_export(folder, it)]
     has_weights = not folder.is_dir() or any((folder / "unet").glob("*.safetensors"))
     if runtime == "auto":
         device = usable_device(options)
         for candidate in _PREFERRED.get(device.type, ("torch",)):
             if has_weights and (candidate == "torch" or options.dtype != "auto"):
-                return Choice("torch", device)
+                return RuntimeChoice("torch", device)
             if candidate in found and _installed(candidate):
-                return Choice(candidate, device)
+                return RuntimeChoice(candidate, device)
         if has_weights or not found:  # what is wrong with it is told when it is read
-            return Choice("torch", device)
+            return RuntimeChoice("torch", device)
         runtime = found[0]
     if runtime in ("torch", "compile"):
         if not has_weights and found:
@@ -75,7 +75,7 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
                 f"model: {options.model!r} is an export without PyTorch weights; choose "
                 f"--runtime {found[0]}, or name the model that it was made of"
             )
-        return Choice(runtime, usable_device(options))
+        return RuntimeChoice(runtime, usable_device(options))
     if runtime not in found:
         there = f"there are exports for {', '.join(found)}" if found else "there is none"
         how = f"reasonpix export {options.model} --to {runtime} --samples BENCHMARK"
@@ -85,7 +85,7 @@ def choose_runtime(runtime: Runtime, options: ModelOptions) -> Choice:
             else f"model: {options.model!r} is not a local folder, as exports are; "
             f"make one: {how} --out DIR"
         )
-    return Choice(runtime, choose_export_device(runtime, options))
+    return RuntimeChoice(runtime, choose_export_device(runtime, options))
 
 
 def choose_export_device(format: Format, options: ModelOptions) -> torch.device:
@@ -105,7 +105,7 @@ def _installed(format: Format) -> bool:
     return find_spec(PACKAGES[format]) is not None
 
 
-def export_of(runtime: Runtime, options: ModelOptions) -> Export | None:
+def read_chosen_export(runtime: Runtime, options: ModelOptions) -> Export | None:
     """The export that this runtime reads, every byte of it checked; None where it reads none.
 
     Raises `WeightsError`.
@@ -117,7 +117,7 @@ def export_of(runtime: Runtime, options: ModelOptions) -> Export | None:
 
 
 def load_networks(
-    choice: Choice, model: str, unet: UNet2DConditionModel, vae: AutoencoderKL
+    choice: RuntimeChoice, model: str, unet: UNet2DConditionModel, vae: AutoencoderKL
 ) -> Networks:
     """The networks of the model, as the chosen runtime computes them.
 

@@ -1,13 +1,12 @@
-"""TensorRT: engines built from an export's ONNX on the GPU that runs them, and kept beside it.
+"""TensorRT: engines, built from an export's ONNX files on the GPU that runs them.
 
-An engine computes on the kind of GPU, the driver and the TensorRT it was built with, and for the
-sizes of its optimisation profile. It is built when it is first wanted, which takes minutes, and
-kept as `tensorrt/engines/KEY.engine`; KEY is a digest of all that it depends on, so what is out of
-date is never read. Engines may be deleted at any time. They are programs: never take one from
-somebody else.
+An engine works on one GPU model, driver and TensorRT version, and for the sizes of its optimization
+profile. It is built on first use, which takes minutes, and cached as `tensorrt/engines/KEY.engine`.
+KEY is a digest of everything it depends on, so outdated engines are never read. Engines may be
+deleted at any time. They contain executable code: never use one from an untrusted source.
 
-Written against NVIDIA's Python API of TensorRT 10 and 11. What stands here above `load` needs
-neither TensorRT nor a GPU.
+Written against NVIDIA's Python API of TensorRT 10 and 11. The functions above `load` need neither
+TensorRT nor a GPU.
 """
 
 from __future__ import annotations
@@ -28,39 +27,43 @@ from torch import Tensor
 
 from reasonpix.core.atomic import replace_file
 from reasonpix.editing.runtimes.base import Network
-from reasonpix.editing.runtimes.binding import ExportedNetwork, fitted, shape_of
+from reasonpix.editing.runtimes.binding import ExportedNetwork, match_inputs, resolve_shape
 from reasonpix.editing.runtimes.manifest import Export, Graph, Part, Shapes
 from reasonpix.errors import ReasonpixError, WeightsError, require_extra
 
 ENGINES = "REASONPIX_ENGINES"
-"""Environment variable: the folder to keep engines in, where the export's cannot be written."""
+"""Environment variable: a folder for engines, if the export's folder is read-only."""
 
 Shape = tuple[int, ...]
 Span = tuple[Shape, Shape, Shape]
-"""Of an input: the smallest shape, the one to be fastest with, the largest."""
+"""Shapes of an input: smallest, the one to optimize for, largest."""
 
 _LOG = logging.getLogger(__name__)
 _DIGEST = 32
-"""Bytes at a kept engine's start: the SHA-256 of all others."""
+"""Bytes at the start of a cached engine: the SHA-256 of the rest."""
 
 
-def spans(part: Part, graph: Graph, profile: Shapes) -> dict[str, Span]:
-    """The optimisation profile of a network: the shapes of each input, (least, usual, most).
+def profile_shapes(part: Part, graph: Graph, profile: Shapes) -> dict[str, Span]:
+    """The optimization profile of a network: the smallest, usual and largest shape of each input.
 
-    `profile` counts latents; a VAE computes one image at a time.
+    `profile` is in latents; a VAE computes one image at a time.
     """
     sizes = profile.model_dump()
     if part != "unet":
         sizes["batch"] = (1, 1, 1)
-    least, usual, most = ({name: it[at] for name, it in sizes.items()} for at in range(3))
+    least, usual, most = ({name: values[at] for name, values in sizes.items()} for at in range(3))
     return {
-        port.name: (shape_of(port, least), shape_of(port, usual), shape_of(port, most))
+        port.name: (
+            resolve_shape(port, least),
+            resolve_shape(port, usual),
+            resolve_shape(port, most),
+        )
         for port in graph.inputs
     }
 
 
 def engine_key(export: Export, part: Part, platform: Mapping[str, str]) -> str:
-    """A digest of what an engine depends on: the network, its profile, and `platform`."""
+    """Digest of everything an engine depends on: network, profile and `platform`."""
     assert export.manifest.profile is not None
     graph = export.manifest.graphs[part]
     depends = {
@@ -69,18 +72,18 @@ def engine_key(export: Export, part: Part, platform: Mapping[str, str]) -> str:
             for name, digest in export.manifest.files.items()
             if name == graph.file or name.startswith(f"{graph.file}.")
         },
-        "profile": spans(part, graph, export.manifest.profile),
+        "profile": profile_shapes(part, graph, export.manifest.profile),
         "platform": dict(platform),
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def driver_version() -> str:
-    """NVIDIA's driver, such as 580.65.06, as nvidia-smi tells. Raises `ReasonpixError`."""
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    """Version of NVIDIA's driver, such as 580.65.06, from nvidia-smi. Raises `ReasonpixError`."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=60).stdout
-        return told.split()[0]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        return answer.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
         raise ReasonpixError(
             "TensorRT: the driver's version is unknown because nvidia-smi failed "
@@ -88,11 +91,11 @@ def driver_version() -> str:
         ) from error
 
 
-def kept_engine(file: Path, build: Callable[[], bytes]) -> bytes:
-    """The engine in this file, built where there is none or a damaged one.
+def load_or_build_engine(file: Path, build: Callable[[], bytes]) -> bytes:
+    """Read the engine in `file`; build it if it is missing or damaged.
 
-    An engine gets its name when all of it is written; of several processes that build the same one
-    the last wins. Raises `WeightsError` where the folder cannot be written, before it is built.
+    Engines are written atomically; if several processes build the same one, the last wins. Raises
+    `WeightsError`, before building, if the folder is not writable.
     """
     try:
         if (engine := _read(file)) is not None:
@@ -113,21 +116,21 @@ def kept_engine(file: Path, build: Callable[[], bytes]) -> bytes:
 
 def _read(file: Path) -> bytes | None:
     try:
-        kept = file.read_bytes()
+        content = file.read_bytes()
     except FileNotFoundError:
         return None
-    digest, engine = kept[:_DIGEST], kept[_DIGEST:]
+    digest, engine = content[:_DIGEST], content[_DIGEST:]
     if engine and hashlib.sha256(engine).digest() == digest:
         return engine
-    _LOG.warning("%s is damaged and is built again", file)
+    _LOG.warning("%s is damaged and will be rebuilt", file)
     return None
 
 
 def check_shapes(graph: Graph, profile: Mapping[str, Span], tensors: Mapping[str, Tensor]) -> None:
-    """Raise `ReasonpixError` for inputs outside the network's profile."""
+    """Raise `ReasonpixError` for input shapes outside the network's profile."""
     for name, (least, _, most) in profile.items():
         shape = tuple(tensors[name].shape)
-        if not all(low <= it <= high for low, it, high in zip(least, shape, most, strict=True)):
+        if not all(low <= n <= high for low, n, high in zip(least, shape, most, strict=True)):
             raise ReasonpixError(
                 f"{graph.file}: {name} is {_sides(shape)}, and the export's profile for TensorRT "
                 f"goes from {_sides(least)} to {_sides(most)}; choose a resolution, a batch size "
@@ -140,10 +143,10 @@ def _sides(shape: Shape) -> str:
 
 
 def load(export: Export, device: torch.device, threads: int | None = None) -> dict[str, Network]:
-    """The networks of an export, their engines built where there are none yet.
+    """Load the networks of an export, building missing engines.
 
-    `threads` has no meaning here. Raises `ReasonpixError` without a GPU or TensorRT, and where an
-    engine can be neither built nor kept.
+    `threads` is ignored. Raises `ReasonpixError` without a GPU or TensorRT, and if an engine cannot
+    be built or written.
     """
     if device.type != "cuda" or not torch.cuda.is_available():
         raise ReasonpixError(
@@ -166,7 +169,7 @@ def load(export: Export, device: torch.device, threads: int | None = None) -> di
             "tensorrt": str(tensorrt.__version__),
         }
         for part, graph in export.manifest.graphs.items():
-            profile = spans(part, graph, export.manifest.profile)
+            profile = profile_shapes(part, graph, export.manifest.profile)
             file = folder / f"{engine_key(export, part, platform)}.engine"
             build = partial(_build, tensorrt, export.file(part), profile)
             engine = _Engine(tensorrt, file, build)
@@ -175,14 +178,14 @@ def load(export: Export, device: torch.device, threads: int | None = None) -> di
 
 
 class _Engine:
-    """An engine that is ready to run, with what must live as long as it does."""
+    """A loaded engine, with the objects that must live as long as it does."""
 
     def __init__(self, trt: Any, file: Path, build: Callable[[], bytes]) -> None:
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self._engine = self._runtime.deserialize_cuda_engine(kept_engine(file, build))
-        if self._engine is None:  # whole, and yet TensorRT will not have it
+        self._engine = self._runtime.deserialize_cuda_engine(load_or_build_engine(file, build))
+        if self._engine is None:  # intact, but rejected by TensorRT
             file.unlink(missing_ok=True)
-            self._engine = self._runtime.deserialize_cuda_engine(kept_engine(file, build))
+            self._engine = self._runtime.deserialize_cuda_engine(load_or_build_engine(file, build))
         self.context = self._engine and self._engine.create_execution_context()
         if self.context is None:
             raise WeightsError(
@@ -192,7 +195,7 @@ class _Engine:
 
 
 class TensorRTNetwork(ExportedNetwork):
-    """An engine, which reads and writes tensors of PyTorch where they lie."""
+    """A network computed by an engine, which reads and writes PyTorch's tensors in place."""
 
     def __init__(
         self, engine: _Engine, graph: Graph, profile: Mapping[str, Span], device: torch.device
@@ -200,41 +203,41 @@ class TensorRTNetwork(ExportedNetwork):
         super().__init__(graph, device)
         self._engine, self._profile = engine, profile
         self._stream = torch.cuda.Stream(device)
-        """On the default stream TensorRT would wait for the GPU at each call."""
+        """On the default stream TensorRT would synchronize at each call."""
 
     def bind(self, **inputs: Tensor | None) -> Callable[[], Tensor]:
-        """What computes the engine on these tensors; an absent mask is one of all tokens.
+        """Return a function that runs the engine on these tensors; a missing mask is all ones.
 
-        It runs in the order of torch's current stream.
+        It is ordered with torch's current stream.
         """
-        tensors, _ = fitted(self._graph, inputs, self._device)
+        tensors, _ = match_inputs(self._graph, inputs, self._device)
         check_shapes(self._graph, self._profile, tensors)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         context, output = self._engine.context, self._graph.output.name
 
-        def place() -> None:
+        def set_addresses() -> None:
             for name, shape in shapes.items():
-                self._ask(context.set_input_shape(name, shape), f"shape of {name}")
+                self._check(context.set_input_shape(name, shape), f"shape of {name}")
             for name, tensor in tensors.items():
-                self._ask(context.set_tensor_address(name, tensor.data_ptr()), f"place of {name}")
+                self._check(context.set_tensor_address(name, tensor.data_ptr()), f"place of {name}")
 
         with torch.cuda.device(self._device):
-            place()
+            set_addresses()
             made = tuple(context.get_tensor_shape(output))
             tensors[output] = torch.empty(made, dtype=self.dtype, device=self._device)
 
         def compute() -> Tensor:
             with torch.cuda.device(self._device):
-                place()  # other tensors may have been bound since
+                set_addresses()  # the context may have been bound to other tensors since
                 current = torch.cuda.current_stream()
                 self._stream.wait_stream(current)
-                self._ask(context.execute_async_v3(self._stream.cuda_stream), "computation")
+                self._check(context.execute_async_v3(self._stream.cuda_stream), "computation")
                 current.wait_stream(self._stream)
             return tensors[output]
 
         return compute
 
-    def _ask(self, done: bool, what: str) -> None:
+    def _check(self, done: bool, what: str) -> None:
         if not done:
             raise ReasonpixError(
                 f"{self._graph.file}: TensorRT rejects the {what} (see its messages above)"
@@ -242,11 +245,11 @@ class TensorRTNetwork(ExportedNetwork):
 
 
 def _build(trt: Any, onnx: Path, profile: Mapping[str, Span]) -> bytes:
-    """An engine in the precisions that the ONNX file is written in, float32 without TF32."""
-    _LOG.warning("TensorRT builds the engine of %s for this GPU: minutes, once", onnx)
+    """Build an engine in the precisions of the ONNX file; float32 without TF32."""
+    _LOG.warning("TensorRT builds the engine of %s for this GPU; this takes minutes, once", onnx)
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
-    # TensorRT 11 knows no other networks, and a later one may do without the flag.
+    # The default in TensorRT 11; a later version may drop the flag.
     typed = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)

@@ -20,10 +20,17 @@ from reasonpix.editing.checkpoint import load_checkpoint
 from reasonpix.editing.method import EditingModelMethod, EditingModelOptions
 from reasonpix.editing.pipeline import CPU_ROWS, EditTask, ReasonPix2Pix
 from reasonpix.editing.runtimes.base import Network
-from reasonpix.editing.runtimes.manifest import Export, Graph, Manifest, Port, read_export, sha256
+from reasonpix.editing.runtimes.manifest import (
+    Export,
+    Graph,
+    Manifest,
+    Port,
+    file_sha256,
+    read_export,
+)
 from reasonpix.editing.runtimes.modules import PlainAttention, UNetGraph, torch_networks
 from reasonpix.editing.runtimes.names import Format
-from reasonpix.editing.runtimes.select import Choice, choose_runtime
+from reasonpix.editing.runtimes.select import RuntimeChoice, choose_runtime
 from reasonpix.errors import WeightsError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions, Options
@@ -54,7 +61,7 @@ def exported(model: Path, format: Format, data: bytes = b"graph") -> Path:
         source="model",
         weights="0" * 64,
         packages={"torch": "2"},
-        files={"unet.onnx": sha256(folder / "unet.onnx")},
+        files={"unet.onnx": file_sha256(folder / "unet.onnx")},
         graphs={"unet": Graph(file="unet.onnx", inputs=(port,), output=port)},
         parity={},
     )
@@ -110,8 +117,8 @@ CPU = torch.device("cpu")
 
 
 def test_without_exports_pytorch_computes(model: Path) -> None:
-    assert choose_runtime("auto", options(model)) == Choice("torch", CPU)
-    assert choose_runtime("compile", options(model)) == Choice("compile", CPU)
+    assert choose_runtime("auto", options(model)) == RuntimeChoice("torch", CPU)
+    assert choose_runtime("compile", options(model)) == RuntimeChoice("compile", CPU)
 
 
 def test_auto_takes_the_fastest_that_is_at_hand(

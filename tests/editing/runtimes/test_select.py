@@ -15,7 +15,7 @@ from PIL import Image
 from reasonpix.deployment.export.converters import convert
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.editing.runtimes.base import Network, Networks
-from reasonpix.editing.runtimes.binding import fitted, shape_of
+from reasonpix.editing.runtimes.binding import match_inputs, resolve_shape
 from reasonpix.editing.runtimes.manifest import Export, Graph, Manifest, Part, Port
 from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.errors import ReasonpixError, WeightsError
@@ -224,11 +224,11 @@ def test_tensors_that_cannot_be_read(
 def test_sides_that_are_multiples() -> None:
     port = Port(name="pixels", dtype="float32", shape=("batch", 3, "8*height", "8*width"))
     graph = Graph(file="x", inputs=(port,), output=port)
-    tensors, sizes = fitted(graph, {"pixels": torch.zeros(2, 3, 16, 40)}, CPU)
+    tensors, sizes = match_inputs(graph, {"pixels": torch.zeros(2, 3, 16, 40)}, CPU)
     assert sizes == {"batch": 2, "height": 2, "width": 5}
-    assert shape_of(port, sizes) == tensors["pixels"].shape
+    assert resolve_shape(port, sizes) == tensors["pixels"].shape
     with pytest.raises(ValueError, match=r"pixels has 20 for side 2 \(8\*height\), not 16"):
-        fitted(graph, {"pixels": torch.zeros(2, 3, 20, 40)}, CPU)
+        match_inputs(graph, {"pixels": torch.zeros(2, 3, 20, 40)}, CPU)
 
 
 @pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])

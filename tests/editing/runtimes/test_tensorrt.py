@@ -17,9 +17,9 @@ from reasonpix.editing.runtimes.tensorrt import (
     check_shapes,
     driver_version,
     engine_key,
-    kept_engine,
     load,
-    spans,
+    load_or_build_engine,
+    profile_shapes,
 )
 from reasonpix.errors import ReasonpixError, WeightsError
 
@@ -78,14 +78,14 @@ def inputs(batch: int = 3, side: int = 64, tokens: int = 77) -> dict[str, Tensor
 
 
 def test_a_profile_has_the_least_the_usual_and_the_most_of_each_input() -> None:
-    found = spans("unet", UNET, PROFILE)
+    found = profile_shapes("unet", UNET, PROFILE)
     assert found["sample"] == ((1, 8, 32, 32), (3, 8, 64, 64), (12, 8, 96, 96))
     assert found["timestep"] == ((1,), (3,), (12,))
     assert found["encoder_attention_mask"] == ((1, 1), (3, 77), (12, 77))
 
 
 def test_a_vae_computes_one_image_and_counts_pixels() -> None:
-    found = spans("vae_encoder", ENCODER, PROFILE)
+    found = profile_shapes("vae_encoder", ENCODER, PROFILE)
     assert found == {"pixels": ((1, 3, 256, 256), (1, 3, 512, 512), (1, 3, 768, 768))}
 
 
@@ -121,8 +121,8 @@ def test_an_engine_is_built_once(tmp_path: Path) -> None:
         return built[-1]
 
     file = tmp_path / "engines" / "key.engine"
-    assert kept_engine(file, build) == b"an engine"
-    assert kept_engine(file, build) == b"an engine"
+    assert load_or_build_engine(file, build) == b"an engine"
+    assert load_or_build_engine(file, build) == b"an engine"
     assert len(built) == 1
     assert os.listdir(file.parent) == ["key.engine"]
 
@@ -132,13 +132,13 @@ def test_a_damaged_engine_is_built_again(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "key.engine"
-    kept_engine(file, lambda: b"an engine")
+    load_or_build_engine(file, lambda: b"an engine")
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[:-1], "changed": whole[:-1] + b"?", "empty": b""}[damage])
     with caplog.at_level(logging.WARNING):
-        assert kept_engine(file, lambda: b"another") == b"another"
+        assert load_or_build_engine(file, lambda: b"another") == b"another"
     assert f"{file} is damaged" in caplog.text
-    assert kept_engine(file, lambda: b"never") == b"another"
+    assert load_or_build_engine(file, lambda: b"never") == b"another"
 
 
 def test_nothing_is_left_of_a_build_that_fails(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_nothing_is_left_of_a_build_that_fails(tmp_path: Path) -> None:
         raise WeightsError("no")
 
     with pytest.raises(WeightsError, match="no"):
-        kept_engine(tmp_path / "key.engine", build)
+        load_or_build_engine(tmp_path / "key.engine", build)
     assert os.listdir(tmp_path) == []
 
 
@@ -158,14 +158,16 @@ def test_two_may_build_the_same_engine_at_once(tmp_path: Path) -> None:
         both.wait()  # both have found none
         return b"an engine" * 100_000
 
-    threads = [threading.Thread(target=lambda: got.append(kept_engine(file, build))) for _ in "12"]
+    threads = [
+        threading.Thread(target=lambda: got.append(load_or_build_engine(file, build))) for _ in "12"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert got == [b"an engine" * 100_000] * 2
     assert os.listdir(tmp_path) == ["key.engine"]
-    assert kept_engine(file, lambda: b"never") == got[0]
+    assert load_or_build_engine(file, lambda: b"never") == got[0]
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_minutes_are_spent(tmp_path: Path) -> None:
@@ -177,12 +179,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_minutes_are_spent(tmp_pa
         return b"an engine"
 
     with pytest.raises(WeightsError, match=r"engines: .*cannot be kept.*REASONPIX_ENGINES"):
-        kept_engine(tmp_path / "engines" / "key.engine", build)
+        load_or_build_engine(tmp_path / "engines" / "key.engine", build)
     assert not built
 
 
 def test_inputs_within_the_profile_are_taken() -> None:
-    profile = spans("unet", UNET, PROFILE)
+    profile = profile_shapes("unet", UNET, PROFILE)
     for given in (inputs(batch=12, side=96, tokens=77), inputs(batch=1, side=32, tokens=1)):
         check_shapes(UNET, profile, given)
 
@@ -200,7 +202,7 @@ def test_what_is_outside_the_profile_is_an_error_that_says_so(
     given: dict[str, Tensor], told: str
 ) -> None:
     with pytest.raises(ReasonpixError, match=told):
-        check_shapes(UNET, spans("unet", UNET, PROFILE), given)
+        check_shapes(UNET, profile_shapes("unet", UNET, PROFILE), given)
 
 
 def _nvidia_smi(folder: Path, script: str) -> None:
