@@ -1,4 +1,4 @@
-"""The method that any model of this kind is: ours, InstructPix2Pix, MagicBrush."""
+"""The evaluation method `editing-model`: ReasonPix2Pix, InstructPix2Pix, MagicBrush."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 
 class EditingModelOptions(ModelOptions):
-    """Options of `editing-model`. What is left out is as the model's own settings say."""
+    """Options of `editing-model`; those left out default to the model's own settings."""
 
     num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps")
     guidance_scale: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="s_T: how much the instruction counts"
+        None, ge=0, allow_inf_nan=False, description="s_T: weight of the instruction"
     )
     image_guidance_scale: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="s_I: how much the image counts"
+        None, ge=0, allow_inf_nan=False, description="s_I: weight of the input image"
     )
     resolution: int | None = Field(
-        None, ge=8, description="Longer side that the model sees, in pixels"
+        None, ge=8, description="Longer side at which the model works, in pixels"
     )
     runtime: Runtime = Field(
-        "torch", description="What computes it: torch, or the runtime of an export beside it"
+        "torch", description="Runtime: torch, compile, or that of an export in the model's folder"
     )
 
 
 class EditingModelMethod(Method[EditingModelOptions]):
-    """Edits as `reasonpix edit` does, by the instruction alone.
+    """Edits as `reasonpix edit` does, from the instruction only; captions are ignored.
 
-    `model` is what `reasonpix train` wrote, or an InstructPix2Pix pipeline: MagicBrush is one.
+    `model`: written by `reasonpix train`, or an InstructPix2Pix pipeline such as MagicBrush.
     """
 
     name = "editing-model"
@@ -47,7 +47,7 @@ class EditingModelMethod(Method[EditingModelOptions]):
     _model: ReasonPix2Pix | None = None
 
     def check(self) -> None:
-        """See that the model is an editing model, and has what the runtime needs."""
+        """Check that the model is an editing model and has what the runtime needs."""
         from reasonpix.editing.pipeline_parts import check_pipeline
         from reasonpix.editing.runtimes.select import choose_runtime
 
@@ -55,19 +55,19 @@ class EditingModelMethod(Method[EditingModelOptions]):
         choose_runtime(self.options.runtime, self.options)
 
     def fingerprint_facts(self) -> Mapping[str, Any]:
-        """The encoder's, which the model only names, and that of the export which is used."""
+        """The facts of the encoder, which the model only names, and of the export in use."""
         from reasonpix.editing.checkpoint import read_encoder_spec
         from reasonpix.editing.runtimes.select import read_chosen_export
 
-        known: dict[str, Any] = {}
-        if use := read_encoder_spec(self.options):
-            known["encoder"] = registry.fingerprint_facts(use.slot, use.name, use.options)
+        facts: dict[str, Any] = {}
+        if spec := read_encoder_spec(self.options):
+            facts["encoder"] = registry.fingerprint_facts(spec.slot, spec.name, spec.options)
         if export := read_chosen_export(self.options.runtime, self.options):
-            known["export"] = export.manifest.files
-        return known
+            facts["export"] = export.manifest.files
+        return facts
 
     def load(self) -> None:
-        """Read the weights, those of the encoder too."""
+        """Load the model and its encoder."""
         from reasonpix.editing.pipeline import ReasonPix2Pix
 
         options = self.options
@@ -88,15 +88,15 @@ class EditingModelMethod(Method[EditingModelOptions]):
         )
 
     def close(self) -> None:
-        """Let the model go."""
+        """Release the model."""
         self._model = None
 
     def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
-        """Captions are not looked at."""
+        """Edit each request; one that cannot be edited gives a `Problem`."""
         from reasonpix.editing.pipeline import EditTask
 
         assert self._model is not None, "load() comes first"
-        tasks = (EditTask(it.image, it.instruction, it.seed) for it in requests)
+        tasks = (EditTask(each.image, each.instruction, each.seed) for each in requests)
         edited = dict(self._model.edit(tasks, self._settings))
         return [edited[number] for number in range(len(requests))]
 

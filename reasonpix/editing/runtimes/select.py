@@ -1,9 +1,9 @@
-"""Which runtime computes an editing model, and the networks as it computes them.
+"""Choose the runtime of an editing model, and load its networks in it.
 
 | runtime | where | needs |
 |---|---|---|
 | `torch` | anywhere | the model's own weights |
-| `compile` | where `torch.compile` has a compiler | the same; minutes for each new size |
+| `compile` | where `torch.compile` finds a compiler | the same; minutes for each new size |
 | `onnx` | CPU, NVIDIA GPU | an export, `reasonpix[onnx]` or `reasonpix[onnx-gpu]` |
 | `openvino` | CPU | an export, `reasonpix[openvino]` |
 | `tensorrt` | NVIDIA GPU | an export, `reasonpix[tensorrt]` |
@@ -32,7 +32,7 @@ _PREFERRED: dict[str, tuple[Runtime, ...]] = {
     "cpu": ("openvino", "onnx", "torch"),
     "cuda": ("tensorrt", "torch", "onnx"),
 }
-"""By `auto`, on a device: the fastest that is sure to work."""
+"""What `auto` tries on a device type: the fastest first."""
 
 
 @dataclass(frozen=True)
@@ -45,51 +45,60 @@ class RuntimeChoice:
 
     @property
     def reads_weights(self) -> bool:
-        """Whether the UNet's own weights are computed with, not an export of them."""
+        """Whether it computes with the UNet's own weights, not with an export."""
         return self.runtime in ("torch", "compile")
 
 
 def choose_runtime(runtime: Runtime, options: ModelOptions) -> RuntimeChoice:
-    """The runtime for the model that `options` names, where `auto` stands for the best at hand.
+    """The runtime of the model that `options` names; `auto` takes the best one available.
 
-    That is an export which the device is made for and whose package is installed, or PyTorch; where
-    a `dtype` is asked for, PyTorch: an export has its own.
-    Raises `WeightsError` for one that the model has no export for, or the device is not made for.
+    That is PyTorch, or an export that fits the device and whose package is installed. If a `dtype`
+    is set it is PyTorch, as exports have their own. Raises `WeightsError` if the model has no such
+    export, or the export does not support the device.
     """
-    folder = Path(registry.checkpoint(options.model) or options.model)
-    found = [it for it in FORMATS if has_export(folder, it)]
+    folder = _folder_of(options.model)
+    exports = [format for format in FORMATS if has_export(folder, format)]
     has_weights = not folder.is_dir() or any((folder / "unet").glob("*.safetensors"))
     if runtime == "auto":
         device = usable_device(options)
         for candidate in _PREFERRED.get(device.type, ("torch",)):
             if has_weights and (candidate == "torch" or options.dtype != "auto"):
                 return RuntimeChoice("torch", device)
-            if candidate in found and _installed(candidate):
+            if candidate in exports and _installed(candidate):
                 return RuntimeChoice(candidate, device)
-        if has_weights or not found:  # what is wrong with it is told when it is read
+        if has_weights or not exports:  # loading it explains what is missing
             return RuntimeChoice("torch", device)
-        runtime = found[0]
+        runtime = exports[0]
     if runtime in ("torch", "compile"):
-        if not has_weights and found:
+        if not has_weights and exports:
             raise WeightsError(
                 f"model: {options.model!r} is an export without PyTorch weights; choose "
-                f"--runtime {found[0]}, or name the model that it was made of"
+                f"--runtime {exports[0]}, or name the model that it was made from"
             )
         return RuntimeChoice(runtime, usable_device(options))
-    if runtime not in found:
-        there = f"there are exports for {', '.join(found)}" if found else "there is none"
-        how = f"reasonpix export {options.model} --to {runtime} --samples BENCHMARK"
-        raise WeightsError(
-            f"model: {options.model!r} has no export for {runtime} ({there}); make one: {how}"
-            if folder.is_dir()
-            else f"model: {options.model!r} is not a local folder, as exports are; "
-            f"make one: {how} --out DIR"
-        )
+    if runtime not in exports:
+        raise WeightsError(_why_no_export(runtime, options.model, folder, exports))
     return RuntimeChoice(runtime, choose_export_device(runtime, options))
 
 
+def _folder_of(model: str) -> Path:
+    return Path(registry.checkpoint(model) or model)
+
+
+def _installed(format: Format) -> bool:
+    return find_spec(PACKAGES[format]) is not None
+
+
+def _why_no_export(format: Runtime, model: str, folder: Path, exports: list[Format]) -> str:
+    command = f"reasonpix export {model} --to {format} --samples BENCHMARK"
+    if folder.is_dir():
+        others = f"there are exports for {', '.join(exports)}" if exports else "there is none"
+        return f"model: {model!r} has no export for {format} ({others}); make one: {command}"
+    return f"model: {model!r} is not a local folder, as exports are; make one: {command} --out DIR"
+
+
 def choose_export_device(format: Format, options: ModelOptions) -> torch.device:
-    """The device to compute an export on. Raises `WeightsError` for one that is not made for it."""
+    """The device for an export. Raises `WeightsError` if the format does not support it."""
     if DEVICES[format] == ("cpu",) and options.device == "auto":
         options = options.model_copy(update={"device": "cpu"})
     device = choose_device(options)
@@ -101,36 +110,28 @@ def choose_export_device(format: Format, options: ModelOptions) -> torch.device:
     return usable_device(options)
 
 
-def _installed(format: Format) -> bool:
-    return find_spec(PACKAGES[format]) is not None
-
-
 def read_chosen_export(runtime: Runtime, options: ModelOptions) -> Export | None:
-    """The export that this runtime reads, every byte of it checked; None where it reads none.
+    """The export that `choose_runtime` takes, with checksums verified; None if it takes PyTorch.
 
     Raises `WeightsError`.
     """
     chosen = choose_runtime(runtime, options).runtime
-    if chosen not in FORMATS:
-        return None
-    return read_export(Path(registry.checkpoint(options.model) or options.model), chosen)
+    return read_export(_folder_of(options.model), chosen) if chosen in FORMATS else None
 
 
 def load_networks(
     choice: RuntimeChoice, model: str, unet: UNet2DConditionModel, vae: AutoencoderKL
 ) -> Networks:
-    """The networks of the model, as the chosen runtime computes them.
+    """Load the model's networks in the chosen runtime; PyTorch computes those an export lacks.
 
-    `unet` and `vae` are on its device; where the runtime reads no weights, the UNet has none. What
-    an export leaves out, PyTorch computes. Raises `ReasonpixError`.
+    `unet` and `vae` are on the chosen device; the UNet needs weights only if the runtime reads
+    them. Raises `ReasonpixError`.
     """
     networks = torch_networks(unet, vae, compiled=choice.runtime == "compile")
     if choice.reads_weights:
         return networks
     assert choice.runtime in FORMATS
-    export = read_export(Path(registry.checkpoint(model) or model), choice.runtime)
-    assert export is not None, "choose_runtime saw it"
-    opened = import_module(f"reasonpix.editing.runtimes.{choice.runtime}").load(
-        export, choice.device
-    )
-    return replace(networks, runtime=choice.runtime, **opened)
+    export = read_export(_folder_of(model), choice.runtime)
+    assert export is not None, "choose_runtime has checked that it exists"
+    module = import_module(f"reasonpix.editing.runtimes.{choice.runtime}")
+    return replace(networks, runtime=choice.runtime, **module.load(export, choice.device))
