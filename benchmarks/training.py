@@ -2,15 +2,15 @@
 
     python benchmarks/training.py [--steps 12] [--model mini/instruct-pix2pix]
 
-On the same data, UNet, batch and precision (float32), one after the other in one process:
+On the same data, UNet, batch and precision (float32), in sequence in one process:
 
-- `diffusers`: what its example script `train_instruct_pix2pix.py` does in a step, written anew:
+- `diffusers`: what its example script `train_instruct_pix2pix.py` does in a step, reimplemented:
   images from a `datasets` data set through a DataLoader, VAE twice, text encoder, conditioning
   dropout, backward pass, clipping, AdamW, EMA.
 - `online` and `cached`: `reasonpix train` with CLIP text for an encoder, without and with a cache.
 - `llava online` and `llava cached`: the same with LLaVA-mini.
 
-Time is counted from the end of the second step to the end of the last.
+Time is measured from the end of the second step to the end of the last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from reasonpix.training.trainer import Progress, train
 
 BATCH = 32
 WARM = 2
-"""Steps that are not counted."""
+"""Warm-up steps, which are not measured."""
 
 
 def dataset(folder: Path) -> Path:
@@ -56,7 +56,9 @@ def rate(ends: list[float]) -> float:
     return BATCH * (len(ends) - WARM) / (ends[-1] - ends[WARM - 1])
 
 
-def of_ours(data: Path, out: Path, model: str, steps: int, encoder: str, cache: bool) -> float:
+def measure_reasonpix(
+    data: Path, out: Path, model: str, steps: int, encoder: str, cache: bool
+) -> float:
     """The rate of `reasonpix train`."""
     overrides = [
         f"data.path={data}",
@@ -85,7 +87,7 @@ def of_ours(data: Path, out: Path, model: str, steps: int, encoder: str, cache: 
     return rate(ends)
 
 
-def of_diffusers(data: Path, folder: Path, steps: int) -> float:
+def measure_diffusers(data: Path, folder: Path, steps: int) -> float:
     """The rate of the steps of diffusers' example script."""
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float()
@@ -100,13 +102,13 @@ def of_diffusers(data: Path, folder: Path, steps: int) -> float:
     side = vae.config.sample_size
 
     def transformed(rows: dict[str, list]) -> dict[str, list]:
-        found = {}
+        columns = {}
         for name in ("input_image", "edited_image"):
             squares = [image.convert("RGB").resize((side, side)) for image in rows[name]]
             pixels = np.stack([np.asarray(square) for square in squares])
-            found[name] = list(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1)
-        found["ids"] = list(tokens(rows["edit_prompt"]))
-        return found
+            columns[name] = list(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        columns["ids"] = list(tokens(rows["edit_prompt"]))
+        return columns
 
     def tokens(texts: list[str]) -> torch.Tensor:
         return tokenizer(
@@ -122,7 +124,7 @@ def of_diffusers(data: Path, folder: Path, steps: int) -> float:
         rows.with_transform(transformed), batch_size=BATCH, shuffle=True, drop_last=True
     )
     unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
-    null = text(tokens([""]))[0]
+    uncond_states = text(tokens([""]))[0]
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         while True:
@@ -132,18 +134,18 @@ def of_diffusers(data: Path, folder: Path, steps: int) -> float:
     for batch, _ in zip(batches(), range(steps), strict=False):
         latents = vae.encode(batch["edited_image"]).latent_dist.sample() * vae.config.scaling_factor
         noise = torch.randn_like(latents)
-        moments = torch.randint(noise_scheduler.config.num_train_timesteps, (BATCH,))
-        noisy = noise_scheduler.add_noise(latents, noise, moments)
+        timesteps = torch.randint(noise_scheduler.config.num_train_timesteps, (BATCH,))
+        noisy = noise_scheduler.add_noise(latents, noise, timesteps)
         states = text(batch["ids"])[0]
         source = vae.encode(batch["input_image"]).latent_dist.mode()
         chance = torch.rand(BATCH, 1, 1)
-        states = torch.where(chance < 0.1, null, states)
+        states = torch.where(chance < 0.1, uncond_states, states)
         source = source * ~((chance >= 0.05) & (chance < 0.15))[..., None]
-        predicted = unet(torch.cat([noisy, source], 1), moments, states).sample
-        wanted = noise_scheduler.get_velocity(latents, noise, moments)
+        predicted = unet(torch.cat([noisy, source], 1), timesteps, states).sample
+        target = noise_scheduler.get_velocity(latents, noise, timesteps)
         if noise_scheduler.config.prediction_type == "epsilon":
-            wanted = noise
-        loss = F.mse_loss(predicted.float(), wanted.float())
+            target = noise
+        loss = F.mse_loss(predicted.float(), target.float())
         accelerator.gather(loss.repeat(BATCH)).mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)
@@ -170,11 +172,11 @@ def main() -> None:
         data = dataset(root)
 
         def ours(name: str, encoder: str, steps: int, cache: bool) -> Callable[[], float]:
-            return lambda: of_ours(data, root / name, args.model, steps, encoder, cache)
+            return lambda: measure_reasonpix(data, root / name, args.model, steps, encoder, cache)
 
         few = max(WARM + 2, args.steps // 4)
         measured = {
-            "diffusers": lambda: of_diffusers(data, folder, args.steps),
+            "diffusers": lambda: measure_diffusers(data, folder, args.steps),
             "online": ours("online", clip, args.steps, False),
             "cached": ours("cached", clip, args.steps, True),
             "llava online": ours("llava-online", llava, few, False),

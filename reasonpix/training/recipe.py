@@ -1,4 +1,4 @@
-"""Recipes for `reasonpix train`: data, encoder, the model to start from, and how it is trained."""
+"""Recipes of `reasonpix train`: data, encoder, initial model and hyperparameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 _ALIGNED = ("query_resampler", "clip_residual", "codebook")
-"""Connectors with as many tokens as CLIP."""
+"""Connectors whose tokens correspond to CLIP's."""
 
 
 class _Block(BaseModel):
@@ -29,15 +29,15 @@ class _Block(BaseModel):
 
 
 class Start(_Block):
-    """What training starts from."""
+    """The model that training starts from."""
 
     model: str = Field(description="Hub id, local folder, or checkpoint name")
     revision: str | None = Field(None, description="Commit or tag of the hub repository")
     cache_dir: Path | None = Field(None, description="Where hub downloads are kept")
     init: Literal["sd15", "ip2p"] = Field(
         "ip2p",
-        description="What `model` is: a text-to-image pipeline, whose UNet is widened, or an "
-        "editing model",
+        description="Kind of `model`: a text-to-image pipeline, whose UNet gets more input "
+        "channels, or an editing model",
     )
     connector: ConnectorOptions = ConnectorOptions()
 
@@ -48,69 +48,75 @@ class Start(_Block):
 
     @property
     def weights(self) -> ModelOptions:
-        """The weights, as they are read."""
+        """The weights as options of a model."""
         return ModelOptions(model=self.model, revision=self.revision, cache_dir=self.cache_dir)
 
 
 class Align(_Block):
-    """A first stage that teaches the connector alone to speak CLIP (as SmartEdit's first stage).
+    """A first stage that trains only the connector, to match CLIP's states (as in SmartEdit).
 
-    Its tokens for an instruction learn to equal CLIP's states of a text of the same row, that of
-    the column `data.align`. The learning rate warms up and cools down.
+    The target of an instruction is CLIP's states of the same row's text in the column `data.align`.
+    The learning rate warms up over 100 steps, then decays by a cosine.
     """
 
     steps: int = Field(ge=1, description="Optimizer steps")
-    batch_size: int = Field(64, ge=1, description="Examples of a step")
+    batch_size: int = Field(64, ge=1, description="Examples per step")
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW")
 
 
 class Validation(_Block):
-    """Pictures to look at while training, of examples that are kept out of it."""
+    """Images edited during training, of held-out examples."""
 
-    examples: int = Field(8, ge=1, description="How many, each with an image of its own")
-    every: int = Field(1000, ge=1, description="Optimizer steps between them")
+    examples: int = Field(8, ge=1, description="Held-out examples, each with a different image")
+    every: int = Field(1000, ge=1, description="Optimizer steps between validations")
 
 
 class TrainingRecipe(_Block):
-    """All that `reasonpix train` does. Defaults are InstructPix2Pix's, with the paper's 256 px."""
+    """A recipe of `reasonpix train`. Defaults are InstructPix2Pix's, with the paper's 256 px."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="Every random choice follows from it")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all random choices")
     data: Data
     encoder: ComponentSpec
     model: Start
     cache: bool | Path = Field(
         True,
-        description="Compute h and latents once, and keep them in the run's folder, or in one that "
-        "runs share; false computes them each time",
+        description="Where h and latents are cached: in the run's folder, or in one that runs "
+        "share; false computes them in every step",
     )
-    align: Align | None = Field(None, description="A first stage for the connector alone")
+    align: Align | None = Field(None, description="A first stage that trains only the connector")
     steps: int = Field(10_000, ge=0, description="Optimizer steps")
-    batch_size: int = Field(1024, ge=1, description="Examples of an optimizer step, in all")
-    micro_batch_size: int = Field(32, ge=1, description="Examples that a device computes together")
+    batch_size: int = Field(1024, ge=1, description="Examples per optimizer step, on all devices")
+    micro_batch_size: int = Field(32, ge=1, description="Examples that a device computes at once")
     learning_rate: float = Field(1e-4, gt=0)
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="The learning rate after warm-up; cosine falls to zero at the end"
+        "constant", description="Learning rate after warm-up; cosine decays to zero"
     )
-    warmup: int = Field(0, ge=0, description="Optimizer steps over which the learning rate rises")
+    warmup: int = Field(0, ge=0, description="Optimizer steps of linear warm-up")
     betas: tuple[Share, Share] = Field((0.9, 0.999), description="Of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW")
-    max_gradient_norm: float | None = Field(1.0, gt=0, description="null clips nothing")
+    max_gradient_norm: float | None = Field(
+        1.0, gt=0, description="Gradient clipping; null disables it"
+    )
     dropout: float = Field(
         0.05,
         ge=0,
         le=1 / 3,
-        description="p: no instruction for p of the examples, no image for p, neither for p",
+        description="p: a share p of examples loses the instruction, p the image, p both",
     )
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="Of the averaged weights, at most")
+    ema_decay: float = Field(
+        0.9999, ge=0, lt=1, description="Largest decay of the averaged weights"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Mixed precision; auto is bf16 on a GPU that has it, else fp32"
     )
-    gradient_checkpointing: bool = Field(False, description="Less memory for more time")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations: less memory, slower"
+    )
     save_every: int = Field(1000, ge=1, description="Optimizer steps between checkpoints")
     validation: Validation | None = None
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        ("tensorboard",), description="Where curves and pictures go; wandb sends them away"
+        ("tensorboard",), description="Where curves and images are logged; wandb uploads them"
     )
     sampling: SamplingOptions = SamplingOptions()
 
@@ -153,7 +159,7 @@ class TrainingRecipe(_Block):
         return rate * (0.5 + 0.5 * math.cos(math.pi * step / steps)) if cosine else rate
 
     def as_yaml(self) -> str:
-        """The resolved recipe: every option spelled out, and the package of the encoder."""
+        """The resolved recipe: every option, and the encoder's package as a comment."""
         body = self.model_dump(mode="json", exclude={"encoder"})
         body |= {"encoder": self.encoder.as_yaml()}
         ordered = {name: body[name] for name in type(self).model_fields}
@@ -174,7 +180,7 @@ def load_training_recipe(
 
     complain = marks.into(problems)
     if "encoder" in data:
-        # Named in place of the block, which the model cannot check, so that all else is told too.
+        # The spec replaces the block, so that the rest of the recipe is checked too.
         encoder = read_spec("encoder", data["encoder"], ("encoder",), complain)
         data["encoder"] = encoder or ComponentSpec("encoder", "", ModelOptions(model=""))
     recipe = check(TrainingRecipe, data, (), complain)
@@ -190,7 +196,7 @@ def load_training_recipe(
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of a training recipe, with the options of all encoders."""
+    """JSON schema (draft 2020-12) of training recipes, with the options of all encoders."""
     document = TrainingRecipe.model_json_schema()
     definitions = document["$defs"]
     for name in ("ComponentSpec", "Options"):

@@ -200,7 +200,7 @@ class _ExportTarget:
 
 
 def _choose_target(request: ExportRequest, out: Path | None, force: bool) -> _ExportTarget:
-    """Raises `ReasonpixError` for a folder that has_export or holds something else."""
+    """Raises `ReasonpixError` for a folder that exists or holds something else."""
     name = request.model.model
     plugin_folder = registry.checkpoint(name)
     own = Path(plugin_folder or name)
