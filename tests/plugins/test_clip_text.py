@@ -140,7 +140,7 @@ def test_parts_of_different_pipelines_are_refused(pipeline: Path, tmp_path: Path
     shutil.copytree(pipeline, folder)
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(MINI / "tokenizer", folder / "tokenizer")
-    with pytest.raises(WeightsError, match=r"tokenizer and text_encoder of .* do not fit"):
+    with pytest.raises(WeightsError, match=r"tokenizer and text_encoder of .* do not match"):
         loaded(folder)
 
 

@@ -1,10 +1,10 @@
 """Encoders of image and instruction (Eq. 8): LLaVA, and CLIP's text encoder for comparison.
 
 - `llava`: hidden states of a vision-language model that reads both. Liu et al., "Visual
-  Instruction Tuning", NeurIPS 2023. The network is transformers' own; any checkpoint of
-  `LlavaForConditionalGeneration` fits.
-- `clip-text`: the text encoder of a diffusers pipeline, which sees the instruction alone: what
-  InstructPix2Pix is conditioned on (Brooks et al., CVPR 2023).
+  Instruction Tuning", NeurIPS 2023. Any checkpoint of transformers'
+  `LlavaForConditionalGeneration` works.
+- `clip-text`: the text encoder of a diffusers pipeline, which reads only the instruction, as in
+  InstructPix2Pix (Brooks et al., CVPR 2023).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE, INSTRUCTION = "<image>", "{instruction}"
-"""Where a prompt has the image tokens and the instruction."""
+"""Placeholders in a prompt for the image tokens and the instruction."""
 
 
 class LlavaOptions(ModelOptions):
-    """What a recipe may say about `llava`."""
+    """Options of `llava`."""
 
     weights: ClassVar[tuple[str, ...]] = ("model", "language_model")
 
@@ -81,7 +81,7 @@ class LlavaOptions(ModelOptions):
 
 
 class Llava(MLLMEncoder[LlavaOptions]):
-    """States h of a LLaVA after one forward pass: it reads, and writes nothing."""
+    """Hidden states h of a LLaVA after one forward pass; it generates no text."""
 
     name = "llava"
     Options = LlavaOptions
@@ -93,22 +93,22 @@ class Llava(MLLMEncoder[LlavaOptions]):
         self._reader: Any = Reader(self.options)
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Release the weights."""
         self._reader = None
 
     def encode(
         self, images: Sequence[Image], instructions: Sequence[str]
     ) -> list[NDArray[np.float32] | Problem]:
-        """For each pair the states h, float32 (tokens, width).
+        """The states h of each pair: float32 (tokens, width).
 
-        An instruction that is empty, or too long for the model, is a `Problem`.
+        An instruction that is empty or too long for the model gives a `Problem`.
         """
         states: list[NDArray[np.float32] | Problem] = self._reader.read(images, instructions)
         return states
 
 
 class ClipTextOptions(ModelOptions):
-    """What a recipe may say about `clip-text`."""
+    """Options of `clip-text`."""
 
     model: str = Field(
         "timbrooks/instruct-pix2pix",
@@ -121,10 +121,10 @@ class ClipTextOptions(ModelOptions):
 
 
 class ClipText(MLLMEncoder[ClipTextOptions]):
-    """The last hidden states of CLIP's text encoder, padding included; the image is not looked at.
+    """The last hidden states of CLIP's text encoder, with padding; the image is ignored.
 
-    These are the states that InstructPix2Pix and Stable Diffusion attend to: always as many as the
-    tokenizer's longest text. A longer instruction is cut, as diffusers does.
+    These are the states that InstructPix2Pix and Stable Diffusion attend to, always
+    `model_max_length` of them. Longer instructions are truncated, as in diffusers.
     """
 
     name = "clip-text"
@@ -137,13 +137,13 @@ class ClipText(MLLMEncoder[ClipTextOptions]):
         self._encoder: Any = TextEncoder(self.options)
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Release the weights."""
         self._encoder = None
 
     def encode(
         self, images: Sequence[Image], instructions: Sequence[str]
     ) -> list[NDArray[np.float32] | Problem]:
-        """For each instruction float32 (tokenizer's `model_max_length`, width)."""
+        """The states of each instruction: float32 (tokenizer's `model_max_length`, width)."""
         states: list[NDArray[np.float32] | Problem] = self._encoder.encode(instructions)
         return states
 

@@ -1,7 +1,7 @@
-"""The text encoder of a diffusers pipeline, by itself.
+"""The text encoder of a diffusers pipeline, on its own.
 
-On a CPU it always sees `CPU_ROWS` instructions, spare rows repeat another: kernels round
-differently for other numbers, and states shall depend on their instruction alone.
+On a CPU it always computes `CPU_ROWS` instructions and pads smaller batches by repetition: kernels
+round differently for other batch sizes, but states must depend on their instruction only.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from reasonpix_llava import ClipTextOptions
 
 CPU_ROWS = 4
-"""Instructions that the encoder sees on a CPU, always."""
+"""Batch size on a CPU, always."""
 
 
 class TextEncoder:
-    """A loaded CLIP text encoder. Raises `WeightsError` when the folder holds none."""
+    """A loaded CLIP text encoder. Raises `WeightsError` if the pipeline has none."""
 
     def __init__(self, options: ClipTextOptions) -> None:
         self.device = choose_device(options)
@@ -39,13 +39,14 @@ class TextEncoder:
             use_safetensors=True,
         )
         self._model = model.to(self.device).eval()
-        words, vocabulary = len(self._tokenizer), model.config.vocab_size
+        tokens, vocabulary = len(self._tokenizer), model.config.vocab_size
         longest, positions = self._tokenizer.model_max_length, model.config.max_position_embeddings
-        # transformers makes an empty tokenizer where it finds no vocabulary.
-        if words != vocabulary or longest > positions:
+        # transformers creates an empty tokenizer if it finds no vocabulary.
+        if tokens != vocabulary or longest > positions:
             raise WeightsError(
-                f"model: tokenizer and text_encoder of {options.model!r} do not fit: {words} and "
-                f"{vocabulary} words, texts of {longest} and {positions} tokens"
+                f"model: tokenizer and text_encoder of {options.model!r} do not match: "
+                f"vocabularies of {tokens} and {vocabulary}, texts of "
+                f"{longest} and {positions} tokens"
             )
 
     @torch.inference_mode()
@@ -61,7 +62,7 @@ class TextEncoder:
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
-            # No mask, as in diffusers: the padding is attended to as it was in training.
+            # No mask, as in diffusers: the model was trained to attend to padding.
             hidden = self._model(ids.to(self.device)).last_hidden_state
             states.extend(hidden[: len(batch)].float().cpu().numpy())
         return states

@@ -1,12 +1,12 @@
-"""Reading pairs with LLaVA: one forward pass, hidden states out.
+"""Hidden states of LLaVA for pairs of image and instruction, in one forward pass.
 
-Attention is causal, so tokens that follow a text cannot change its states: texts are padded at the
-right, no mask is needed, and what the padding gives is cut off.
+Attention is causal, so tokens after a text cannot change its states: texts are padded on the right
+without a mask, and the states of the padding are dropped.
 
-On a CPU kernels round differently for tensors of different shapes. There the network always sees
-`CPU_ROWS` pairs, spare rows repeat another, and a text is padded to a multiple of `BUCKET` tokens,
-together with others of that length alone: a pair's states depend on the pair and on nothing else.
-On a GPU a batch has up to `batch_size` pairs, which may move last bits.
+On a CPU kernels round differently for other shapes. There a batch always has `CPU_ROWS` pairs
+(missing ones are filled by repetition), padded to the same multiple of `BUCKET` tokens, so a pair's
+states depend on the pair only. On a GPU a batch has up to `batch_size` pairs, which may change the
+last bits.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from reasonpix_llava import LlavaOptions
 
 CPU_ROWS = 4
-"""Pairs that the network sees on a CPU, always."""
+"""Batch size on a CPU, always."""
 
 BUCKET = 16
 """On a CPU texts are padded to a multiple of this many tokens."""
 
 
 class Reader:
-    """A loaded LLaVA. Raises `WeightsError` when it is none, or its parts do not fit together."""
+    """A loaded LLaVA. Raises `WeightsError` for other models and for parts that do not match."""
 
     def __init__(self, options: LlavaOptions) -> None:
         self.options = options
@@ -58,12 +58,12 @@ class Reader:
             and torch.cuda.is_bf16_supported(including_emulation=False)
         ):
             self.dtype = torch.bfloat16
-        # Pillow resizes alike everywhere; the default depends on whether torchvision is installed.
+        # Pillow resizes the same everywhere; the default depends on torchvision being installed.
         self._images = pretrained(AutoImageProcessor, options, backend="pil")
         config = pretrained(AutoConfig, options)
         if not isinstance(config, LlavaConfig):
             raise WeightsError(
-                f"model: {options.model!r} is a {config.model_type} and no LLaVA; name a "
+                f"model: {options.model!r} is a {config.model_type}, not a LLaVA; name a "
                 "checkpoint of LlavaForConditionalGeneration"
             )
         if options.language_model is None:
@@ -88,7 +88,7 @@ class Reader:
     # Weights
 
     def _language_source(self) -> LlavaOptions:
-        """`options` with the language model in the place of `model`."""
+        """Options that name the language model as `model`."""
         assert self.options.language_model
         source = self.options.model_copy(
             update={"model": self.options.language_model, "revision": None}
@@ -107,8 +107,8 @@ class Reader:
         language = [name for name in missing if ".language_model." in name]
         if language:
             raise WeightsError(
-                f"model: {self.options.model!r} holds no language model (it lacks {language[0]} "
-                f"and {len(language) - 1} more); name one by language_model"
+                f"model: {self.options.model!r} has no language model (it lacks {language[0]} "
+                f"and {len(language) - 1} more); set language_model"
             )
         return model.model
 
@@ -119,22 +119,21 @@ class Reader:
         if wanted != width:
             raise WeightsError(
                 f"language_model: {self.options.language_model!r} has states of {width} numbers, "
-                f"and the projector of {self.options.model!r} makes {wanted}; they do not belong "
-                "together"
+                f"and the projector of {self.options.model!r} makes {wanted}; they do not match"
             )
         if language.get_input_embeddings().num_embeddings < len(self._tokenizer):
-            # The row of <image> is never read: the image's own states stand in its place.
+            # The row of <image> is never read: it is replaced by the image's states.
             language.resize_token_embeddings(len(self._tokenizer), mean_resizing=False)
-        config.text_config.num_hidden_layers = 0  # none is read, and none made
+        config.text_config.num_hidden_layers = 0  # of this checkpoint: neither read nor created
         config.image_token_index = self._tokenizer.convert_tokens_to_ids(IMAGE)
         model, _ = self._llava(config)
         model.model.language_model = language
         return model.model
 
     def _llava(self, config: LlavaConfig) -> tuple[Any, list[str]]:
-        """The model, and the names of weights that its checkpoint lacks."""
+        """Load the model; also return the names of weights that the checkpoint lacks."""
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # what is missing is told here, and better
+        logging.set_verbosity_error()  # missing weights are reported here
         try:
             model, info = pretrained(
                 LlavaForConditionalGeneration,
@@ -147,27 +146,27 @@ class Reader:
         finally:
             logging.set_verbosity(verbosity)
         missing = sorted(info["missing_keys"])
-        eyes = [name for name in missing if ".vision_tower." in name or "projector" in name]
-        if eyes:
+        vision = [name for name in missing if ".vision_tower." in name or "projector" in name]
+        if vision:
             raise WeightsError(
                 f"model: {self.options.model!r} lacks weights of the vision tower or the "
-                f"projector: {', '.join(eyes[:3])}{' …' if len(eyes) > 3 else ''}"
+                f"projector: {', '.join(vision[:3])}{' …' if len(vision) > 3 else ''}"
             )
         return model, missing
 
     def _keep_layers(self) -> None:
-        """Let go of the layers above the one whose states are asked for: they are not computed."""
+        """Remove the layers above the requested one, so they are not computed."""
         language, layer = self._model.language_model, self.options.layer
         if not (hasattr(language, "layers") and hasattr(language, "norm")):
             raise WeightsError(
-                f"model: {type(language).__name__} of {self.options.model!r} is built unlike "
-                "Llama, and where its hidden states are taken is not known"
+                f"model: {type(language).__name__} of {self.options.model!r} is not built "
+                "like Llama, so its hidden states cannot be located"
             )
         count = len(language.layers)
         if not -count - 1 <= layer <= count:
             raise WeightsError(
-                f"layer: {layer} is none of the hidden states of {self.options.model!r}, which are "
-                f"0 to {count}, or {-count - 1} to -1"
+                f"layer: {layer} is not among the hidden states of {self.options.model!r}, which "
+                f"are 0 to {count}, or {-count - 1} to -1"
             )
         kept = layer % (count + 1)
         if kept < count:
@@ -176,22 +175,22 @@ class Reader:
             language.norm = nn.Identity()
 
     def _check_image_tokens(self) -> None:
-        """Count the tokens of an image. Raises `WeightsError` when the parts do not agree."""
+        """Count the tokens of an image. Raises `WeightsError` if the parts do not match."""
         from PIL import Image
 
         model = self.options.model
         if not self._image_token:
             raise WeightsError(
-                f"model: the tokenizer of {model!r} has no token for the image with the number "
-                f"{self._image_token_id}, which is image_token_index of its configuration; "
+                f"model: the tokenizer of {model!r} lacks the image token "
+                f"{self._image_token_id}, the configuration's image_token_index; "
                 "the two files belong to different revisions"
             )
         try:
-            # Of two shapes: what follows rests on all images having the same number of tokens.
-            states = self.see([Image.new("RGB", size) for size in ((32, 24), (24, 48))])
+            # Two shapes: all images must have the same number of tokens.
+            states = self.image_states([Image.new("RGB", size) for size in ((32, 24), (24, 48))])
         except (ValueError, RuntimeError) as error:
             raise WeightsError(
-                f"model: image processor and vision tower of {model!r} do not fit: {error}"
+                f"model: image processor and vision tower of {model!r} do not match: {error}"
             ) from error
         self._image_tokens = states.shape[1]
 
@@ -200,11 +199,11 @@ class Reader:
     def read(
         self, images: Sequence[Image], instructions: Sequence[str]
     ) -> list[NDArray[np.float32] | Problem]:
-        """The states of each pair, float32 (tokens, width), in their order."""
+        """The states of each pair: float32 (tokens, width), in order."""
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images and {len(instructions)} instructions")
         results: list[Any] = [self._tokens(instruction) for instruction in instructions]
-        texts = {i: found for i, found in enumerate(results) if not isinstance(found, Problem)}
+        texts = {i: ids for i, ids in enumerate(results) if not isinstance(ids, Problem)}
         for batch, padded in self._batches(texts):
             states = self._forward([images[i] for i in batch], [texts[i] for i in batch], padded)
             for i, row in zip(batch, states, strict=True):
@@ -212,10 +211,10 @@ class Reader:
         return results
 
     def _tokens(self, instruction: str) -> list[int] | Problem:
-        """The prompt about `instruction` in tokens."""
+        """The token ids of the prompt with `instruction`."""
         if not instruction.strip():
             return Problem(status="rejected", reason="the instruction is empty")
-        for token in self._controls:  # it is data: it may neither add an image nor end the text
+        for token in self._controls:  # untrusted: it must not insert an image or end the text
             instruction = instruction.replace(token, f"{token[:1]} {token[1:]}")
         before, after = (
             part.replace(INSTRUCTION, instruction) for part in self.options.prompt.split(IMAGE)
@@ -224,7 +223,7 @@ class Reader:
         ids: list[int] = self._tokenizer(f"{before}{self._image_token * count}{after}").input_ids
         if (found := ids.count(self._image_token_id)) != count:
             raise ReasonpixError(
-                f"encoder llava: a prompt holds {found} image tokens, and an image gives {count}"
+                f"encoder llava: a prompt has {found} image tokens, and an image gives {count}"
             )
         context = getattr(self._model.language_model.config, "max_position_embeddings", None)
         if context is not None and len(ids) > context:
@@ -235,7 +234,7 @@ class Reader:
         return ids
 
     def _batches(self, texts: dict[int, list[int]]) -> Iterator[tuple[list[int], int]]:
-        """Which texts are read together, and their padded length."""
+        """Group texts into batches; yields their numbers and padded length."""
         if self.device.type != "cpu":
             order, size = sorted(texts, key=lambda i: len(texts[i])), self.options.batch_size
             for start in range(0, len(order), size):
@@ -257,27 +256,27 @@ class Reader:
         rows = [*range(len(texts))]
         if self.device.type == "cpu":
             rows += [0] * (CPU_ROWS - len(rows))
-        # Any token but <image> will do for padding: nothing before it sees it.
+        # Any token but <image> works as padding: no earlier token attends to it.
         ids = torch.zeros((len(rows), padded), dtype=torch.long)
         for row, which in zip(ids, rows, strict=True):
             row[: len(texts[which])] = torch.tensor(texts[which])
-        features = self.see([images[which] for which in rows])
-        here = (ids == self._image_token_id).to(self.device)
+        features = self.image_states([images[which] for which in rows])
+        is_image = (ids == self._image_token_id).to(self.device)
         embeddings = self._model.get_input_embeddings()(ids.to(self.device))
-        embeddings = embeddings.masked_scatter(here[..., None], features.to(embeddings.dtype))
+        embeddings = embeddings.masked_scatter(is_image[..., None], features.to(embeddings.dtype))
         hidden = self._model.language_model(inputs_embeds=embeddings, use_cache=False)[0]
-        states = [self._cut(*pair) for pair in zip(hidden, texts, strict=False)]
-        if not all(bool(np.isfinite(one).all()) for one in states):
+        states = [self._select(*pair) for pair in zip(hidden, texts, strict=False)]
+        if not all(bool(np.isfinite(each).all()) for each in states):
             raise ReasonpixError(
-                f"encoder llava: {self.options.model!r} computes no finite numbers; set "
-                "dtype: bfloat16, or float32"
+                f"encoder llava: {self.options.model!r} computes NaN or infinity; set "
+                "dtype: bfloat16 or float32"
             )
         return iter(states)
 
     @torch.inference_mode()
-    def see(self, images: list[Image]) -> Tensor:
-        """The image tokens that the projector gives: (images, tokens, width)."""
-        # A grey picture is read as it looks, and one pixel in height is no channel.
+    def image_states(self, images: list[Image]) -> Tensor:
+        """The projector's outputs for images: (images, tokens, width)."""
+        # RGB also for grey images; the format is explicit, or a height of 1 is taken for channels.
         pixels = self._images(
             images=[image.convert("RGB") for image in images],
             input_data_format="channels_last",
@@ -286,10 +285,10 @@ class Reader:
         pixels = pixels.to(self.device, self.dtype)
         return torch.stack(list(self._model.get_image_features(pixels).pooler_output))
 
-    def _cut(self, hidden: Tensor, ids: list[int]) -> NDArray[np.float32]:
-        """The states asked for, of a row (padded, width)."""
+    def _select(self, hidden: Tensor, ids: list[int]) -> NDArray[np.float32]:
+        """The requested states of a row (padded, width)."""
         start = 0
         if self.options.states == "text":
             start = len(ids) - ids[::-1].index(self._image_token_id)
-        kept: NDArray[np.float32] = hidden[start : len(ids)].float().cpu().numpy()
-        return kept
+        states: NDArray[np.float32] = hidden[start : len(ids)].float().cpu().numpy()
+        return states

@@ -109,7 +109,9 @@ def _seen(encoder: Any, scenes: int) -> dict[str, float]:
     from reasonpix_mini.training.llava import distances, language_model, patches, word_embeddings
 
     shown = [world.scene("test", index) for index in range(scenes)]
-    tokens = encoder._reader.see([Image.fromarray(scene.render()) for scene in shown]).float()
+    tokens = encoder._reader.image_states(
+        [Image.fromarray(scene.render()) for scene in shown]
+    ).float()
     named = distances(tokens, word_embeddings(language_model())).argmin(-1)
     label = torch.stack([patches(scene) for scene in shown])
     right = (named == label).float()
