@@ -1,4 +1,4 @@
-"""Seconds a forward of Stable Diffusion 1.5's UNet, by each runtime: what `gpu.sh` runs.
+"""Time a forward pass of Stable Diffusion 1.5's UNet with each runtime; run by `gpu.sh`.
 
     python benchmarks/gpu_unet.py [--minutes 8] [--batch 3 12] [--out TABLE.md]
     python benchmarks/gpu_unet.py --tiny --device cpu       # the same in small, without a GPU
@@ -9,7 +9,7 @@ own network (`reasonpix.editing.runtimes.base`), measured in a process of its ow
 the median of rounds of forwards that read their tensors in place. The difference is to the same
 weights in float32 without TF32, in shares of the largest and of the mean absolute value there.
 
-What no longer fits in `--minutes` is ended or left out, and the table says so.
+Runs that do not fit into `--minutes` are stopped or skipped, and the table says so.
 """
 
 from __future__ import annotations

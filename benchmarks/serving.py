@@ -2,18 +2,17 @@
 
     python benchmarks/serving.py [--clients 200] [--seconds 60] [--model mini/reasonpix2pix]
 
-The server is a process of its own; the clients are coroutines of this one, which does nothing else.
-Each sends one edit after the other; when it is sent away (429, 503) it comes back after the
-Retry-After of the answer, give or take a half, as clients should. An edit is accepted when it is
-not sent away: it must be answered with 200 and the right PNG, and is lost otherwise. Right is what
-the first run gave for the same request when it was the only one. At the end the clients
-wait for the edits that are under way. Throughput is that of answers before the end. CPU seconds
-per edit, of the whole server, tell what a throughput owes to other programs on the machine: where
-these are busy, run both with OMP_NUM_THREADS=1.
+The server is a subprocess; the clients are coroutines of this process. Each client sends one edit
+after the other. When it is rejected (429, 503) it retries after the response's Retry-After, plus or
+minus half. Every accepted edit must be answered with 200 and the right PNG, or it counts as lost;
+right is what the first run gave for the same request on an idle server. At the end the clients
+wait for the edits under way; throughput counts only answers before the end. CPU seconds per edit
+show how much a throughput depends on other programs: on a busy machine, run both with
+OMP_NUM_THREADS=1.
 
-`--batch-size 1` is the same server with batches of one edit: UNet and VAE then see one at a time.
-The encoder `llava` computes four pairs on a CPU, however few there are: with batches of one, three
-of them in vain. That is part of the ratio.
+`--batch-size 1` is the same server with batches of one edit, so the UNet and the VAE compute one at
+a time. The encoder `llava` always computes four pairs on a CPU, so with batches of one, three of
+them are wasted. That is part of the ratio.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ from reasonpix_mini.world import scene
 from reasonpix.core.images import encode_png
 
 KINDS = 8
-"""Different requests; which of them a client sends is drawn."""
+"""Different requests; clients choose among them at random."""
 WARM = 1 / 3
-"""The share of the time after which memory should no longer grow."""
+"""Share of the time after which memory should no longer grow."""
 WANTED = 1.5
 AWAY = (429, 503)
 
@@ -61,21 +60,21 @@ class Edit:
 
 @dataclass
 class Seen:
-    """What the clients and the watch of the server's memory saw."""
+    """Measurements of the clients and of the server's memory."""
 
     latencies_s: list[float] = field(default_factory=list)
     in_time: int = 0
     """Edits answered before the end."""
     away: int = 0
     lost: Counter[str] = field(default_factory=Counter)
-    """Accepted edits that were not answered rightly, by the reason."""
+    """Accepted edits without the right answer, by reason."""
     rss_mb: list[float] = field(default_factory=list)
     cpu_s: float = 0
-    """Of the server, while the clients were at it, and until the last answer."""
+    """Of the server, until the last answer."""
 
 
 def edits() -> list[Edit]:
-    """Requests of which no two are equal."""
+    """Requests, all different."""
     made = []
     for n in range(KINDS):
         one = scene("test", n)
@@ -87,7 +86,7 @@ def edits() -> list[Edit]:
 
 @contextmanager
 def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The server's process and URL, when it is ready; ended by SIGTERM, as an operator would."""
+    """The server's process and URL once it is ready; ended by SIGTERM."""
     with subprocess.Popen(
         [sys.executable, "-m", "reasonpix", "serve", "--port", "0", "--no-page", *options],
         stdout=subprocess.PIPE,

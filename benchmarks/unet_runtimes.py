@@ -1,4 +1,4 @@
-"""Seconds a forward of an editing UNet takes on a CPU by each runtime, and a whole edit.
+"""Time a forward pass of an editing UNet, and a whole edit, with each runtime on a CPU.
 
     python benchmarks/unet_runtimes.py [--rounds 9] [--edits 3] [--no-compile] [--mini]
 
@@ -13,8 +13,9 @@ is that of mini/reasonpix2pix. What runs is the product's own:
 - An edit is 20 steps at 256x256 pixels (mini: 64x64) with VAE, against diffusers'
   `StableDiffusionInstructPix2PixPipeline` with the same weights, states and noise.
 
-In each round every way takes its turn, so that what else the machine does hits them alike: ratios
-are medians of those within rounds, seconds are medians. Time to compile or load does not count.
+In each round every runtime takes its turn, so that other load on the machine affects all alike.
+Ratios are medians of the ratios within rounds; seconds are medians. Compiling and loading do not
+count.
 """
 
 from __future__ import annotations
