@@ -25,8 +25,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint
-    from reasonpix.editing.pipeline import CPU_ROWS, SMALL_UNET, ReasonPix2Pix, working_size
-    from reasonpix.editing.pipeline_parts import check_pipeline, read_parts, vae_scale_factor
+    from reasonpix.editing.pipeline import CPU_ROWS, SMALL_UNET, ReasonPix2Pix
+    from reasonpix.editing.pipeline_parts import (
+        check_pipeline,
+        read_parts,
+        vae_scale_factor,
+        working_size,
+    )
     from reasonpix.editing.runtimes.base import TorchNetwork
     from reasonpix.editing.runtimes.modules import UNetGraph
     from reasonpix.editing.sampler import GuidanceBranches, denoise
@@ -35,8 +40,8 @@ else:
         __name__,
         {
             "checkpoint": ("load_checkpoint", "save_checkpoint"),
-            "pipeline": ("CPU_ROWS", "SMALL_UNET", "ReasonPix2Pix", "working_size"),
-            "pipeline_parts": ("check_pipeline", "read_parts", "vae_scale_factor"),
+            "pipeline": ("CPU_ROWS", "SMALL_UNET", "ReasonPix2Pix"),
+            "pipeline_parts": ("check_pipeline", "read_parts", "vae_scale_factor", "working_size"),
             "runtimes.base": ("TorchNetwork",),
             "runtimes.modules": ("UNetGraph",),
             "sampler": ("GuidanceBranches", "denoise"),

@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +33,7 @@ from reasonpix.editing.checkpoint import LoadedModel, load_checkpoint
 from reasonpix.editing.config import SamplingSettings
 from reasonpix.editing.connectors import ConditioningTokens
 from reasonpix.editing.model import Conditioner
-from reasonpix.editing.pipeline_parts import vae_scale_factor
+from reasonpix.editing.pipeline_parts import vae_scale_factor, working_size
 from reasonpix.editing.runtimes.base import Networks
 from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.editing.runtimes.names import Runtime
@@ -64,6 +63,11 @@ class EditTask:
     image: Image.Image
     instruction: str
     seed: int = 0
+
+    @property
+    def pair_key(self) -> tuple[int, str]:
+        """Equal for tasks that differ in their seed only."""
+        return id(self.image), self.instruction
 
 
 @dataclass(frozen=True)
@@ -237,10 +241,8 @@ class ReasonPix2Pix:
         )
         if settings is None:
             raise ReasonpixError("\n".join(problems))
-        steps, trained = (
-            settings.num_inference_steps,
-            int(self._scheduler.config.num_train_timesteps),
-        )
+        steps = settings.num_inference_steps
+        trained = int(self._scheduler.config.num_train_timesteps)
         if steps > trained:
             raise ReasonpixError(
                 f"num_inference_steps: {steps} steps exceed the {trained} that the model was "
@@ -281,9 +283,8 @@ class ReasonPix2Pix:
                 batch = batches[pair.batch_key]
                 batch.append((number, task.seed, pair))
                 if len(batch) == self.rows:
-                    yield from self._sample(
-                        batches.pop(pair.batch_key), settings, branches, on_step
-                    )
+                    del batches[pair.batch_key]
+                    yield from self._sample(batch, settings, branches, on_step)
         for batch in batches.values():
             yield from self._sample(batch, settings, branches, on_step)
 
@@ -294,12 +295,11 @@ class ReasonPix2Pix:
         branches: GuidanceBranches,
     ) -> list[_PreparedPair | Problem]:
         """Prepare each pair of image and instruction once, however many seeds it comes with."""
-        pairs = {_pair_key(task): task for task in tasks if isinstance(task, EditTask)}
+        pairs = {task.pair_key: task for task in tasks if isinstance(task, EditTask)}
         images = {key: self._working_image(task, settings) for key, task in pairs.items()}
         usable = {key: image for key, image in images.items() if not isinstance(image, Problem)}
         states = self._encoder.encode(
-            [image.copy() for _, image in usable.values()],
-            [instruction for _, instruction in usable],
+            [image.copy() for _, image in usable.values()], [text for _, text in usable]
         )
         prepared: dict[tuple[int, str], _PreparedPair | Problem] = {
             key: image for key, image in images.items() if isinstance(image, Problem)
@@ -311,7 +311,7 @@ class ReasonPix2Pix:
             with torch.inference_mode():
                 conditioning = self._condition(h, key[1], branches)
                 prepared[key] = _PreparedPair(size, self._encode_image(image), conditioning)
-        return [task if isinstance(task, Problem) else prepared[_pair_key(task)] for task in tasks]
+        return [task if isinstance(task, Problem) else prepared[task.pair_key] for task in tasks]
 
     def _working_image(
         self, task: EditTask, settings: SamplingSettings
@@ -394,18 +394,3 @@ class ReasonPix2Pix:
             ) from error
         for (number, _, pair), image in zip(batch, images, strict=True):
             yield number, resized(image, pair.size)
-
-
-def _pair_key(task: EditTask) -> tuple[int, str]:
-    return id(task.image), task.instruction
-
-
-def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[int, int]:
-    """Width and height at which the model works: the longer side is about `resolution` pixels.
-
-    Both are multiples of `stride`; the aspect ratio is kept as far as that allows.
-    """
-    # Exact fractions: an image that already has a working size must keep it.
-    cells = (round(Fraction(side * resolution, max(size) * stride)) for side in size)
-    width, height = (max(1, count) * stride for count in cells)
-    return width, height

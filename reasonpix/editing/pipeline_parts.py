@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ class PipelineParts:
 def vae_scale_factor(vae: AutoencoderKL) -> int:
     """Pixels per side of a latent: 8 for Stable Diffusion."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[int, int]:
+    """Width and height at which the model works: the longer side is about `resolution` pixels.
+
+    Both are multiples of `stride`; the aspect ratio is kept as far as that allows.
+    """
+    # Exact fractions: an image that already has a working size must keep it.
+    cells = (round(Fraction(side * resolution, max(size) * stride)) for side in size)
+    width, height = (max(1, count) * stride for count in cells)
+    return width, height
 
 
 def read_parts(options: ModelOptions, unet_weights: bool = True) -> PipelineParts:

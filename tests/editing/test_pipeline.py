@@ -16,7 +16,8 @@ from PIL import Image
 
 from reasonpix.editing.checkpoint import LoadedModel
 from reasonpix.editing.config import ConnectorKind
-from reasonpix.editing.pipeline import CPU_ROWS, EditTask, ReasonPix2Pix, working_size
+from reasonpix.editing.pipeline import CPU_ROWS, EditTask, ReasonPix2Pix
+from reasonpix.editing.pipeline_parts import working_size
 from reasonpix.editing.sampler import GuidanceBranches
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import MLLMEncoder, Options

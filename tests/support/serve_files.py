@@ -24,7 +24,8 @@ from reasonpix.deployment.server.app import create_app
 from reasonpix.deployment.server.process import uvicorn_config
 from reasonpix.deployment.server.service import Limits, Service
 from reasonpix.editing.config import SamplingSettings
-from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix, working_size
+from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix
+from reasonpix.editing.pipeline_parts import working_size
 from reasonpix.plugin.types import Problem
 
 SERVE = "from reasonpix.cli.serve import serve_command; serve_command()"

@@ -19,8 +19,8 @@ from reasonpix.cli.main import cli
 from reasonpix.deployment.export.converters import profile, quiet
 from reasonpix.deployment.export.exporter import ExportRequest, export_model
 from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint
-from reasonpix.editing.pipeline import ReasonPix2Pix, working_size
-from reasonpix.editing.pipeline_parts import vae_scale_factor
+from reasonpix.editing.pipeline import ReasonPix2Pix
+from reasonpix.editing.pipeline_parts import vae_scale_factor, working_size
 from reasonpix.editing.runtimes import onnx as runtime_onnx
 from reasonpix.editing.runtimes.manifest import Export, Precision, read_export
 from reasonpix.editing.runtimes.modules import UNetGraph

@@ -22,7 +22,7 @@ from PIL import Image
 
 from reasonpix.core.images import decode
 from reasonpix.deployment.server.service import Limits
-from reasonpix.editing.pipeline import working_size
+from reasonpix.editing.pipeline_parts import working_size
 from tests.conftest import Shell
 from tests.support.serve_files import (
     FakeModel,
