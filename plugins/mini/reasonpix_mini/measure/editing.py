@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
+from reasonpix.plugin import Box, EditRequest
 from reasonpix_mini import world
+
+Pictures = list[NDArray[np.uint8]]
+"""RGB pixels (height, width, 3)."""
+
+_CHECKPOINTS = Path(str(resources.files("reasonpix_mini"))) / "checkpoints"
 
 SAMPLING = {"num_inference_steps": 4, "guidance_scale": 1.5}
 """What the mini checkpoint was tuned for, on the validation split."""
@@ -36,43 +44,30 @@ def measure(
     ground truth: `psnr_in_box` of the edit, `psnr_in_box_vae` of the truth through the VAE (the
     ceiling), `psnr_in_box_no_edit` of the input (the floor).
     """
-    import torch
-    from diffusers import AutoencoderKL
-    from PIL import Image
     from reasonpix_gligen import Gligen, GligenOptions
 
-    from reasonpix.plugin import Box, EditRequest
     from reasonpix_mini.training.judge import Judge
-    from reasonpix_mini.training.vae import psnr, to_pixels, to_tensor
+    from reasonpix_mini.training.vae import psnr
 
-    folder = Path(str(resources.files("reasonpix_mini"))) / "checkpoints"
-    judge = Judge(folder / "judge")
-    requests, truths, targets = [], [], []
-    for index in range(scenes):
-        scene, number, target = replacement(split, index)
-        old = scene.placements[number]
-        corners = dict(zip(("x0", "y0", "x1", "y1"), old.box, strict=True))
-        box = Box(**corners, width=world.SIZE, height=world.SIZE)
-        image = Image.fromarray(scene.render())
-        requests.append(EditRequest(image, box, old.category, target, scene.caption, index))
-        truths.append(scene.replaced(number, target).render())
-        targets.append(target)
+    judge = Judge(_CHECKPOINTS / "judge")
+    requests, truths = _replacements(scenes, split)
     boxes = [request.box.pixels() for request in requests]
 
-    def edit(**other: Any) -> list[np.ndarray]:
-        fixed = {"model": str(folder / "gligen"), "device": "cpu", "batch_size": 8}
+    def edit(**other: Any) -> Pictures:
+        fixed = {"model": str(_CHECKPOINTS / "gligen"), "device": "cpu", "batch_size": 8}
         editor = Gligen(GligenOptions(**fixed | SAMPLING | (options or {}) | other))
         editor.load()
         return [np.asarray(result) for result in editor.edit(requests)]
 
-    def judged(pictures: list[np.ndarray]) -> float:
-        seen = judge.names_in(pictures, boxes)
-        return sum(a == b for a, b in zip(seen, targets, strict=True)) / scenes
+    def judged(pictures: Pictures) -> float:
+        names = judge.names_in(pictures, boxes)
+        pairs = zip(names, requests, strict=True)
+        return sum(name == request.target for name, request in pairs) / scenes
 
-    def inside(pictures: list[np.ndarray]) -> float:
+    def inside(pictures: Pictures) -> float:
         values = [
-            psnr(a[y0:y1, x0:x1], b[y0:y1, x0:x1])
-            for a, b, (x0, y0, x1, y1) in zip(pictures, truths, boxes, strict=True)
+            psnr(picture[y0:y1, x0:x1], truth[y0:y1, x0:x1])
+            for picture, truth, (x0, y0, x1, y1) in zip(pictures, truths, boxes, strict=True)
         ]
         return float(np.mean(values))
 
@@ -83,18 +78,41 @@ def measure(
         different = (before != after).any(-1)
         different[y0:y1, x0:x1] = False
         unchanged += not different.any()
-    vae = AutoencoderKL.from_pretrained(folder / "gligen", subfolder="vae")
-    with torch.inference_mode():
-        decoded = [
-            to_pixels(vae.decode(vae.encode(to_tensor(truth[None])).latent_dist.mode()).sample)[0]
-            for truth in truths
-        ]
     return {
         "judged_target": judged(edited),
         "judged_target_empty_prompt": judged(edit(prompt="")),
         "judge_accuracy": judged(truths),
         "psnr_in_box": inside(edited),
-        "psnr_in_box_vae": inside(decoded),
+        "psnr_in_box_vae": inside(_through_vae(truths)),
         "psnr_in_box_no_edit": inside(inputs),
         "outside_equal": unchanged / scenes,
     }
+
+
+def _replacements(scenes: int, split: world.Split) -> tuple[list[EditRequest], Pictures]:
+    """A replacement in each scene, and the rendered ground truths."""
+    requests, truths = [], []
+    for index in range(scenes):
+        scene, number, target = replacement(split, index)
+        old = scene.placements[number]
+        corners = dict(zip(("x0", "y0", "x1", "y1"), old.box, strict=True))
+        box = Box(**corners, width=world.SIZE, height=world.SIZE)
+        image = Image.fromarray(scene.render())
+        requests.append(EditRequest(image, box, old.category, target, scene.caption, index))
+        truths.append(scene.replaced(number, target).render())
+    return requests, truths
+
+
+def _through_vae(pictures: Pictures) -> Pictures:
+    """The pictures, encoded and decoded again."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from reasonpix_mini.training.vae import to_pixels, to_tensor
+
+    vae = AutoencoderKL.from_pretrained(_CHECKPOINTS / "gligen", subfolder="vae")
+    with torch.inference_mode():
+        return [
+            to_pixels(vae.decode(vae.encode(to_tensor(picture[None])).latent_dist.mode()).sample)[0]
+            for picture in pictures
+        ]
