@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from reasonpix_mini import world
 from reasonpix_mini.measure.instructed import Case, cases, judged
-from reasonpix_mini.training.plain import plain
+from reasonpix_mini.plain_instructions import plain_instruction
 
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.plugin import registry
@@ -49,7 +49,10 @@ def test_hints_never_seen_are_understood_only_by_the_model_that_reasons(tests: l
 
 
 def test_the_plain_words_of_an_edit() -> None:
-    assert plain("a bee and a dog", "a bee and an apple") == "Replace the dog with an apple."
+    assert (
+        plain_instruction("a bee and a dog", "a bee and an apple")
+        == "Replace the dog with an apple."
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -53,7 +53,7 @@ def _part(number: str) -> Iterator[Step]:
 def _plain(number: str) -> Step:
     """The same with a column of plain words, which the connector is aligned to."""
     out = Path(f"runs/part{number}-plain")
-    module = [sys.executable, "-m", "reasonpix_mini.training.plain"]
+    module = [sys.executable, "-m", "reasonpix_mini.plain_instructions"]
     return Step(out, [*module, f"runs/part{number}", "--out", str(out)])
 
 

@@ -23,8 +23,8 @@ from PIL import Image
 from reasonpix.plugin import RewriteRequest, Rewriting
 from reasonpix_mini import stickers, world
 from reasonpix_mini.lexicon import Lexicon, LexiconOptions
+from reasonpix_mini.plain_instructions import plain_instruction
 from reasonpix_mini.training.judge import Judge
-from reasonpix_mini.training.plain import plain
 from reasonpix_mini.training.vae import psnr
 
 HINTS = ("train", "held_out")
@@ -63,7 +63,7 @@ def cases(count: int, split: world.Split = "test", first: int = 0) -> list[Case]
         scene = world.scene(split, index)
         edit = stickers.edit(scene)
         captions = scene.caption, edit.after.caption
-        texts = {"plain": plain(*captions), "direct": edit.instruction}
+        texts = {"plain": plain_instruction(*captions), "direct": edit.instruction}
         for hints in HINTS:
             planner = Lexicon(LexiconOptions(hints=hints))
             request = RewriteRequest(

@@ -34,7 +34,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from reasonpix_mini import world
-from reasonpix_mini.training.blip2 import Scenes
+from reasonpix_mini.training.blip2_scenes import Scenes
 
 PATCH = 16
 WIDTH = 96

@@ -1,6 +1,6 @@
 """Add to a published dataset of the mini world what each edit is in plain words.
 
-    python -m reasonpix_mini.training.plain runs/part1-dataset --out runs/part1-plain
+    python -m reasonpix_mini.plain_instructions runs/part1-dataset --out runs/part1-plain
 
 The column `plain_instruction` always reads "Replace the bee with a rabbit.", whatever template the
 direct instruction of the row came from. The connector is aligned to CLIP's states of it: a text
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from reasonpix_mini import lexicon, world
 
 
-def plain(caption: str, edited_caption: str) -> str:
+def plain_instruction(caption: str, edited_caption: str) -> str:
     """The instruction that turns one captioned scene into the other. One object differs."""
     before, after = lexicon.mentioned(caption), lexicon.mentioned(edited_caption)
     (source,), (target,) = before - after, after - before
@@ -49,7 +49,7 @@ def main() -> None:
         texts = [
             replaced(row["selected"], row["target"])
             if row["selected"]
-            else plain(row["caption"], row["edited_caption"])
+            else plain_instruction(row["caption"], row["edited_caption"])
             for row in rows
         ]
         # Without the metadata that lists the columns there were.

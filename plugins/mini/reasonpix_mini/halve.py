@@ -1,6 +1,6 @@
 """Copy an editing model in half precision, as it is shipped.
 
-python -m reasonpix_mini.training.halve runs/reasonpix2pix/model --to checkpoints/reasonpix2pix
+python -m reasonpix_mini.halve runs/reasonpix2pix/model --to checkpoints/reasonpix2pix
 """
 
 from __future__ import annotations
