@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from reasonpix.cli.main import cli
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
@@ -119,6 +122,50 @@ def test_the_reader_of_the_docs_is_one(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(f"source: fake-source\n{resolver.replace('filters:', others + 'filters:')}")
     assert [use.name for use in load_recipe(path).filters] == ["resolvable"]
+
+
+def options_of(words: Sequence[str]) -> tuple[str, set[str]]:
+    """The command that `reasonpix` and these words call, and its options."""
+    command: click.Command = cli
+    context, name = click.Context(cli), "reasonpix"
+    for word in words:
+        if not isinstance(command, click.Group):
+            break
+        called = command.get_command(context, word)
+        assert called is not None, f"{name} has no command {word!r}"
+        command, name = called, f"{name} {word}"
+    flags = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+    return name, flags | {"-h", "--help"}
+
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "plugins").glob("*/README.md")),
+    *sorted((ROOT / "plugins/mini/reasonpix_mini/checkpoints").glob("*/README.md")),
+    *sorted((ROOT / "recipes").rglob("*.yaml")),
+]
+
+
+def code_of(page: Path) -> str:
+    """The code on a page: blocks, indented lines and spans; of a recipe, its comments."""
+    text = re.sub(r"\\\n[ #]*", "", page.read_text(encoding="utf-8"))
+    if page.suffix == ".yaml":
+        return "\n".join(re.findall(r"^# (.*)", text, re.MULTILINE))
+    parts = re.findall(r"^```\w*\n(.*?)^```|^ {4}(\S.*?)$|`([^`\n]+)`", text, re.M | re.S)
+    return "\n".join("".join(part) for part in parts)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_options_of_the_docs_exist(page: Path) -> None:
+    calls = re.findall(r"^(?:\.venv/bin/)?reasonpix ([a-z][^\n#|]*)", code_of(page), re.MULTILINE)
+    for call in calls:
+        if call.startswith("hello"):  # the command that docs/plugins.md adds
+            continue
+        words = call.split()
+        name, flags = options_of(words)
+        for word in words:
+            assert not word.startswith("-") or word in flags, f"{name} has no option {word}"
 
 
 def anchors(page: Path) -> set[str]:
