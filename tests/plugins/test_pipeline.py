@@ -27,7 +27,7 @@ def test_the_command_of_the_tutorial_puts_another_captioner_in_its_place() -> No
     page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
     (recipe, override) = re.search(r"reasonpix generate (\S+) .*--set (\S+)", page).groups()
     here = override.replace("loud-captioner", "fake-captioner")  # the other is not installed
-    captioner = load_recipe(locate(recipe), (here,)).captioner
+    captioner = load_recipe(locate(recipe), (here,)).component("captioner")
     assert captioner is not None and captioner.name == "fake-captioner"
 
 

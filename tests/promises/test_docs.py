@@ -158,7 +158,9 @@ def code_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_options_of_the_docs_exist(page: Path) -> None:
-    calls = re.findall(r"^(?:\.venv/bin/)?reasonpix ([a-z][^\n#|]*)", code_of(page), re.MULTILINE)
+    calls = re.findall(
+        r"^(?:Then: |\.venv/bin/)?reasonpix ([a-z][^\n#|]*)", code_of(page), re.MULTILINE
+    )
     for call in calls:
         if call.startswith("hello"):  # the command that docs/plugins.md adds
             continue
