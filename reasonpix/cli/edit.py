@@ -56,13 +56,13 @@ if TYPE_CHECKING:
     "--guidance-scale",
     type=float,
     metavar="X",
-    help="Weight of the instruction; 1 is without guidance.",
+    help="Weight of the instruction; 1 disables guidance.",
 )
 @click.option(
     "--image-guidance-scale",
     type=float,
     metavar="X",
-    help="Weight of the input image; 1 is without guidance.",
+    help="Weight of the input image; 1 disables guidance.",
 )
 @click.option(
     "--resolution",
@@ -85,7 +85,7 @@ def edit_command(
     steps: int | None,
     **scales_and_resolution: float | None,
 ) -> None:
-    """Edit every IMAGE by every instruction, and print the files written.
+    """Edit every IMAGE with every instruction, and print the files written.
 
     Edits are named after the IMAGE, such as bee-edited.png for bee.jpg, and have its size. Steps,
     guidance scales and resolution default to the model's own settings.

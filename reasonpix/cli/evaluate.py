@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     required=True,
     help="Folder for the edits, the scores and the report.",
 )
-@set_option
+@set_option("seed=1")
 @options.runtime_option(None)
 @click.option("--retry-failed", is_flag=True, help="Retry the edits that failed.")
 @click.option(

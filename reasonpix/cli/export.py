@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     default=4,
     show_default=True,
     metavar="N",
-    help="Cases of BENCHMARK to use, from the first on, each with all its instructions.",
+    help="Number of cases of BENCHMARK to use, in order, each with all its instructions.",
 )
 @click.option(
     "--out",

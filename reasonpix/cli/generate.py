@@ -35,7 +35,7 @@ class _Limit(click.ParamType[float]):
 @click.command("generate")
 @click.argument("recipe")
 @click.option("--out", required=True, help="The run folder: a path, or a URL such as s3://…")
-@set_option
+@set_option("seed=1 or pipeline.planner=lexicon")
 @click.option(
     "--limit",
     type=_Limit(),

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 run_argument = click.argument("run")
 
-set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a value of the recipe, such as seed=1 or pipeline.planner=lexicon.",
-)
+
+def set_option(examples: str) -> Callable[[Any], Any]:
+    """The option `--set` of commands that read a recipe, with examples of what it overrides."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help=f"Override a value of the recipe, such as {examples}. May be repeated.",
+    )
+
+
 host_option = click.option(
     "--host",
     default="127.0.0.1",

@@ -59,7 +59,7 @@ def recipes_copy(recipe: str, to: Path) -> None:
 
 @recipes_group.command("check")
 @click.argument("recipe")
-@set_option
+@set_option("seed=1")
 def recipes_check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Validate RECIPE and print it with every option spelled out."""
     from reasonpix.generation.recipe_catalog import locate

@@ -17,7 +17,7 @@ from reasonpix.cli.options import run_argument, set_option
 @click.option(
     "--recipe", help="Show what this recipe (a file, or a shipped recipe) would reuse of RUN."
 )
-@set_option
+@set_option("seed=1 or pipeline.planner=lexicon")
 def status_command(run: str, recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Show how far each stage of RUN is, and how its records ended.
 
@@ -62,7 +62,7 @@ def clean_command(run: str, yes: bool) -> None:
 
 @click.command("refilter")
 @run_argument
-@set_option
+@set_option("filters.0.reject_fraction=0.2")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -136,7 +136,11 @@ def inspect_command(run: str, record: str, replay: bool, as_json: bool) -> None:
 @click.command("gallery")
 @run_argument
 @click.option(
-    "--limit", default=200, show_default=True, help="Most accepted, and most other, pairs to show."
+    "--limit",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Maximum number of accepted pairs to show, and of other pairs.",
 )
 def gallery_command(run: str, limit: int) -> None:
     """Write an HTML page that shows RUN, and print its path."""

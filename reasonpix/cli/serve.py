@@ -33,7 +33,7 @@ TOKEN = "REASONPIX_TOKEN"
     default=10,
     show_default=True,
     metavar="MS",
-    help="How long an edit waits for others to share its batch while the model is idle.",
+    help="How long an edit waits for others to join its batch when the model is idle.",
 )
 @click.option(
     "--timeout",

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     required=True,
     help="The folder of the run. The trained model will be in its model/.",
 )
-@set_option
+@set_option("seed=1 or steps=2000")
 def train_command(recipe: str, out: Path, overrides: tuple[str, ...]) -> None:
-    """Train an editing model by RECIPE (a file, or the name of a shipped recipe).
+    """Train an editing model from RECIPE (a file, or the name of a shipped recipe).
 
     Run the same command again to resume. On several GPUs: accelerate launch -m reasonpix train
     RECIPE --out DIR

@@ -97,7 +97,10 @@ def publish(
     with output_dir(Path(out), "publish") as draft:
         written = _WRITERS[to](run, accepted(run, report), draft)
         if written.rows == 0:
-            raise RunError(f"{run} accepted no sample; see `reasonpix gallery {run}`")
+            raise RunError(
+                f"{run} accepted no sample; see why with `reasonpix gallery {run}`, "
+                f"and try other thresholds with `reasonpix refilter {run}`"
+            )
         (draft / "README.md").write_text(render_card(run, form, written), encoding="utf-8")
     return written.rows
 

@@ -204,6 +204,8 @@ class ReasonPix2Pix:
         """
         if isinstance(images, Image.Image):
             images = [images]
+        if wrong := [type(it).__name__ for it in images if not isinstance(it, Image.Image)]:
+            raise ReasonpixError(f"expected PIL images, got {wrong[0]}; use PIL.Image.open")
         if isinstance(instructions, str):
             instructions = [instructions] * len(images)
         if isinstance(seed, int):

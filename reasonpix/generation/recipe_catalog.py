@@ -71,6 +71,8 @@ def read(
         raise RecipeError([f"{path} is a recipe for `reasonpix {other}`, not for `{command}`"])
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in overrides.items()]
+    elif isinstance(overrides, str):  # a string is a sequence of strings too
+        overrides = [overrides]
     problems: list[str] = []
     for override in overrides:
         yaml_locations.override_value(data, marks, override, problems)

@@ -136,7 +136,7 @@ class FakeCaptionerOptions(Options):
 
 
 class FakeCaptioner(Captioner[FakeCaptionerOptions]):
-    """Says the same of every image."""
+    """Gives every image the same caption."""
 
     name: ClassVar[str] = "fake-captioner"
     Options: ClassVar[type[Options]] = FakeCaptionerOptions

@@ -35,7 +35,7 @@ class WeighedOptions(ModelOptions):
 
 
 class Weighed(Captioner[WeighedOptions]):
-    "Says the same of every image."
+    "Gives every image the same caption."
 
     name = "weighed"
     Options = WeighedOptions

@@ -123,7 +123,7 @@ def test_a_run_that_accepted_nothing_is_refused(
 ) -> None:
     filters = [{"use": "eq1", "value": 100}]
     run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
-    with pytest.raises(RunError, match="accepted no sample; see `reasonpix gallery"):
+    with pytest.raises(RunError, match="accepted no sample; see why with `reasonpix gallery"):
         publish(run, tmp_path / "dataset", form)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "run"]
 

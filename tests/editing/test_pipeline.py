@@ -419,6 +419,11 @@ def test_settings_that_make_no_sense(
         model([picture()], ["make it rain"], **arguments)
 
 
+def test_a_path_is_not_an_image(model: ReasonPix2Pix) -> None:
+    with pytest.raises(ReasonpixError, match="expected PIL images, got str"):
+        model("scene.png", "make it rain")  # type: ignore[arg-type]
+
+
 def test_steps_that_a_scheduler_cannot_take() -> None:
     ours = editing(scheduler=tiny_scheduler("PNDMScheduler"))  # its Runge-Kutta steps need four
     with pytest.raises(ReasonpixError, match="PNDMScheduler cannot take 3: "):

@@ -341,3 +341,7 @@ def test_the_schema_knows_the_options_of_installed_plugins(
     assert valid(document)
     document["pipeline"]["captioner"]["emphasis"]["times"] = 0
     assert not valid(document)
+
+
+def test_a_single_override_may_be_a_string(write_recipe: WriteRecipe) -> None:
+    assert load_recipe(write_recipe(), "seed=7").seed == 7

@@ -104,7 +104,7 @@ class LexiconOptions(Options):
 
 
 class Lexicon(Planner[LexiconOptions]):
-    """Replaces by a category of the same group and hints at it. Knows the sticker world alone.
+    """Replaces by a category of the same group and hints at it. Knows only the sticker world.
 
     An instruction names neither the source nor the target. When the picture holds several objects
     it describes the one that changes as the sticker is drawn. It does not `resolve`: a reader that

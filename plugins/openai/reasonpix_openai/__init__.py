@@ -69,7 +69,9 @@ class OpenAIOptions(LLMPlannerOptions):
     )
     concurrency: int = Field(8, ge=1, le=256, description="Maximum number of concurrent requests")
     timeout_s: float = Field(
-        60.0, gt=0, description="Maximum silence of the server during one attempt, in seconds"
+        60.0,
+        gt=0,
+        description="Time without a byte from the server after which an attempt fails, in seconds",
     )
     batch: bool = Field(
         False,

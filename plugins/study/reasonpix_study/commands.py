@@ -32,7 +32,7 @@ def study() -> None:
     "methods",
     multiple=True,
     metavar="METHOD",
-    help="A method to compare; repeat it for each. Default: the evaluation's methods, if four.",
+    help="A method to compare; repeat it for each. Needed unless the evaluation has four.",
 )
 @click.option(
     "--kind",
