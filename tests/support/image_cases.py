@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
-from PIL import __version__ as pillow
 
 from tests.support.image_files import (
     Array,
@@ -40,8 +39,6 @@ NEAR = 12
 NO_IMAGE = "not an image, or a format that cannot be read"
 DAMAGED = "damaged image|not an image"
 TOO_LARGE = "limit"
-PILLOW_12 = int(pillow.split(".")[0]) < 13
-"""It cannot read uncompressed YCbCr, and takes no orientation from EXIF data that are torn."""
 GREYS = "its greys are no 8 or 16-bit numbers"
 
 
@@ -147,11 +144,7 @@ def _modes() -> Iterator[Case]:
             exact = {"exact": True} if format == "WEBP" else {}
             within = NEAR if kind in LOSSY else 2  # blending and inks are rounded
             data = encoded(image, format, **options, **exact)
-            unread = PILLOW_12 and (mode, kind) == ("YCbCr", "tiff")
-            reason = DAMAGED if unread else ""
-            yield Case(
-                f"mode {mode} {kind}.{suffix}", data, None if unread else pixels, within, reason
-            )
+            yield Case(f"mode {mode} {kind}.{suffix}", data, pixels, within)
     for number, values in enumerate(([0.0, 0.5], [np.nan] * 2, [np.inf, -np.inf], [0.0, 1e30])):
         data = tiff(np.array([values], np.float32), 1, sample_format=3)
         yield Case(f"mode F {number}.tif", data, reason=GREYS)
@@ -207,8 +200,7 @@ def _orientations() -> Iterator[Case]:
         yield Case(f"exif {what}.png", extra, PICTURE)
     torn = struct.pack("<HHII", 0x0110, 2, 400, 9999)  # a text beyond the end
     partly = b"II*\0\x08\0\0\0\2\0" + torn + rotated + bytes(4)
-    turned = PICTURE if PILLOW_12 else _upright(PICTURE, 6)
-    yield Case("exif partly.jpg", with_exif(jpeg, partly), turned, NEAR)
+    yield Case("exif partly.jpg", with_exif(jpeg, partly), _upright(PICTURE, 6), NEAR)
 
 
 def _truncated() -> Iterator[Case]:
