@@ -1,4 +1,4 @@
-"""Files, images, text and hashing: what every other package stands on.
+"""Files, images, text and hashing: the foundation of every other package.
 
 Plugins that add commands may use the names below.
 """

@@ -1,4 +1,4 @@
-"""Decoding and encoding of images, the one place where formats and colour modes are settled."""
+"""Decoding and encoding of images: the only module that handles formats and colour modes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 T = TypeVar("T")
 
 MAX_PIXELS = 100_000_000
-"""Images beyond this are taken for decompression bombs."""
+"""Larger images are rejected as decompression bombs."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Formats that are read, whatever a file is called. Pillow knows more: some of them start programs
-(EPS), some are text that anything can be taken for (XBM), some hide that they are cut (JPEG 2000).
+"""Supported formats; file names do not matter. Of Pillow's other formats some start programs (EPS),
+some match almost any text (XBM), and some hide that a file is truncated (JPEG 2000).
 """
 
 _ORIENTATION = 0x0112
@@ -34,17 +34,18 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation."""
+"""The transposition that makes an image upright, by its EXIF orientation."""
 
 
 class UndecodableImage(ValueError):
-    """The bytes are no image that can be read; the message says why."""
+    """The bytes cannot be decoded as an image; the message says why."""
 
 
-class _Silence:
-    """Keeps Pillow from warning of bombs and odd metadata: what matters is checked here.
+class _WarningsSuppressed:
+    """Suppress Pillow's warnings about bombs and odd metadata: this module checks what matters.
 
-    `warnings.catch_warnings` alone is not for threads: the first in silences, the last out ends it.
+    `warnings.catch_warnings` is not thread-safe, so the first thread to enter suppresses the
+    warnings and the last to leave restores them.
     """
 
     def __init__(self) -> None:
@@ -66,24 +67,23 @@ class _Silence:
                 self._saved.__exit__(None, None, None)
 
 
-_silence = _Silence()
+_no_warnings = _WarningsSuppressed()
 
 
 def decode(data: bytes) -> Image.Image:
     """An encoded image as RGB: EXIF rotation applied, transparency over white, first frame.
 
-    16-bit greys are scaled to 8 bits. Colour profiles are left aside: the numbers are taken for
-    sRGB. Raises `UndecodableImage`, also for greys of 32 bits and of floats: nothing says which of
-    their values is white.
+    16-bit greys are scaled to 8 bits. Colour profiles are ignored: values are taken as sRGB.
+    Raises `UndecodableImage`, also for 32-bit and float greys, whose white level is undefined.
     """
     return _decoded(data, rgb)
 
 
 def decode_mask(data: bytes) -> NDArray[np.bool_]:
-    """What an encoded mask marks, (height, width): where it is transparent, or else where white.
+    """The marked pixels of a mask, (height, width): the transparent ones, or else the white ones.
 
-    Raises `UndecodableImage` also for a picture that is neither transparent anywhere nor black and
-    white, and for a mask that marks nothing.
+    Raises `UndecodableImage`, also for an image without transparency that is not black and white,
+    and for a mask that marks nothing.
     """
     return _decoded(data, _marked)
 
@@ -94,7 +94,7 @@ def _marked(image: Image.Image) -> NDArray[np.bool_]:
         grey = np.asarray(rgb(image).convert("L"))
         # The edges in a JPEG are soft.
         if np.mean((grey > 63) & (grey < 192)) > 0.1:
-            raise UndecodableImage("nothing in it is transparent, and it is not black and white")
+            raise UndecodableImage("it has no transparent pixels, and it is not black and white")
         marked = grey > 127
     if not marked.any():
         raise UndecodableImage("it marks nothing")
@@ -105,7 +105,7 @@ def _decoded(data: bytes, convert: Callable[[Image.Image], T]) -> T:
     if not data:
         raise UndecodableImage("the file is empty")
     try:
-        with _silence:
+        with _no_warnings:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise UndecodableImage(
@@ -121,12 +121,11 @@ def _decoded(data: bytes, convert: Callable[[Image.Image], T]) -> T:
     except Image.DecompressionBombError as error:
         raise UndecodableImage(f"{error}") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        what = str(error) or type(error).__name__
-        raise UndecodableImage(f"damaged image: {what}") from error
+        raise UndecodableImage(f"damaged image: {str(error) or type(error).__name__}") from error
 
 
 def _match_depth(image: ImageFile.ImageFile) -> None:
-    """Give a PNG's transparent colour the depth that its pixels will have; Pillow leaves it."""
+    """Scale a PNG's transparent colour to the bit depth of its decoded pixels; Pillow does not."""
     key = image.info.get("transparency")
     match image.tile[0].args if image.tile else None, key:
         case "L;2", int():
@@ -138,7 +137,7 @@ def _match_depth(image: ImageFile.ImageFile) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF data say; damaged ones say nothing, and the pixels are sound."""
+    """The image turned by its EXIF orientation. Damaged EXIF data are ignored."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # parsers raise nearly anything on damaged bytes
@@ -146,20 +145,21 @@ def _upright(image: Image.Image) -> Image.Image:
     if orientation not in _UPRIGHT:
         return image
     turned = image.transpose(_UPRIGHT[orientation])
-    # Or others would turn it once more.
-    turned.info.pop("exif", None)
+    turned.info.pop("exif", None)  # or other programs would turn it again
     return turned
 
 
 def rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as RGB, transparency over white, 16-bit greys scaled to 8 bits.
 
-    Raises `UndecodableImage` for greys of 32 bits and of floats.
+    Raises `UndecodableImage` for 32-bit and float greys.
     """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise UndecodableImage("its greys are no 8 or 16-bit numbers; convert it to 8 bits")
+            raise UndecodableImage(
+                "its greys are not 8-bit or 16-bit integers; convert it to 8 bits"
+            )
         grey = (values // 257).astype(np.uint8)
         if isinstance(key := image.info.get("transparency"), int):
             grey[values == key] = 255
@@ -172,27 +172,27 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image in `size`, width and height: bicubic, or itself where that is its size."""
+    """The image at `size` (width, height), resized bicubically if it has another size."""
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def pixel_digest(image: Image.Image) -> bytes:
-    """Equal for RGB images of the same size and pixels alone, however they were encoded."""
+    """Equal for RGB images of the same size and pixels, and only for them."""
     return hashlib.blake2b(b"%d %d " % image.size + image.tobytes(), digest_size=16).digest()
 
 
 def encode_png(image: Image.Image) -> bytes:
     """A lossless PNG; equal pixels give equal bytes."""
     buffer = io.BytesIO()
-    # Metadata is left behind: it would make equal pixels differ.
+    # A new image, without metadata: equal pixels must give equal bytes.
     Image.frombytes(image.mode, image.size, image.tobytes()).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 
 def data_url(image: Image.Image, lossless: int = 256, shown: int = 480) -> str:
-    """An RGB image to stand in a page: as it is when it has at most `lossless` pixels a side.
+    """A data URL of an RGB image for an HTML page: PNG up to `lossless` pixels a side.
 
-    Larger ones are JPEGs of at most `shown` pixels: as PNG, many photographs are too much.
+    Larger images become JPEGs of at most `shown` pixels a side, to keep the page small.
     """
     if max(image.size) <= lossless:
         return f"data:image/png;base64,{base64.b64encode(encode_png(image)).decode()}"

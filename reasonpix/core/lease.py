@@ -40,7 +40,7 @@ class Lease:
         self._new_holder = ""
 
     def acquire(self) -> None:
-        """Become the holder. Raises `RunError` when another live process is."""
+        """Acquire the lease. Raises `RunError` if another live process holds it."""
         if not self._create(_NAME, self._facts()):
             other = self._read()
             if other is None:
@@ -49,7 +49,7 @@ class Lease:
             if other is not None and self._is_alive(other):
                 raise self._in_use(other)
             self._storage.write(_NAME, self._facts())
-        # Of two processes at the same time, the last to write wins.
+        # If two processes write at the same time, the last one wins.
         other = self._read()
         if other is not None and other["token"] != self._token:
             raise self._in_use(other)
@@ -122,7 +122,7 @@ class Lease:
 
 
 def _machine() -> str:
-    """Equal for processes that see each other's process ids, and only for them."""
+    """Equal for two processes if and only if they can see each other's process ids."""
     facts = [socket.gethostname()]
     with suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

@@ -28,9 +28,9 @@ _MEGABYTE = 1_000_000
 class RemoteStorage(Storage):
     """A folder on a remote store. Raises `RunError` when the URL or its package cannot be used.
 
-    Objects of an object store (S3, Google, Azure) appear complete. Elsewhere (SFTP, SMB, HDFS) a
-    draft is moved to its name; where a move cannot replace a file, the old one is removed just
-    before.
+    Object stores (S3, Google, Azure) write objects atomically. Elsewhere (SFTP, SMB, HDFS) a draft
+    is written and moved to its final name; if a move cannot replace a file, the old one is removed
+    first.
     """
 
     heartbeat_s: float = 10
@@ -288,7 +288,7 @@ class RemoteStorage(Storage):
                 f"{self} is on a remote store, which needs fsspec: pip install 'reasonpix[remote]'"
             ) from error
         if "::" in url:
-            raise RunError(f"{self} chains stores; name a single one")
+            raise RunError(f"{self} chains stores; give a single one")
         if self._secret and self._is_object_store:
             raise RunError(
                 f"{self} contains a key; remove it from the URL and configure it as the store's "
@@ -309,7 +309,7 @@ class RemoteStorage(Storage):
             raise self._failed("", "reached", error) from self._cause(error)
         root = str(path).rstrip("/")
         if not root and self._is_object_store and self._protocol != "memory":
-            raise RunError(f"{self} names no bucket; write {self._protocol}://BUCKET/RUN")
+            raise RunError(f"{self} lacks a bucket; write {self._protocol}://BUCKET/RUN")
         return fs, root
 
     @contextmanager
@@ -325,15 +325,15 @@ class RemoteStorage(Storage):
     def _failed(self, name: str, done: str, error: Exception) -> RunError:
         kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
         if isinstance(error, FileNotFoundError):
-            fix = "check that the bucket or folder exists, or name another"
+            fix = "check that the bucket or folder exists, or use another"
         elif any(word in kinds for word in ("Permission", "Credential", "Auth", "Token")):
-            fix = "check that the credentials are set and allow it"
+            fix = "check that the credentials are set and have access"
         elif any(word in kinds for word in ("Connect", "Timeout", "Endpoint", "gaierror")):
             fix = "check the network and the endpoint"
         elif "Protocol not known" in str(error):
-            fix = "name one that fsspec knows"
+            fix = "use a protocol that fsspec knows"
         elif isinstance(error, NotImplementedError):
-            fix = "this protocol cannot hold a run; name another"
+            fix = "this protocol cannot hold a run; use another"
         else:
             fix = "fix what the store reports"
         where = f"{self}/{name}" if name else str(self)
@@ -352,7 +352,7 @@ class RemoteStorage(Storage):
 
 
 def open_storage(location: str | Path) -> Storage:
-    """The storage at a path of this machine, or at a URL that fsspec knows (`s3://bucket/run`)."""
+    """The storage at a local path, or at a URL that fsspec knows (`s3://bucket/run`)."""
     url = str(location)
     if "://" not in url:
         return LocalStorage(Path(location))

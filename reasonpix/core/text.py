@@ -1,6 +1,6 @@
-"""English words: which mean the same, and which mean anything at all.
+"""Match English words in any inflected form, and tell content words from function words.
 
-The matching behind the check that an instruction gives nothing away.
+The `leak` filter uses it to check that an instruction does not give the edit away.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from functools import lru_cache
 
 
 def mentions(text: str, name: str) -> bool:
-    """Whether a text holds a name as whole words, in any case, number, or regular form of a verb.
+    """Whether a text contains a name as whole words, in any case, number or regular verb form.
 
     "Bee" is in "Two bees!" and not in "beekeeper"; "snow" is in "it snowed" and "snowing"; "desk
     lamp" is in "desk-lamps" and "desklamp"; "honeybee" is in "honey-bees", but not in "honey bee",
     or "bean" would be in "it must be an apple".
     """
-    wanted, found = words_of(name), words_of(text)
-    if not wanted:
+    name_words, text_words = words_of(name), words_of(text)
+    if not name_words:
         return False
     closed = [re.sub(r"\W", "", compound) for compound in _COMPOUND.findall(_plain(text))]
-    if any(_akin(word, "".join(wanted)) for word in (*found, *closed)):
+    if any(_share_lemma(word, "".join(name_words)) for word in (*text_words, *closed)):
         return True
-    size = len(wanted)
+    size = len(name_words)
     return any(
-        all(map(_akin, found[start : start + size], wanted))
-        for start in range(len(found) - size + 1)
+        all(map(_share_lemma, text_words[start : start + size], name_words))
+        for start in range(len(text_words) - size + 1)
     )
 
 
@@ -41,7 +41,7 @@ _PLURALS = (
     ("zzes", "z"), ("sses", "s"), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"),
     ("shes", "sh"), ("oes", "o"),
 )  # fmt: skip
-"""Endings of English plurals and their singulars; a final s is seen to apart."""
+"""Endings of English plurals and their singulars; `_singulars` handles a plain final -s."""
 
 
 def _plain(text: str) -> str:
@@ -57,7 +57,7 @@ def words_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _singulars(word: str) -> frozenset[str]:
-    """The word, and what it may be the plural of. Forms that are no words do no harm."""
+    """The word and its possible singulars. Forms that are not words do no harm."""
     forms = {word}
     for plural, singular in _PLURALS:
         if word.endswith(plural):
@@ -69,9 +69,9 @@ def _singulars(word: str) -> frozenset[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _lemmas(word: str) -> frozenset[str]:
-    """What the word may be a form of: the plural of a noun, or the -ing or -ed of a verb.
+    """The possible lemmas of a word: a noun of its plural, or a verb of its -ing or -ed form.
 
-    Spelling tells "hating" (of "hate") from "hat": a short word doubles its last letter.
+    "hating" comes from "hate", not from "hat": a short word doubles its last letter.
     """
     forms = set(_singulars(word))
     for form in _singulars(word):
@@ -97,22 +97,22 @@ _SHORT = re.compile(r"[^aeiouy]*[aeiouy][^aeiouywx]")
 """One syllable with a short vowel, such as "hat" and "run"."""
 
 
-def _akin(one: str, other: str) -> bool:
-    return not _lemmas(one).isdisjoint(_lemmas(other))
+def _share_lemma(a: str, b: str) -> bool:
+    return not _lemmas(a).isdisjoint(_lemmas(b))
 
 
-def _same_word(one: str, other: str) -> bool:
-    return not _singulars(one).isdisjoint(_singulars(other))
+def _share_singular(a: str, b: str) -> bool:
+    return not _singulars(a).isdisjoint(_singulars(b))
 
 
 def canonical(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` is, exactly or but for case, plural, hyphens and spaces."""
+    """The entry of `names` equal to `name`, ignoring case, plural, hyphens and spaces; or None."""
     candidates = list(names)
     if name in candidates:
         return name
     closed = "".join(words_of(name))
     for candidate in candidates:
-        if closed and _same_word(closed, "".join(words_of(candidate))):
+        if closed and _share_singular(closed, "".join(words_of(candidate))):
             return candidate
     return None
 
@@ -137,35 +137,32 @@ FUNCTION_WORDS = frozenset(
         """
     )
 )
-"""English words that tell how things hang together, not which things, and pieces of "don't"."""
+"""English words that carry grammar rather than content, and fragments of "don't"."""
 
 
 def content_words(text: str) -> list[str]:
-    """The words of a text that are no function words, in order, without repeats."""
+    """The words of a text except function words, in order, without repeats."""
     words = dict.fromkeys(words_of(text))
     return [word for word in words if word not in FUNCTION_WORDS and len(word) > 1]
 
 
 def one_line(text: str) -> str:
-    """The text with single spaces for its line breaks and other white space."""
+    """The text with every run of white space replaced by a single space."""
     return " ".join(text.split())
 
 
 def is_text(value: object) -> bool:
-    """Whether it is a string that is not blank and has no lone surrogates, which JSON allows."""
+    """Whether `value` is a string, not blank, and without lone surrogates, which JSON allows."""
     return (
         isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
     )
 
 
 def strip_article(name: str) -> str:
-    """A name without its article, and without punctuation around it."""
+    """A name without its article and surrounding punctuation."""
     return re.sub(r"^(an?|the) (?=\w)", "", one_line(name).strip(" .,;:!?\"'"), flags=re.IGNORECASE)
 
 
 def head_nouns(name: str) -> list[str]:
-    """The name of a thing, and the last word of a compound, which tells it as well.
-
-    That is "butterfly" for "monarch butterfly".
-    """
+    """The name of a thing and its last word: "monarch butterfly" and "butterfly"."""
     return list(dict.fromkeys([name, *words_of(name)[-1:]]))

@@ -1,4 +1,4 @@
-"""YAML as plain values that remember where they stand, and overrides from the command line."""
+"""Parse YAML to plain values with the location of each, and apply command-line overrides."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Path = tuple[str | int, ...]
 
 
 class SourceMap(dict[Path, str]):
-    """Where each value stands: `file:line:column`, or the `--set` that gave it."""
+    """The location of each value: `file:line:column`, or the `--set` that gave it."""
 
     def nearest(self, path: Path) -> str:
-        """The place of a value, or of the nearest one around it."""
+        """The location of a value, or of the nearest value that contains it."""
         while path and path not in self:
             path = path[:-1]
         return self[path]
 
     def into(self, problems: list[str]) -> Callable[[Path, str], None]:
-        """What adds a mistake to `problems`: its place, its path, and what it is."""
+        """A function that appends a mistake at a path to `problems`, with its location."""
 
         def complain(path: Path, what: str) -> None:
             dotted = ".".join(map(str, path))
@@ -34,7 +34,7 @@ class SourceMap(dict[Path, str]):
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], SourceMap]:
-    """The YAML of a file, as `parse` gives it. Raises `RecipeError`."""
+    """Parse a YAML file; see `parse`. Raises `RecipeError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -43,7 +43,10 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], SourceMap]:
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], SourceMap]:
-    """YAML as plain values, with the place of each. Keys given twice are errors."""
+    """Parse YAML to plain values and their locations.
+
+    Raises `RecipeError`, also for repeated keys.
+    """
     marks = SourceMap({(): f"{name}:1:1"})
     problems: list[str] = []
 
@@ -92,7 +95,7 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], SourceMap]:
 def override_value(
     data: dict[str, Any], marks: SourceMap, override: str, problems: list[str]
 ) -> None:
-    """Put the value of `a.b=value` into `data`; a component's short form grows into a block."""
+    """Apply the override `a.b=value` to `data`; a component's short form becomes a block."""
     path, equals, text = override.partition("=")
     where = f"--set {override}"
     if not equals or not path:

@@ -1,6 +1,6 @@
 """Push a published folder to the Hugging Face Hub, in one commit.
 
-The token is that of `HF_TOKEN` or of `hf auth login`; huggingface_hub reads it, nothing here does.
+huggingface_hub reads the token from `HF_TOKEN` or `hf auth login`; this module never does.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from reasonpix.errors import RunError
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-MOST_FILES = 25_000
-"""Files that the hub takes in one commit."""
+MAX_FILES = 25_000
+"""The hub's limit of files in one commit."""
 
-MOST_IN_FOLDER = 10_000
-"""Entries that the hub takes in one folder."""
+MAX_IN_FOLDER = 10_000
+"""The hub's limit of entries in one folder."""
 
 
 def check(name: str) -> None:
-    """Raise `RunError` when a dataset cannot be pushed to `name` (USER/NAME), before it is made.
+    """Check, before publishing, that a dataset can be pushed to `name` (USER/NAME).
 
-    That is without huggingface_hub, network, or a token that is valid, and when the name is none or
-    holds a dataset already.
+    Raises `RunError` if huggingface_hub, the network or a valid token is missing, if the name is
+    invalid, or if the hub already has a dataset of this name.
     """
     api = _api()
-    with _explained(name):
+    with _explain_errors(name):
         owner, slash, own = name.partition("/")
         if not (owner and slash and own) or "/" in own:
-            raise RunError(f"{name!r} is no name of a dataset on the hub; give USER/NAME")
+            raise RunError(f"{name!r} is not a valid dataset name on the hub; give USER/NAME")
         api.whoami()
         _check_empty(api, name)
 
 
 def push(folder: Path, name: str, private: bool = False) -> str:
-    """Create the dataset `name` and upload the folder; returns its address.
+    """Create the dataset `name` and upload the folder; return its URL.
 
-    All files appear together or not at all. Raises `RunError` that says how to go on: the folder
-    stays as it is.
+    All files appear together or not at all. On failure, raises a `RunError` that gives the command
+    to push the folder, which is kept.
     """
     from huggingface_hub import CommitOperationAdd
 
@@ -51,7 +51,7 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     files = _files_of(folder)
     options = "--repo-type dataset" + (" --private" if private else "")
     again = f"; {folder} is complete: `hf upload {name} {quote(str(folder))} . {options}` pushes it"
-    with _explained(name, again):
+    with _explain_errors(name, again):
         url = api.create_repo(name, repo_type="dataset", private=private or None, exist_ok=True)
         _check_empty(api, name)
         api.create_commit(
@@ -74,38 +74,38 @@ def _api() -> HfApi:
 
 
 def _check_empty(api: HfApi, name: str) -> None:
-    """Raise `RunError` when the dataset exists and holds anything: it might be somebody's."""
+    """Raise `RunError` if the dataset exists and is not empty: somebody may use it."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         files = api.list_repo_files(name, repo_type="dataset")
     except RepositoryNotFoundError:
         return
-    if held := [file for file in files if file != ".gitattributes"]:
+    if present := [file for file in files if file != ".gitattributes"]:
         raise RunError(
-            f"{name} holds {len(held)} file{'s' * (len(held) != 1)} already, such as {held[0]}; "
-            "push to another name, or delete that dataset on the hub first"
+            f"{name} already has {len(present)} file{'s' * (len(present) != 1)}, such as "
+            f"{present[0]}; push to another name, or delete that dataset on the hub first"
         )
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """All files, sorted. Raises `RunError` when they are more than the hub takes."""
+    """All files, sorted. Raises `RunError` if they exceed the hub's limits."""
     files: list[Path] = []
-    most = 0
+    largest = 0
     for parent, folders, names in os.walk(folder):
-        most = max(most, len(folders) + len(names))
+        largest = max(largest, len(folders) + len(names))
         files += (Path(parent, name) for name in names)
-    if len(files) > MOST_FILES or most > MOST_IN_FOLDER:
+    if len(files) > MAX_FILES or largest > MAX_IN_FOLDER:
         raise RunError(
-            f"{folder} holds {len(files)} files, more than the hub takes; publish it "
-            "--to hf or --to webdataset, which hold many samples in a file"
+            f"{folder} has {len(files)} files, which exceeds the hub's limits; publish "
+            "--to hf or --to webdataset, which put many samples in one file"
         )
     return sorted(files)
 
 
 @contextmanager
-def _explained(name: str, again: str = "") -> Iterator[None]:
-    """What the hub refuses, in words of ours. No message of it holds the token."""
+def _explain_errors(name: str, again: str = "") -> Iterator[None]:
+    """Translate the hub's errors into `RunError`. None of its messages contains the token."""
     import httpx2
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -116,15 +116,15 @@ def _explained(name: str, again: str = "") -> Iterator[None]:
 
     try:
         yield
-    # ValueError: such as a README that the hub does not take. RuntimeError: an upload that broke.
+    # ValueError: for example an invalid README. RuntimeError: an upload that broke off.
     except (httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
         match cause:
             case HFValidationError():
-                why = f"{name!r} is no name of a dataset on the hub: {cause}"
+                why = f"{name!r} is not a valid dataset name on the hub: {cause}"
             case LocalTokenNotFoundError():
                 why = (
-                    "the hub wants a token that may write: set HF_TOKEN, or log in once with "
+                    "the hub needs a token with write access: set HF_TOKEN, or log in once with "
                     "`hf auth login`"
                 )
             case OfflineModeIsEnabled():
@@ -135,20 +135,20 @@ def _explained(name: str, again: str = "") -> Iterator[None]:
                 where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
                 why = (
                     f"{where} cannot be reached: {str(cause) or type(cause).__name__}; "
-                    "see to the network and try again"
+                    "check the network and try again"
                 )
             case _:
-                why = f"the hub did not take {name}: {error}"
+                why = f"the hub rejected {name}: {error}"
         raise RunError(why + again) from error
 
 
-def _refusal(name: str, status: int, said: str) -> str:
-    said = " ".join(said.split())
+def _refusal(name: str, status: int, message: str) -> str:
+    message = " ".join(message.split())
     if status == 401:
-        return f"the hub does not know the token; set another HF_TOKEN, or log in again ({said})"
+        return f"the hub rejected the token; set another HF_TOKEN, or log in again ({message})"
     if status == 403:
         return (
-            f"the token may not write to {name}; use one that may, at your own name or your "
-            f"organisation's ({said})"
+            f"the token has no write access to {name}; use one that has, or push to your own or "
+            f"your organisation's account ({message})"
         )
-    return f"the hub did not take {name}: {said}"
+    return f"the hub rejected {name}: {message}"

@@ -1,4 +1,4 @@
-"""Training data: pairs of images with the instructions that lead from one to the other."""
+"""Training data: pairs of an input and an edited image, with their edit instructions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reasonpix.datasets.reader import PairReader, Texts
 from reasonpix.errors import SourceError
 
 SMALLEST_CROP = 0.8
-"""The side of the smallest crop, as a share of the centre crop's: most of the edit stays in it."""
+"""The side of the smallest crop, as a share of the centre crop's, so that most of an edit stays."""
 
 _ROWS_IN_MESSAGE = 10
 
@@ -56,7 +56,9 @@ class Data(BaseModel):
         False,
         description="Use each pair mirrored too; breaks instructions that mention left or right",
     )
-    crops: int = Field(1, ge=1, description="Crops of each pair: the centre, and others drawn once")
+    crops: int = Field(
+        1, ge=1, description="Crops of each pair: the centre, and others chosen at random once"
+    )
 
     @field_validator("instructions")
     @classmethod
@@ -68,10 +70,10 @@ class Data(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An instruction and its pair."""
+    """One instruction of one pair."""
 
     row: str
-    """The file and the row in it, for messages."""
+    """The file and its row, for messages."""
     input_image: str
     """SHA-256 of the encoded image, in hex."""
     edited_image: str
@@ -83,7 +85,7 @@ class Example:
 
 
 class View(NamedTuple):
-    """A square of an image, the same of both images of a pair.
+    """A square crop, the same for both images of a pair.
 
     Its side is `scale` times the image's shorter side. `x` and `y` in [0, 1] are its position
     within the remaining width and height.
@@ -97,7 +99,7 @@ class View(NamedTuple):
     def of(self, image: Image.Image, resolution: int) -> Image.Image:
         """The square, `resolution` pixels wide and high; mirrored when `flip` is set.
 
-        Scaled with Lanczos, as in InstructPix2Pix; a square of that size is only cropped.
+        Scaled with Lanczos, as in InstructPix2Pix, unless it already has this size.
         """
         side = max(1, round(self.scale * min(image.size)))
         left = int(self.x * (image.width - side))
@@ -129,7 +131,7 @@ class Pairs:
 
     @property
     def views(self) -> int:
-        """How many views there are of each example."""
+        """The number of views of each example."""
         return self.data.crops * (2 if self.data.flip else 1)
 
     def usable(self) -> list[int]:
@@ -145,9 +147,9 @@ class Pairs:
             raise SourceError(f"data: no row can be used\n{shown_rows(self._skipped)}")
 
     def images(self, example: int) -> tuple[Image.Image, Image.Image]:
-        """The whole input and edited image, RGB, of the input's size.
+        """The full input and edited image, RGB, both of the input's size.
 
-        Raises `SourceError` that names the row.
+        Raises a `SourceError` that names the row.
         """
         images = self.opened(example)
         if isinstance(images, str):
@@ -155,7 +157,7 @@ class Pairs:
         return images
 
     def opened(self, example: int) -> tuple[Image.Image, Image.Image] | str:
-        """The whole input and edited image, or why they cannot be used."""
+        """The full input and edited image, or why they cannot be used."""
         try:
             return self._decoded(example)
         except (OSError, UndecodableImage) as error:
@@ -181,14 +183,14 @@ class Pairs:
                 f"the input image has {w}x{h} pixels and the edited one {other_w}x{other_h}: "
                 "their aspect ratios differ"
             )
-        if after.size != before.size:  # so that a crop is the same of both, to the pixel
+        if after.size != before.size:  # so that crops match to the pixel
             after = after.resize(before.size, Image.Resampling.LANCZOS)
         return before, after
 
     def geometry(self, example: int, view: int) -> View:
         """The crop of a view, from 0 to `views` - 1: with `flip`, every other one is mirrored.
 
-        The first crop is the centre; the others are drawn by the input image's own SHA-256.
+        The first crop is the centre; the others are chosen by the input image's SHA-256.
         """
         if not 0 <= view < self.views:
             raise IndexError(f"view {view} of {self.views}")
@@ -200,7 +202,7 @@ class Pairs:
         return View(SMALLEST_CROP + (1 - SMALLEST_CROP) * size, x, y, bool(flip))
 
     def view(self, example: int, view: int) -> tuple[Image.Image, Image.Image]:
-        """A view of the input image and the same of the edited one: RGB, `resolution` squared."""
+        """The same view of the input and the edited image: RGB, `resolution` pixels a side."""
         return self.cut(self.images(example), example, view)
 
     def cut(
@@ -244,7 +246,7 @@ def read_pairs(data: Data, base: Path = Path(), report: Report = quiet) -> Pairs
         try:
             rows = open_reader(path, base, data.split, data.revision)
             if not len(rows):
-                raise SourceError(f"{path}: holds no rows of split {data.split!r}")
+                raise SourceError(f"{path}: no rows in split {data.split!r}")
             rows.require([*_instructions(data, rows), *([data.align] if data.align else [])])
             datasets.append(rows)
         except SourceError as error:
@@ -260,8 +262,8 @@ def read_pairs(data: Data, base: Path = Path(), report: Report = quiet) -> Pairs
     total = min(total, data.limit or total)
     for rows in datasets:
         columns = _instructions(data, rows)
-        wanted = dict.fromkeys([*columns, *([data.align] if data.align else [])])
-        entries = islice(enumerate(rows.texts(list(wanted))), total - read)
+        text_columns = dict.fromkeys([*columns, *([data.align] if data.align else [])])
+        entries = islice(enumerate(rows.texts(list(text_columns))), total - read)
         for row, result in prefetch(partial(_read_row, data, rows), entries, THREADS):
             read += 1
             name = rows.name(row)
@@ -291,7 +293,7 @@ def _instructions(data: Data, rows: PairReader) -> list[str]:
 def _read_row(
     data: Data, rows: PairReader, entry: tuple[int, Texts | OSError]
 ) -> tuple[int, list[Example] | str]:
-    """The row's number with its examples, or with everything that is wrong with it."""
+    """The row's number with its examples, or with all of its problems."""
     row, texts = entry
     problems: list[str] = []
     instructions: list[tuple[str, str]] = []
@@ -331,7 +333,7 @@ def refusal(broken: Mapping[str, str], total: int | None = None) -> SourceError:
 
 
 def shown_rows(broken: Mapping[str, str]) -> str:
-    """The first broken rows, one per line, and how many more there are."""
+    """The first broken rows, one per line, and the number of others."""
     lines = [f"  {row}: {why}" for row, why in islice(broken.items(), _ROWS_IN_MESSAGE)]
     if len(broken) > _ROWS_IN_MESSAGE:
         lines.append(f"  … and {len(broken) - _ROWS_IN_MESSAGE} more")

@@ -1,9 +1,8 @@
-"""Preference pairs of Part I: what P_select chose against what it did not, to train a P_gen with.
+"""Preference pairs of Part I, to train a P_gen: the candidate P_select chose, and one it did not.
 
-The rows are those that TRL's trainers call conversational, with an explicit prompt: `prompt`,
-`chosen` and `rejected` are lists of messages. The prompt is the very conversation that the planner
-was asked to continue, and the answers are in the form it asks for, so that the trained model can
-take the planner's place.
+The rows are in TRL's conversational format with an explicit prompt: `prompt`, `chosen` and
+`rejected` are lists of messages. The prompt is the conversation that the planner sent, and the
+answers have the form it asks for, so the trained model can replace the planner.
 """
 
 from __future__ import annotations
@@ -50,27 +49,27 @@ GROUP = Size(rows=1000, bytes=16_000_000)
 
 
 def prompt_of(run: RunFolder) -> Prompt[Any, Any, Any]:
-    """P_gen as the run asked it: the planner's own file, or the built-in one.
+    """The prompt P_gen of a run: the planner's own file, or the built-in one.
 
-    Raises `RunError` when the run rewrote nothing, or its prompt is no more what it was.
+    Raises `RunError` if the run rewrote nothing, or if the prompt has changed since.
     """
     entry = next((entry for entry in read_stages(run) if entry.stage == "rewrite"), None)
     if entry is None:
         raise RunError(
-            f"{run} holds no candidates: preference pairs come from runs that rewrite instructions "
-            "(Part I), those of a recipe without an editor"
+            f"{run} has no candidates: preference pairs need a run that rewrites instructions "
+            "(Part I: a recipe without an editor)"
         )
-    named = (entry.options.get("prompts") or {}).get("rewrite")
+    prompt_file = (entry.options.get("prompts") or {}).get("rewrite")
     try:
-        prompt: Prompt[Any, Any, Any] = Prompt(REWRITE, Path(named) if named else None)
+        prompt: Prompt[Any, Any, Any] = Prompt(REWRITE, Path(prompt_file) if prompt_file else None)
     except RecipeError as error:
-        raise RunError(f"the prompt of P_gen that {run} asked with: {error}") from error
-    # A planner that is no LLM has none: what an LLM would be asked in its place is the built-in.
+        raise RunError(f"the prompt P_gen of {run}: {error}") from error
+    # Planners that are not LLMs have no prompt: the built-in one takes its place.
     if entry.component.get("prompt") not in (None, prompt.digest):
-        where = named or "the built-in prompt of this version of reasonpix"
+        where = prompt_file or "the built-in prompt of this version of reasonpix"
         raise RunError(
-            f"{where} is not what {run} asked P_gen with (its SHA-256 was "
-            f"{entry.component['prompt']}); bring it back, or run `reasonpix generate` again"
+            f"{where} is not the prompt P_gen of {run} (its SHA-256 was "
+            f"{entry.component['prompt']}); restore it, or run `reasonpix generate` again"
         )
     return prompt
 
@@ -80,65 +79,66 @@ def write_preference(
 ) -> Written:
     """`data/train-00000.parquet` …: a row for each distinct candidate that was not chosen.
 
-    Raises `RunError` when P_select never had a choice.
+    Raises `RunError` if no sample had two candidates.
     """
-    asked = single = ties = 0
+    samples = single = ties = 0
 
     def rows() -> Iterator[Row]:
-        nonlocal asked, single, ties
+        nonlocal samples, single, ties
         for outcome in accepted:
-            found = list(_rows(outcome.sample, prompt))
-            asked += bool(found)
-            single += bool(found) and found[0]["agreement"] is None
-            ties += sum(row["chosen_votes"] == row["rejected_votes"] for row in found)
-            yield from found
+            pairs = list(_rows(outcome.sample, prompt))
+            samples += bool(pairs)
+            single += bool(pairs) and pairs[0]["agreement"] is None
+            ties += sum(row["chosen_votes"] == row["rejected_votes"] for row in pairs)
+            yield from pairs
 
     total = write_rows(rows(), schema_of(FEATURES), folder, size, GROUP, _weigh)
     if total == 0:
         raise RunError(
             "no accepted sample had two candidates to choose from; set candidates: 4 or more"
         )
-    notes = [f"The pairs are of {asked} sample{'s' * (asked != 1)}."]
+    notes = [f"The pairs come from {samples} sample{'s' * (samples != 1)}."]
     if ties:
         notes.append(
             f"Ties: {ties}, where as many orders chose the rejected candidate as the chosen "
-            "one, which came first. Leave them out with `chosen_votes > rejected_votes`."
+            "one; the earlier order decided. Filter them out with `chosen_votes > rejected_votes`."
         )
     if single:
         notes.append(
-            f"Of {single} sample{'s' * (single != 1)} P_select answered in one order only: there "
-            "`agreement` is unknown, and null."
+            f"P_select answered in one order only for {single} sample{'s' * (single != 1)}; their "
+            "`agreement` is null."
         )
     return Written(total, tuple(notes))
 
 
 def _rows(sample: Sample, prompt: Prompt[Any, Any, Any]) -> Iterator[Row]:
-    """The pairs of a sample; none when its candidate was chosen unasked."""
-    given, chosen, pair = sample.candidates, sample.selection, sample.item.pair
-    if given is None or chosen is None or not chosen.asked:
+    """The pairs of a sample; none if its only candidate was chosen without asking."""
+    selection, pair = sample.selection, sample.item.pair
+    if sample.candidates is None or selection is None or not selection.asked:
         return
     assert pair is not None and pair.caption is not None and sample.caption is not None
     request = RewriteRequest(
         caption=sample.caption.text,
         edited_caption=pair.caption,
         instruction=pair.instruction,
-        seed=0,  # no word of the conversation hangs on it
+        seed=0,  # not part of the conversation
     )
     messages = [turn.model_dump() for turn in prompt.conversation(request).messages]
-    best = given.candidates[chosen.chosen]
+    candidates = sample.candidates.candidates
+    best = candidates[selection.chosen]
     # P_select saw equal candidates once, by the index of the first.
-    texts = [candidate.instruction for candidate in given.candidates]
-    for index, candidate in enumerate(given.candidates):
-        if candidate.instruction == best.instruction or texts.index(texts[index]) != index:
+    texts = [candidate.instruction for candidate in candidates]
+    for index, candidate in enumerate(candidates):
+        if candidate.instruction == best.instruction or texts.index(candidate.instruction) != index:
             continue
         yield {
             "prompt": messages,
             "chosen": [_answer(best, prompt)],
             "rejected": [_answer(candidate, prompt)],
             "record_id": sample.record_id,
-            "agreement": chosen.agreement if len(chosen.choices) > 1 else None,
-            "chosen_votes": chosen.choices.count(chosen.chosen),
-            "rejected_votes": chosen.choices.count(index),
+            "agreement": selection.agreement if len(selection.choices) > 1 else None,
+            "chosen_votes": selection.choices.count(selection.chosen),
+            "rejected_votes": selection.choices.count(index),
         }
 
 

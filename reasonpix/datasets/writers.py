@@ -1,7 +1,7 @@
 """The files of a published dataset of edits: Hugging Face parquet, InstructPix2Pix, WebDataset.
 
-Each writer takes the accepted outcomes one by one, so that no more than a few are in memory, and
-the same outcomes give the same bytes.
+Each writer takes the accepted outcomes one by one, so only a few are in memory at a time. The same
+outcomes give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,27 +28,23 @@ from reasonpix.generation.outcomes import Outcome
 from reasonpix.plugin.samples import Sample
 
 Row = dict[str, Any]
-T = TypeVar("T")
-R = TypeVar("R")
-
-
 FILE = Size(rows=1000, bytes=500_000_000)
-"""A parquet file or tar of images: small enough to be read in parallel, few enough to list."""
+"""Limit of a parquet file or tar of images: files are read in parallel, and there are few."""
 
 GROUP = Size(rows=100, bytes=32_000_000)
-"""A row group of images, which is what must fit into memory."""
+"""Limit of a row group of images, which must fit into memory."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a writer has written."""
+    """The result of a writer."""
 
     rows: int
     notes: tuple[str, ...] = ()
-    """Sentences for the card that only the data could tell."""
+    """Sentences for the card that depend on the data."""
 
 
-# -- Features: what `datasets` calls the types of columns -----------------------------------------
+# -- Features: the types of columns, as `datasets` calls them -------------------------------------
 
 Feature = Mapping[str, Any]
 
@@ -69,7 +65,7 @@ TEXT = value("string")
 
 
 def schema_of(features: Mapping[str, Feature]) -> pa.Schema:
-    """The parquet schema of columns, with what `datasets` reads their features from."""
+    """The parquet schema of columns, with the metadata from which `datasets` reads features."""
     info = json.dumps({"info": {"features": features}})
     fields = [(name, _arrow(feature)) for name, feature in features.items()]
     return pa.schema(fields, metadata={"huggingface": info})
@@ -87,8 +83,8 @@ def _arrow(feature: Feature) -> pa.DataType:
             return pa.struct([(name, _arrow(part)) for name, part in feature.items()])
 
 
-# The first three are what diffusers' InstructPix2Pix trainer reads. Parts I, II and III share the
-# columns, so that they can be concatenated; what a part does not know is null.
+# diffusers' InstructPix2Pix trainer reads the first three. All parts share the columns, so their
+# datasets can be concatenated; columns that a part does not fill are null.
 FEATURES: Mapping[str, Feature] = {
     "input_image": IMAGE,
     "edit_prompt": TEXT,
@@ -128,7 +124,7 @@ def parquet_row(outcome: Outcome) -> Row:
 
 
 def image_bytes(row: Row) -> int:
-    """How much the two images of a row weigh."""
+    """The size of the two images of a row, in bytes."""
     return len(row["input_image"]["bytes"]) + len(row["edited_image"]["bytes"])
 
 
@@ -141,7 +137,10 @@ def write_rows(
     weigh: Callable[[Row], int],
     split: str = "train",
 ) -> int:
-    """Write rows to `data/<split>-00000.parquet` …, in row groups; returns their number."""
+    """Write rows to `data/<split>-00000.parquet` …, in row groups; return the number of rows.
+
+    `weigh` gives the size of a row in bytes.
+    """
     (folder / "data").mkdir()
     total = files = 0
     batches = _batches(rows, group, weigh)
@@ -172,9 +171,10 @@ def _batches(rows: Iterator[Row], bound: Size, weigh: Callable[[Row], int]) -> I
 
 
 def facts_of(outcome: Outcome) -> Row:
-    """What is known of an edit beside its images; what its part does not know is None."""
+    """All facts about an edit except its images. None where the part of the paper has no value."""
     sample = outcome.sample
-    plan, pair, given, chosen = sample.plan, sample.item.pair, sample.candidates, sample.selection
+    plan, pair, selection = sample.plan, sample.item.pair, sample.selection
+    candidates = sample.candidates.candidates if sample.candidates else None
     return {
         "edit_prompt": sample.instruction,
         "direct_instruction": pair.instruction if pair else None,
@@ -182,8 +182,8 @@ def facts_of(outcome: Outcome) -> Row:
         "source_id": sample.item.native_id,
         "caption": sample.caption.text if sample.caption else None,
         "edited_caption": pair.caption if pair else None,
-        "candidates": [one.instruction for one in given.candidates] if given else None,
-        "chosen": chosen.chosen if chosen else None,
+        "candidates": [c.instruction for c in candidates] if candidates is not None else None,
+        "chosen": selection.chosen if selection else None,
         "selected": plan.selected if plan else None,
         "target": plan.target if plan else None,
         "box": list(sample.box.xyxy) if plan else None,
@@ -192,15 +192,14 @@ def facts_of(outcome: Outcome) -> Row:
 
 
 def _images(sample: Sample) -> tuple[Image.Image, bytes]:
-    """The input image, RGB, and the edited one as PNG."""
+    """The input image as RGB, and the edited image as PNG."""
     try:
         return sample.image(), sample.edited_png()
     except (UndecodableImage, OSError) as error:
         raise RunError(f"{sample.item.native_id}: {error}") from error
 
 
-def _known(facts: Row) -> Row:
-    """The facts that are known: JSON needs no null for the others."""
+def _without_nulls(facts: Row) -> Row:
     return {name: fact for name, fact in facts.items() if fact not in (None, {})}
 
 
@@ -210,12 +209,12 @@ def _known(facts: Row) -> Row:
 def write_webdataset(accepted: Iterator[Outcome], folder: Path, size: Size = FILE) -> Written:
     """`data/train-00000.tar` …: `<record id>.input.png`, `.edited.png` and `.json` of each sample.
 
-    All that could differ between two writings (time, owner, mode) is fixed.
+    Time, owner and mode are fixed, so that equal samples give equal bytes.
     """
 
     def members(outcome: Outcome) -> list[tuple[str, bytes]]:
         before, after = _images(outcome.sample)
-        facts = json.dumps(_known(facts_of(outcome)), ensure_ascii=False, sort_keys=True)
+        facts = json.dumps(_without_nulls(facts_of(outcome)), ensure_ascii=False, sort_keys=True)
         contents = {"edited.png": after, "input.png": encode_png(before), "json": facts.encode()}
         key = outcome.sample.record_id
         return [(f"{key}.{kind}", data) for kind, data in contents.items()]
@@ -239,7 +238,7 @@ def write_webdataset(accepted: Iterator[Outcome], folder: Path, size: Size = FIL
 
 def _member(name: str, data: bytes) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.size, member.mode = len(data), 0o644  # the rest is 0 and empty from the start
+    member.size, member.mode = len(data), 0o644  # the other fields default to 0 and ""
     return member
 
 
@@ -250,12 +249,12 @@ _SEED = "0"
 
 
 def write_instruct_pix2pix(accepted: Iterator[Outcome], folder: Path) -> Written:
-    """The layout of timothybrooks/instruct-pix2pix, a folder for each sample.
+    """The layout of timothybrooks/instruct-pix2pix: a folder for each sample.
 
     ```
     seeds.json                [[dir, [seed]], …]
     0000000/prompt.json       {"input": caption, "edit": instruction, "output": edited caption}
-    0000000/facts.jsonl       what else is known
+    0000000/facts.jsonl       all other facts
     0000000/0_0.jpg, 0_1.jpg  before, after
     ```
     """
@@ -280,8 +279,8 @@ def write_instruct_pix2pix(accepted: Iterator[Outcome], folder: Path) -> Written
     return Written(
         total,
         (
-            "JPEG loses a little, also outside the box of an edit: the images differ from the "
-            f"lossless ones by {loss:.3f} of 255 in the mean, and by at most {largest}.",
+            "JPEG is lossy, also outside the box of an edit: the values of the images differ from "
+            f"the lossless ones by {loss:.3f} of 255 on average, and by at most {largest}.",
         ),
     )
 
@@ -307,15 +306,15 @@ def _jpegs(outcome: Outcome) -> _Jpegs:
     }
     if max(before.size) > 65500:
         raise RunError(
-            f"{outcome.sample.item.native_id}: {before.width}x{before.height} pixels, and JPEG "
-            "ends at 65500 a side; publish another form"
+            f"{outcome.sample.item.native_id}: {before.width}x{before.height} pixels exceed "
+            "JPEG's limit of 65500 per side; publish to another format"
         )
     encoded = [_jpeg(image) for image in (before, after)]
     losses = [_loss(*pair) for pair in zip((before, after), encoded, strict=True)]
     compared, difference = (sum(values) for values in list(zip(*losses, strict=True))[:2])
-    known = {"seed": int(_SEED), **_known(facts)}
     largest = max(loss[2] for loss in losses)
-    return _Jpegs(encoded[0], encoded[1], prompt, known, compared, difference, largest)
+    facts = {"seed": int(_SEED), **_without_nulls(facts)}
+    return _Jpegs(encoded[0], encoded[1], prompt, facts, compared, difference, largest)
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -325,7 +324,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _loss(image: Image.Image, encoded: bytes) -> tuple[int, int, int]:
-    """How many values there are, by how much they differ in sum, and at most."""
+    """The number of values, the sum of their absolute differences, and the largest one."""
     lossy = np.asarray(decode(encoded), np.int16)
     difference = np.abs(np.asarray(image, np.int16) - lossy)
     return difference.size, int(difference.sum(dtype=np.int64)), int(difference.max())
@@ -336,34 +335,33 @@ def _write_json(path: Path, content: Row) -> None:
 
 
 def derived_caption(sample: Sample) -> str:
-    """The caption of an edit of ours: the input's, with the target for the selected category.
+    """The input's caption, with the target in place of the selected category.
 
-    "a bee and a rabbit" becomes "an owl and a rabbit". Where the caption does not name the category
-    the replacement is added to it.
+    "a bee and a rabbit" becomes "an owl and a rabbit". If the caption does not name the category,
+    the replacement is appended.
     """
     assert sample.plan is not None and sample.caption is not None
     caption, plan = sample.caption.text, sample.plan
-    written = [
+    spellings = [
         strip_article(entity.text) for entity in sample.entities if entity.category == plan.selected
     ]
-    for words in (*written, plan.selected):
-        found = re.search(rf"(?:\b(an?)\s+)?(?<!\w){re.escape(words)}(?!\w)", caption, re.I)
-        if found:
-            return (
-                caption[: found.start()]
-                + with_article(found[1], plan.target)
-                + caption[found.end() :]
-            )
+    for words in (*spellings, plan.selected):
+        match = re.search(rf"(?:\b(an?)\s+)?(?<!\w){re.escape(words)}(?!\w)", caption, re.I)
+        if match:
+            target = with_article(match[1], plan.target)
+            return caption[: match.start()] + target + caption[match.end() :]
     return f"{caption}, with {with_article('a', plan.target)} in the place of the {plan.selected}"
 
 
-_OPEN = re.compile(r"(?!eu|one\b|u[bfkst][aeiou]|uni(?!n))[aeiou]|(?:heir|honest|hour)", re.I)
-"""What begins with an open sound: an hour and an umbrella, but a unicorn and a European."""
+_VOWEL_SOUND = re.compile(
+    r"(?!eu|one\b|u[bfkst][aeiou]|uni(?!n))[aeiou]|(?:heir|honest|hour)", re.I
+)
+"""Words that start with a vowel sound: an hour and an umbrella, but a unicorn and a European."""
 
 
 def with_article(article: str | None, name: str) -> str:
-    """A name behind the indefinite article that it asks for, where there is one: "an owl"."""
+    """The name with the right indefinite article ("an owl") if `article` is one."""
     if not article:
         return name
-    right = "an" if _OPEN.match(name) else "a"
+    right = "an" if _VOWEL_SOUND.match(name) else "a"
     return f"{right.capitalize() if article[0].isupper() else right} {name}"

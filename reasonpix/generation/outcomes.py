@@ -50,7 +50,7 @@ def write_stages(run: RunFolder, entries: Sequence[StageEntry]) -> None:
 
 
 def current_stages(run: RunFolder) -> list[StageEntry]:
-    """The current stages, finished or not."""
+    """Read which stages are current, finished or not."""
     try:
         return [StageEntry(**entry) for entry in json.loads(run.storage.read("stages.json"))]
     except (OSError, ValueError, TypeError) as error:
@@ -60,7 +60,7 @@ def current_stages(run: RunFolder) -> list[StageEntry]:
 
 
 def read_stages(run: RunFolder) -> list[StageEntry]:
-    """The current stages. Raises `RunError` unless all of them are finished."""
+    """Read the current stages. Raises `RunError` unless all are finished."""
     shards = {shard.name for shard in run.shards()}
     entries = current_stages(run)
     for entry in entries:
@@ -134,7 +134,7 @@ def _by_id(rows: Sequence[Row]) -> dict[str, Row]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a record ended: `ok` if it is part of the dataset, else where and why it ended."""
+    """How a record ended: `ok` if it is in the dataset, else the stage and the reason."""
 
     sample: Sample
     status: Status
@@ -261,7 +261,7 @@ def scorer_of(entry: StageEntry, **options: Any) -> Scorer[Any]:
 
 
 def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
-    """What the filters among `entries` reject in the whole run, by the stored scores."""
+    """The records of the run that the filters among `entries` reject by their stored scores."""
     rejected: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry.is_score:
@@ -274,7 +274,7 @@ def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
             if len(reasons) != len(table):
                 raise RunError(
                     f"filter {name!r} gave {len(reasons)} verdicts on {len(table)} records; "
-                    "a filter gives one for each, in the same order"
+                    "a filter must give one for each, in the same order"
                 )
             # The files are read a second time, so that not all ids are in memory.
             by_id = zip(_measured(run, entry), reasons, strict=True)

@@ -114,7 +114,7 @@ class _StageGraphBuilder:
         entry = self._add(spec, use, (tasks[0], 1) if tasks else None, needs)
         if is_gate:
             self._upstream = (*self._upstream, entry)
-            # Its thresholds decide what goes on, but do not change its own scores.
+            # Its thresholds decide which records continue, but do not change its scores.
             self._before = fingerprint([entry.folder, entry.options])
 
     def _add(

@@ -41,7 +41,7 @@ def plan_of(recipe: Recipe, run: RunFolder) -> Plan:
 
 
 def _changes(before: Any, now: Any, where: str = "") -> str:
-    """The values in which two sets of fingerprint facts differ."""
+    """Describe the values in which two sets of fingerprint facts differ."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return f"{where} was {before!r}, is {now!r}"
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]

@@ -27,7 +27,7 @@ _PART_SETTINGS = ("candidates", "selection_orders")
 class Recipe:
     """What `reasonpix generate` does: a source, a component for each slot, and filters.
 
-    `part: replace` makes edits of its own: Part III, or Part II when the source gives the captions.
+    `part: replace` makes new edits: Part III, or Part II when the source gives the captions.
     `part: rewrite` rewrites the instructions of edits that the source gives: Part I.
     """
 
@@ -278,7 +278,7 @@ def _check_filters(
         scorer = registry.find("filter", use.name)
         assert issubclass(scorer, Scorer)
         for slot in sorted(scorer.needs_slots - set(pipeline.uses)):
-            complain(at, f"it needs the pipeline's {slot}, and there is none")
+            complain(at, f"it needs the pipeline's {slot}, which the recipe lacks")
         if missing := ", ".join(sorted(scorer.requires - shown)):
             complain(at, f"it needs {missing}, which this pipeline does not provide")
         elif "agreement" in scorer.requires and data.get("selection_orders") == 1:

@@ -1,4 +1,4 @@
-"""Where recipes lie, and what they are for. `mini/part3` is the name of recipes/mini/part3.yaml."""
+"""Find recipes and the command each is for. `mini/part3` is the name of recipes/mini/part3.yaml."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Overrides = Sequence[str] | Mapping[str, Any]
 def _folder() -> Path:
     here = Path(__file__).parent.parent
     installed = here / "shipped_recipes"
-    # In a checkout the recipes lie beside the package.
+    # In a checkout the recipes are beside the package.
     return installed if installed.is_dir() else here.parent / "recipes"
 
 

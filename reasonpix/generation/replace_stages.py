@@ -24,7 +24,7 @@ from reasonpix.plugin.types import Caption, EditPlan, Entity, Grounding, Problem
 
 
 def read(samples: Sequence[Sample], source: Source[Any]) -> list[Result]:
-    """Decode each image once, so that every later stage may rely on it."""
+    """Decode each image once, so that later stages can rely on it."""
     results: list[Result] = []
     for sample in samples:
         where = sample.item.native_id
@@ -43,7 +43,7 @@ def read(samples: Sequence[Sample], source: Source[Any]) -> list[Result]:
 
 
 def caption(samples: Sequence[Sample], captioner: Captioner[Any] | None) -> list[Result]:
-    """C: what the image shows, by the captioner or, without one, as the source gives it."""
+    """C: the caption of the image, from the captioner or, without one, from the source."""
     if captioner is not None:
         captions = captioner.caption([sample.image() for sample in samples])
         return list(check_results(captioner, captions, samples, Caption))
@@ -51,10 +51,10 @@ def caption(samples: Sequence[Sample], captioner: Captioner[Any] | None) -> list
     for sample in samples:
         item = sample.item
         if not item.caption:
-            reason = "the source gives no caption and the recipe has no captioner"
+            reason = "the source has no caption and the recipe has no captioner"
             results.append(Problem(status="rejected", reason=reason))
         elif item.pair and not item.pair.caption:
-            reason = "the source gives no caption of the edited image"
+            reason = "the source has no caption of the edited image"
             results.append(Problem(status="rejected", reason=reason))
         else:
             results.append(Caption(text=item.caption))
@@ -66,28 +66,28 @@ def extract(samples: Sequence[Sample], extractor: EntityExtractor[Any]) -> list[
     captions = [sample.caption for sample in samples if sample.caption]
     results: list[Result] = []
     answers = check_results(extractor, extractor.extract(captions), captions, Entity)
-    for text, found in zip(captions, answers, strict=True):
-        if isinstance(found, Problem):
-            results.append(found)
-        elif not found:
+    for text, entities in zip(captions, answers, strict=True):
+        if isinstance(entities, Problem):
+            results.append(entities)
+        elif not entities:
             results.append(Problem(status="rejected", reason=f"no entity in {text.text!r}"))
         else:
-            results.append(Entities(entities=found))
+            results.append(Entities(entities=entities))
     return results
 
 
 def ground(samples: Sequence[Sample], grounder: Grounder[Any]) -> list[Result]:
-    """b_k = DINO(x, y_k), Eq. 5; a record goes on when at least one category has a box."""
+    """b_k = DINO(x, y_k), Eq. 5; a record continues if at least one category has a box."""
     categories = [[entity.category for entity in sample.entities] for sample in samples]
     results: list[Result] = []
     answers = grounder.ground([sample.image() for sample in samples], categories)
     answers = check_results(grounder, answers, categories, Grounding)
-    for asked, answer in zip(categories, answers, strict=True):
+    for names, answer in zip(categories, answers, strict=True):
         if isinstance(answer, Problem):
             results.append(answer)
         elif all(grounding.box is None for grounding in answer):
             results.append(
-                Problem(status="rejected", reason=f"no box found for {', '.join(asked)}")
+                Problem(status="rejected", reason=f"no box found for {', '.join(names)}")
             )
         else:
             results.append(Groundings(groundings=answer))
@@ -111,7 +111,7 @@ def plan(samples: Sequence[Sample], planner: Planner[Any], run_seed: int) -> lis
             answer = Problem(
                 status="failed",
                 reason=f"the planner selected {answer.selected!r}, "
-                f"which is none of {', '.join(request.categories)}",
+                f"which is not one of {', '.join(request.categories)}",
             )
         results.append(answer)
     return results
@@ -146,8 +146,8 @@ def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[
             results.append(
                 Problem(
                     status="failed",
-                    reason=f"the editor made {answer.mode} of {answer.size} "
-                    f"of an RGB image of {request.image.size}",
+                    reason=f"the editor returned {answer.mode} of size {answer.size} "
+                    f"for an RGB image of size {request.image.size}",
                 )
             )
         else:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Resources(BaseModel):
-    """What a stage needs. It changes no result and is not part of fingerprints."""
+    """The resources a stage needs. They do not affect results, so fingerprints ignore them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,18 +25,18 @@ class Resources(BaseModel):
     )
 
 
-def fit_here(wanted: Sequence[Resources]) -> bool:
+def fit_here(stages: Sequence[Resources]) -> bool:
     """Whether the models of several stages fit on this machine at once, with one worker each.
 
     A single stage always fits: it may need less than it declares.
     """
-    if len(wanted) == 1:
+    if len(stages) == 1:
         return True
-    gpus = sum(resources.num_gpus for resources in wanted)
-    if gpus and (found := _gpus()) and gpus > found:
+    gpus = sum(stage.num_gpus for stage in stages)
+    if gpus and (available := _gpus()) and gpus > available:
         return False
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return sum(resources.memory_gb for resources in wanted) * 1e9 <= memory
+    return sum(stage.memory_gb for stage in stages) * 1e9 <= memory
 
 
 def _gpus() -> int:

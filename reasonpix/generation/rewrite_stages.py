@@ -1,4 +1,4 @@
-"""The stages of Part I: plain functions that rewrite the instructions of given edits."""
+"""The stages of Part I: plain functions that rewrite the instructions of existing edits."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def rewrite(
     answers = check_results(planner, planner.rewrite(requests), requests, Rewriting)
     results: list[Result] = []
     for start in range(0, len(answers), candidates):
-        given = answers[start : start + candidates]
-        written = tuple(answer for answer in given if isinstance(answer, Rewriting))
-        problems = [answer for answer in given if isinstance(answer, Problem)]
-        if written:
+        of_sample = answers[start : start + candidates]
+        rewritings = tuple(answer for answer in of_sample if isinstance(answer, Rewriting))
+        problems = [answer for answer in of_sample if isinstance(answer, Problem)]
+        if rewritings:
             reasons = tuple(problem.reason for problem in problems)
-            results.append(Candidates(candidates=written, problems=reasons))
+            results.append(Candidates(candidates=rewritings, problems=reasons))
         else:
             results.append(_worst(problems))
     return results
@@ -51,10 +51,10 @@ def rewrite(
 def select(
     samples: Sequence[Sample], planner: Planner[Any], run_seed: int, selection_orders: int
 ) -> list[Result]:
-    """I_rea = G(P_select(I⁰ … Iⁿ)), Eq. 3, asked in several orders to see through position bias.
+    """I_rea = G(P_select(I⁰ … Iⁿ)), Eq. 3, asked in several orders to counter position bias.
 
-    What most orders choose is chosen; between equals, what the earlier order chose. The orders are
-    rotations of one another, so that a candidate stands in another place in each.
+    The majority wins; the earliest order breaks ties. The orders are rotations of one another, so
+    each candidate has another position in each.
     """
     requests: list[SelectRequest] = []
     shown: list[list[tuple[int, ...]]] = []
@@ -106,7 +106,7 @@ def _selection(
 
 
 def _direct(sample: Sample) -> dict[str, str]:
-    """What P_gen and P_select are told of a pair."""
+    """The texts of a pair that P_gen and P_select get."""
     pair = sample.item.pair
     assert pair is not None and pair.caption is not None and sample.caption is not None
     return {
@@ -117,7 +117,7 @@ def _direct(sample: Sample) -> dict[str, str]:
 
 
 def _worst(problems: Sequence[Problem]) -> Problem:
-    """The problem to tell of: what failed may be mended, what was rejected is settled."""
+    """The problem to report: a failure, if any, because a retry may succeed."""
     return min(problems, key=lambda problem: problem.status)  # "failed" < "rejected"
 
 

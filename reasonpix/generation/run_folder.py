@@ -1,4 +1,4 @@
-"""The run folder: a plan that only grows, and for each stage one file a shard, complete or absent.
+"""The run folder: a plan that only grows, and one file per stage and shard, complete or absent.
 
 ```
 run/
@@ -7,8 +7,8 @@ run/
   stages.json                                  which stage folders are current
   stages/source/<shard>.parquet                the planned rows
   stages/<stage>-<fingerprint>/<shard>.parquet rows of (record_id, status, reason, output, image)
-                              <shard>.partial.parquet   rows known of a shard to be completed
-  llm.sqlite                                   every raw answer of an LLM, and what it cost
+                              <shard>.partial.parquet   rows kept of a reopened shard
+  llm.sqlite                                   every raw answer of an LLM, with its cost
   journal.jsonl                                seconds and counts of each shard, for people
   holder                                       the running process
 ```
@@ -93,7 +93,7 @@ class Plan:
 
 
 class RunFolder:
-    """A run on disk, or at a URL that fsspec knows. All its files are complete."""
+    """A run folder on disk, or at a URL that fsspec knows. No file is ever half written."""
 
     def __init__(self, where: str | Path) -> None:
         self.where = str(where)
@@ -137,7 +137,7 @@ class RunFolder:
         return self.plan().shards
 
     def freeze(self, plan: Plan) -> None:
-        """Write the plan: the one before with more shards, or the first."""
+        """Write the plan. A plan that replaces another one only adds shards."""
         facts = {**vars(plan), "shards": list(plan.shards)}
         self.storage.write("plan.json", json.dumps(facts).encode() + b"\n")
 
@@ -152,7 +152,7 @@ class RunFolder:
         columns = zip(*rows, strict=True) if rows else ((),) * len(_SCHEMA)
         arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
         sink = pa.BufferOutputStream()
-        # Dictionaries of columns that hardly repeat cost time and space.
+        # Dictionary encoding costs time and space where values rarely repeat.
         pq.write_table(
             pa.table(arrays, _SCHEMA), sink, compression="zstd", use_dictionary=["status", "reason"]
         )
@@ -182,15 +182,15 @@ class RunFolder:
             # Starting threads takes longer than reading files of this size.
             table = file.read(columns, use_threads=False)
             if table.schema != pa.schema([_SCHEMA.field(column) for column in columns]):
-                raise pa.ArrowInvalid("it holds other columns")
+                raise pa.ArrowInvalid("it has other columns")
         except (OSError, pa.ArrowException) as error:
             what = " ".join(str(error).split())
-            source = name.startswith("stages/source/")
-            mend = "start a new run" if source else "delete it and run again"
-            raise RunError(f"{self}/{name} cannot be read: {what}; {mend}") from error
+            is_source = name.startswith("stages/source/")
+            fix = "start a new run" if is_source else "delete it and run again"
+            raise RunError(f"{self}/{name} cannot be read: {what}; {fix}") from error
         return table
 
-    # -- Shards to be completed
+    # -- Reopened shards
 
     def reopen(self, stage: str, shard: Shard) -> None:
         """Mark a shard as unfinished: failed rows are computed again, the others are kept."""
@@ -213,10 +213,9 @@ class RunFolder:
         """The names of the shards of `stage` that were reopened and not completed."""
         names = self.storage.names(f"stages/{stage}")
         end = _PARTIAL + _SUFFIX
-        # If a killed process left both, the finished one counts.
-        whole = set(names)
         stems = {name.removesuffix(end) for name in names if name.endswith(end)}
-        return {stem for stem in stems if stem + _SUFFIX not in whole}
+        # If a killed process left both files, the finished one counts.
+        return {stem for stem in stems if stem + _SUFFIX not in names}
 
     def completed(self, stage: str, shard: Shard) -> None:
         """Remove the kept rows: the shard is finished again."""

@@ -14,7 +14,7 @@ _NAME = "recipe.yaml"
 
 
 def recipe_text(run: RunFolder) -> str:
-    """The text of the run's recipe. Raises `RunError` if there is none."""
+    """The text of the run's recipe. Raises `RunError` if the run has no recipe."""
     try:
         return run.storage.read(_NAME).decode()
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The stage of a filter: what it measures of each edit."""
+"""The stage of a filter, which scores each edit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def score(
     pipeline: Mapping[str, Component[Any]],
     run_seed: int,
 ) -> list[Result]:
-    """What a scorer measures of each edit."""
+    """Score each edit."""
     edits = [_edit(sample, run_seed) for sample in samples]
     return [
         _scores(values)
@@ -28,9 +28,9 @@ def score(
 
 
 def _edit(sample: Sample, run_seed: int) -> Edit:
-    plan, given, chosen = sample.plan, sample.candidates, sample.selection
+    plan, selection = sample.plan, sample.selection
     pair = None if plan else sample.item.pair
-    candidates = given.candidates if given else ()
+    candidates = sample.candidates.candidates if sample.candidates else ()
     words = (word for candidate in candidates for word in candidate.revealing)
     return Edit(
         read_input=sample.image,
@@ -46,7 +46,7 @@ def _edit(sample: Sample, run_seed: int) -> Edit:
         direct_instruction=pair.instruction if pair else None,
         candidates=tuple(candidate.instruction for candidate in candidates),
         revealing=tuple(dict.fromkeys(words)),
-        agreement=chosen.agreement if chosen else None,
+        agreement=selection.agreement if selection else None,
         outputs=dict(sample.outputs),
     )
 
@@ -55,7 +55,7 @@ def _scores(values: dict[str, float] | Problem) -> Result:
     if isinstance(values, Problem):
         return values
     for name, value in values.items():
-        if not math.isfinite(value):  # JSON has no such numbers, and no rank is theirs
+        if not math.isfinite(value):  # JSON has no NaN and infinity, and NaN cannot be ranked
             return Problem(status="failed", reason=f"score {name!r} is {value}")
     return Scores(scores=values)
 
@@ -68,4 +68,4 @@ SCORE = StageSpec(
     parts=("replace", "rewrite"),
     settings=("run_seed",),
 )
-"""The stage of a filter: one for each, named `score-<filter>`."""
+"""Every filter has a stage like this, named `score-<filter>`."""

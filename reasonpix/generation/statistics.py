@@ -1,4 +1,4 @@
-"""Statistics of a run beside its counts: the cost of LLM answers, and P_select's position bias."""
+"""Statistics of a run: the cost of LLM answers, and the position bias of P_select."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PositionBias:
     """Records left out because fewer than two orders were answered."""
 
     def __str__(self) -> str:
-        """One line for people."""
+        """A one-line summary."""
         return (
             f"P_select, asked in several orders about {self.records} records: "
             f"{self.agreement:.0%} of choices agree ({self.least:.0%} at least), "
@@ -82,7 +82,7 @@ def _selections(run: RunFolder) -> Iterator[Selection]:
 
 
 def spending(run: RunFolder) -> Spending:
-    """What the LLM answers of this run folder have cost, whichever stage of whenever used them."""
+    """The cost of all LLM answers in this run folder, also of those from earlier recipes."""
     with ledger_file(run.storage, write_back=False) as path:
         if not path.exists():
             return Spending()
@@ -91,12 +91,12 @@ def spending(run: RunFolder) -> Spending:
 
 
 def spending_lines(run: RunFolder, accepted: int) -> list[str]:
-    """Tokens and money by what was asked, and for each of the `accepted` samples; for people."""
+    """Tokens and cost by task and per accepted sample, as lines of text."""
     spent = spending(run)
     lines = [
-        f"{verb}: {part.answers} answers, {part.prompt_tokens} prompt and "
+        f"{task}: {part.answers} answers, {part.prompt_tokens} prompt and "
         f"{part.completion_tokens} answer tokens, {_money(part)}"
-        for verb, part in spent.by_task.items()
+        for task, part in spent.by_task.items()
     ]
     if paid := spent.cost + spent.lost_cost:
         each = f": {paid / accepted:.6f} for each accepted sample" if accepted else ""

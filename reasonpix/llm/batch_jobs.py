@@ -85,7 +85,7 @@ class BatchTransport:
         return self._queue.take(LARGEST_JOB)
 
     def _submit(self, batch: Sequence[PendingRequest]) -> None:
-        conversations = {it.request.key: it.request.conversation for it in batch}
+        conversations = {p.request.key: p.request.conversation for p in batch}
         name = hashlib.sha256("".join(sorted(conversations)).encode()).hexdigest()
         in_flight = self._queue.send(batch, name)
         job_id = self._llm.submit(conversations)

@@ -1,4 +1,4 @@
-"""What language models cost: the bound of one request, what was spent, and a limit on all of it."""
+"""The cost of language models: a bound per request, the total spent, and its limit."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Budget:
             self._reserved += _units(cost_bound)
 
     def adopted(self, requests: int) -> None:
-        """So many requests of an open job are now in flight in this process."""
+        """Record that requests of an open job are now in flight in this process."""
         with self._lock:
             self._in_flight += requests
 

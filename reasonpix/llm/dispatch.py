@@ -1,7 +1,7 @@
-"""Many requests to a language model at once, from the callers' side.
+"""Concurrent requests to a language model, as callers see them.
 
-A `Dispatcher` puts together the parts: the queue (what is pending, budget, ledger), and a transport
-that sends (calls in threads or batch jobs, see `live_calls` and `batch_jobs`).
+A `Dispatcher` combines the queue (pending requests, budget, ledger) with a transport that sends
+them (calls in threads or batch jobs, see `live_calls` and `batch_jobs`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Transport(Protocol):
 
 
 class Dispatcher:
-    """Answers conversations through a transport, whose steps run in threads of their own."""
+    """Answers conversations through a transport, whose steps run in separate threads."""
 
     def __init__(self, queue: RequestQueue, transport: Transport) -> None:
         self._queue = queue

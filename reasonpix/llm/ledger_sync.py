@@ -130,7 +130,7 @@ class _LocalReplica:
             shutil.rmtree(draft, ignore_errors=True)
 
     def remote_version(self) -> str | None:
-        """The version in the store; None if there is none or this replica contains it."""
+        """The version in the store; None if it does not exist or this replica contains it."""
         version = self._storage.version(_NAME)
         return None if version == self._synced()[0] else version
 

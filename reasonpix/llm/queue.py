@@ -28,7 +28,7 @@ an hour.
 """
 
 GIVEN_UP_IN_A_ROW = 5
-"""So many failed requests without an answer in between mean that the server is gone."""
+"""Consecutive failed requests after which the server is considered gone."""
 
 
 class Waiter:
@@ -40,7 +40,7 @@ class Waiter:
         """Set when all answers are there, or no more will come."""
         self.entries: list[PendingRequest | Completion] = []
         self.new: list[PendingRequest] = []
-        """Requests that nobody made before; the transport has to send them."""
+        """New requests, which the transport has to send."""
 
     def count_down(self) -> None:
         """Record one result, or that the caller has added everything."""
@@ -67,7 +67,7 @@ class PendingRequest:
     failures: int = 0
     overloads: int = 0
     alone: bool = False
-    """Whether to send it in a call of its own, because a batch with it failed."""
+    """Whether to send it in a separate call, because a batch with it failed."""
 
     def __lt__(self, other: PendingRequest) -> bool:
         """Whether it is older."""
@@ -180,7 +180,7 @@ class RequestQueue:
             self.last_push = time.monotonic()
 
     def delay(self, pending: PendingRequest, seconds: float) -> None:
-        """Make a request ready after so many seconds."""
+        """Make a request ready after this many seconds."""
         with self.changed:
             heappush(self._delayed, (time.monotonic() + seconds, pending))
 
@@ -194,37 +194,37 @@ class RequestQueue:
     def take(self, limit: int) -> list[PendingRequest]:
         """Take the oldest ready requests, as many as the budget allows, and reserve their cost."""
         with self.changed:
-            wanted = [heappop(self._ready)]
-            while self._ready and len(wanted) < limit:
-                if wanted[0].alone or self._ready[0].alone:
+            oldest = [heappop(self._ready)]
+            while self._ready and len(oldest) < limit:
+                if oldest[0].alone or self._ready[0].alone:
                     break
-                wanted.append(heappop(self._ready))
-            batch = self._reserve(wanted)
-            for pending in wanted[len(batch) :]:
+                oldest.append(heappop(self._ready))
+            batch = self._reserve(oldest)
+            for pending in oldest[len(batch) :]:
                 heappush(self._ready, pending)
             return batch
 
     def take_keys(self, keys: set[str]) -> list[PendingRequest]:
         """`take` the ready requests with these keys."""
         with self.changed:
-            batch = self._reserve(sorted(it for it in self._ready if it.request.key in keys))
+            batch = self._reserve(sorted(p for p in self._ready if p.request.key in keys))
             self._ready = sorted(set(self._ready) - set(batch))
             return batch
 
-    def _reserve(self, wanted: Sequence[PendingRequest]) -> list[PendingRequest]:
+    def _reserve(self, requests: Sequence[PendingRequest]) -> list[PendingRequest]:
         """Reserve the cost of the first requests that fit the budget; stop if none ever will."""
         budget = self._ledger.budget
         batch = []
-        for pending in wanted:
+        for pending in requests:
             if not budget.reserve(pending.request.cost_bound):
                 break
             batch.append(pending)
-        if wanted and not batch and not budget.in_flight:
+        if requests and not batch and not budget.in_flight:
             spent = budget.spent()
             used = spent.cost + spent.lost_cost + budget.reserved
             self.stop(
                 CostLimit(
-                    f"the next call can cost {wanted[0].request.cost_bound:.6g}, and {used:.6g} "
+                    f"the next call can cost {requests[0].request.cost_bound:.6g}, and {used:.6g} "
                     f"of the limit of {self._ledger.max_cost:.6g} is spent; "
                     "raise --max-cost and run the same command again to continue"
                 )
@@ -233,7 +233,7 @@ class RequestQueue:
 
     def send(self, batch: Sequence[PendingRequest], job: str | None = None) -> list[InFlight]:
         """Record requests that are about to be sent, so that a kill cannot hide their cost."""
-        return self._ledger.send([it.request for it in batch], self._parameters, job)
+        return self._ledger.send([pending.request for pending in batch], self._parameters, job)
 
     def settle(
         self,

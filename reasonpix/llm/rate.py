@@ -68,13 +68,13 @@ class RateController:
 
     def observe(self, outcomes: Sequence[Attempt], decreases: int, now: float) -> None:
         """Adapt the window and the pause to the outcomes of a call sent after `decreases`."""
-        refusals = [it for it in outcomes if isinstance(it, Unavailable) and it.overloaded]
-        if any(not isinstance(it, Unavailable) for it in outcomes):
+        refusals = [o for o in outcomes if isinstance(o, Unavailable) and o.overloaded]
+        if any(not isinstance(outcome, Unavailable) for outcome in outcomes):
             self._window.answered()
         if not refusals:
             return
         shrank = self._window.overloaded(decreases)
-        delays = [it.retry_after_s for it in refusals if it.retry_after_s is not None]
+        delays = [o.retry_after_s for o in refusals if o.retry_after_s is not None]
         if not delays and not shrank:
             return
         pause_s = retry_delay_s(self._window.streak, max(delays, default=None))

@@ -1,9 +1,9 @@
-"""The slots, as abstract classes, and what all components share. Plugins can add slots.
+"""The abstract classes of the slots, and the base of all components. Plugins can add slots.
 
-A component is a class with an `Options` model. Its slot's method takes a batch and gives a batch
-of the same length in the same order; where one item cannot be done it gives a `Problem` in that
-place instead of raising. Heavy imports and weights belong into `load`. A result depends on the
-item and its seed alone, never on the batch around it.
+A component is a class with an `Options` model. Its slot's method takes a batch and returns a batch
+of the same length in the same order; for an item that cannot be processed it returns a `Problem`
+instead of raising. Heavy imports and weights belong in `load`. A result depends only on the item
+and its seed, never on the rest of the batch.
 
 Components that load pretrained weights derive their options from `ModelOptions` and load with
 `reasonpix.plugin.weights`.
@@ -57,7 +57,7 @@ class ModelOptions(Options):
     fingerprint_exclude: ClassVar[frozenset[str]] = frozenset({"device", "batch_size", "cache_dir"})
 
     weights: ClassVar[tuple[str, ...]] = ("model",)
-    """Fields that name weights. There the name of a plugin's checkpoint becomes its path."""
+    """Fields that name weights. In them a plugin's checkpoint name is replaced by its path."""
 
     model: str = Field(description="Hub id, local folder, or checkpoint name such as mini/blip2")
     revision: str | None = Field(None, description="Commit or tag of the hub repository")
@@ -73,7 +73,7 @@ O_co = TypeVar("O_co", bound=Options, covariant=True)
 
 
 class Component(ABC, Generic[O_co]):
-    """What fills a slot. `name` is the entry point's name, the word after `use:`.
+    """An implementation of a slot. `name` is the name of its entry point, the word after `use:`.
 
     Its methods are called one at a time (but see `concurrency`), possibly from another thread than
     `load`. The images it receives are its own copies.
@@ -108,7 +108,7 @@ class Component(ABC, Generic[O_co]):
         """Release what `load` acquired."""
 
     def fingerprint_facts(self) -> Mapping[str, Any]:
-        """What changes the results besides options, version and weights (JSON values)."""
+        """What affects the results besides options, version and weights (JSON values)."""
         return {}
 
 
@@ -173,13 +173,13 @@ class Planner(Component[O_co]):
         return getattr(cls, task) is not getattr(Planner, task)
 
     def prompt_identity(self, verb: PlannerTask) -> Mapping[str, Any]:
-        """What changes the results of this task alone, such as its prompt (JSON values)."""
+        """What affects the results of this task only, such as its prompt (JSON values)."""
         return {}
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One object replacement (Eq. 7): what is in `box` of the RGB `image` becomes `target`."""
+    """One object replacement (Eq. 7): the object in `box` of the RGB `image` becomes `target`."""
 
     image: Image
     box: Box
@@ -189,7 +189,7 @@ class EditRequest:
     """Caption of the input image."""
     seed: int
     outputs: Mapping[str, Record] = field(default_factory=dict)
-    """What the earlier stages computed, by stage; those that plugins add too."""
+    """Outputs of the earlier stages by name, including those that plugins add."""
     images: Mapping[str, Image] = field(default_factory=dict)
     """Images that earlier stages made, RGB, by `StageSpec.image`."""
 
@@ -209,7 +209,7 @@ class MLLMEncoder(Component[O_co]):
     def encode(
         self, images: Sequence[Image], instructions: Sequence[str]
     ) -> list[NDArray[np.float32] | Problem]:
-        """For each pair the states h, float32 (tokens, width); `tokens` may differ."""
+        """The states h of each pair, float32 (tokens, width); `tokens` may differ."""
 
 
 class SourcePair(Record):
@@ -277,12 +277,12 @@ class Edit:
     edited_caption: str | None = None
     direct_instruction: str | None = None
     candidates: tuple[str, ...] = ()
-    """All instructions that P_gen gave, the selected one among them."""
+    """All instructions that P_gen wrote, including the selected one."""
     revealing: tuple[str, ...] = ()
     agreement: float | None = None
     """Share of the orders shown to P_select in which it chose the selected candidate."""
     outputs: Mapping[str, Record] = field(default_factory=dict)
-    """What all stages computed, by stage; those that plugins add too."""
+    """Outputs of all stages by name, including those that plugins add."""
 
     @cached_property
     def input_image(self) -> Image:
@@ -308,9 +308,9 @@ class Scorer(Component[O_co]):
     requires: ClassVar[frozenset[str]] = frozenset({"box", "selected", "target", "instruction"})
     """Which fields of `Edit`, beside the images and captions, `score` needs.
 
-    The names of stages that plugins add stand for their `outputs`. A recipe that
-    cannot provide them is refused. In Part I, a scorer that needs nothing from the planner runs
-    before it, so that no rejected pair is paid for.
+    The name of a stage that a plugin adds means its output in `Edit.outputs`. A recipe that cannot
+    provide them is refused. In Part I, a scorer that needs nothing from the planner runs before it,
+    so that no LLM is paid for rejected pairs.
     """
 
     @abstractmethod
@@ -334,14 +334,14 @@ class MethodRequest:
     caption: str = ""
     """Describes the input image, for methods that start from a description."""
     edited_caption: str = ""
-    """Describes the edited image; empty where it would give the answer away."""
+    """Describes the edited image; empty if that would give the answer away."""
 
 
 class Method(Component[O_co]):
     """Edits images by instructions; a row of Table 3."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
-    """Which of the captions of `MethodRequest` it cannot do without, such as {"caption"}."""
+    """The captions of `MethodRequest` that it needs, such as {"caption"}."""
 
     @abstractmethod
     def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
@@ -363,7 +363,7 @@ class SlotSpec:
     filled_by: str = ""
     """Another slot whose components fill this one too."""
     task: PlannerTask | None = None
-    """What filters ask of the planner in this slot."""
+    """The task that filters need from the planner in this slot."""
     contract: str = ""
     """Its contract, `module:Class`; by default named after `component` in `plugin.testing`."""
 
@@ -393,4 +393,4 @@ _SLOTS = (
     SlotSpec("filter", Scorer, "scorers", "Scores edits, rejects some", in_pipeline=False),
 )
 SLOTS: Mapping[str, SlotSpec] = {slot.name: slot for slot in _SLOTS}
-"""Core's slots by name, in the order of the data."""
+"""Core's slots by name, in the order in which the pipeline uses them."""

@@ -1,4 +1,4 @@
-"""Fakes for every slot: real components that need no weights, for tests and first steps.
+"""A fake for every slot: components that work without weights, for tests and first steps.
 
 A recipe names them `fake-captioner`, `fake-extractor`, and so on.
 """
@@ -80,7 +80,7 @@ class FakeSourceOptions(Options):
 
 
 class FakeSource(Source[FakeSourceOptions]):
-    """Plain squares, each of another colour; the edited ones have a hole."""
+    """Plain squares of different colours; the edited ones have a hole."""
 
     name: ClassVar[str] = "fake-source"
     Options: ClassVar[type[Options]] = FakeSourceOptions
@@ -132,7 +132,7 @@ def _png(image: Image.Image) -> bytes:
 class FakeCaptionerOptions(Options):
     """Options of `fake-captioner`."""
 
-    caption: str = Field("a bee and a rabbit", description="What every image is said to show")
+    caption: str = Field("a bee and a rabbit", description="Caption of every image")
 
 
 class FakeCaptioner(Captioner[FakeCaptionerOptions]):
@@ -142,12 +142,12 @@ class FakeCaptioner(Captioner[FakeCaptionerOptions]):
     Options: ClassVar[type[Options]] = FakeCaptionerOptions
 
     def caption(self, images: Sequence[Image.Image]) -> list[Caption | Problem]:
-        """`options.caption`, as often as there are images."""
+        """`options.caption` for each image."""
         return [Caption(text=self.options.caption) for _ in images]
 
 
 class FakeExtractor(EntityExtractor[Options]):
-    """Takes the word after every article for a category."""
+    """Takes the word after each article as a category."""
 
     name: ClassVar[str] = "fake-extractor"
 
@@ -171,10 +171,10 @@ class FakeGrounder(Grounder[Options]):
     ) -> list[tuple[Grounding, ...] | Problem]:
         """The middle quarter of each image, for every category."""
         results: list[tuple[Grounding, ...] | Problem] = []
-        for image, asked in zip(images, categories, strict=True):
+        for image, names in zip(images, categories, strict=True):
             w, h = image.size
             box = Box(x0=w / 4, y0=h / 4, x1=3 * w / 4, y1=3 * h / 4, width=w, height=h)
-            results.append(tuple(Grounding(category=c, box=box, score=1.0) for c in asked))
+            results.append(tuple(Grounding(category=c, box=box, score=1.0) for c in names))
         return results
 
 
@@ -185,17 +185,17 @@ HINTS = (
     "It was quite another day when we were there.",
     "My grandmother remembers it differently.",
 )
-"""What the fake planner says in the place of a direct instruction."""
+"""The fake planner's reasoning instructions."""
 
 
 class FakePlannerOptions(Options):
     """Options of `fake-planner`."""
 
-    target: str = Field("pear", description="What everything is replaced by")
+    target: str = Field("pear", description="Target category of every edit")
 
 
 class FakePlanner(Planner[FakePlannerOptions]):
-    """Replaces the first category, hints by the seed, prefers what is first in the alphabet."""
+    """Replaces the first category, draws a hint by the seed, chooses alphabetically."""
 
     name: ClassVar[str] = "fake-planner"
     Options: ClassVar[type[Options]] = FakePlannerOptions
@@ -216,13 +216,13 @@ class FakePlanner(Planner[FakePlannerOptions]):
         return [Rewriting(instruction=HINTS[request.seed % len(HINTS)]) for request in requests]
 
     def select(self, requests: Sequence[SelectRequest]) -> list[Choice | Problem]:
-        """The candidate that is first in the alphabet, in whatever order they are shown."""
+        """The alphabetically first candidate, whatever their order."""
         return [
             Choice(index=request.candidates.index(min(request.candidates))) for request in requests
         ]
 
     def resolve(self, requests: Sequence[ResolveRequest]) -> list[Choice | Problem]:
-        """`options.target` where it is an option, or else the first in the alphabet."""
+        """`options.target` if it is an option, or else the alphabetically first one."""
         target = self.options.target
         return [
             Choice(
@@ -257,7 +257,7 @@ class FakeEditor(Editor[FakeEditorOptions]):
 
 
 class FakeEncoder(MLLMEncoder[Options]):
-    """Gives states that only depend on image and instruction."""
+    """Derives states from hashes of the image and the words of the instruction."""
 
     name: ClassVar[str] = "fake-encoder"
 
@@ -288,29 +288,29 @@ class FakeScorer(Scorer[Options]):
         return [{"one": 1.0} for _ in edits]
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """None of them."""
+        """Accept all."""
         return [None for _ in scores]
 
 
 class FakeMethodOptions(Options):
     """Options of `fake-method`."""
 
-    tint: int = Field(100, ge=0, le=255, description="Red of what it draws over half the image")
+    tint: int = Field(100, ge=0, le=255, description="Red value of the shade over half the image")
 
 
 class FakeMethod(Method[FakeMethodOptions]):
-    """Draws a shade that follows from instruction and seed; an instruction "fail" fails."""
+    """Draws a shade derived from instruction and seed; the instruction "fail" fails."""
 
     name: ClassVar[str] = "fake-method"
     Options: ClassVar[type[Options]] = FakeMethodOptions
 
     def apply(self, requests: Sequence[MethodRequest]) -> list[Image.Image | Problem]:
-        """The left half of each image drawn over."""
+        """Each image with its left half covered by the shade."""
         return [self._drawn(request) for request in requests]
 
     def _drawn(self, request: MethodRequest) -> Image.Image | Problem:
         if request.instruction == "fail":
-            return Problem(status="failed", reason="told to fail")
+            return Problem(status="failed", reason="the instruction is 'fail'")
         shade = hashlib.sha256(f"{request.instruction} {request.seed}".encode()).digest()
         edited = request.image.copy()
         half = (0, 0, edited.width // 2, edited.height)

@@ -33,7 +33,7 @@ def _entries(path: tuple[str, ...], group: str) -> tuple[EntryPoint, ...]:
 
 
 def names() -> list[str]:
-    """All installed plugin names, sorted; imports none of them."""
+    """All installed plugin names, sorted, without importing the plugins."""
     return _names(GROUP)
 
 
@@ -42,18 +42,18 @@ def _names(group: str) -> list[str]:
 
 
 def entry(name: str, group: str = GROUP) -> EntryPoint:
-    """The entry point `name`. Raises `PluginError` when there is none, or more than one."""
-    found = {
+    """The entry point `name`. Raises `PluginError` if there is not exactly one."""
+    matches = {
         (e.value, e.dist.name if e.dist else "?"): e
         for e in _entries(tuple(sys.path), group)
         if e.name == name
     }
-    if not found:
+    if not matches:
         raise PluginError(f"no plugin {name!r}{nearest(name, _names(group))}")
-    if len(found) > 1:
-        packages = " and ".join(sorted(package for _, package in found))
+    if len(matches) > 1:
+        packages = " and ".join(sorted(package for _, package in matches))
         raise PluginError(f"plugin {name!r} is offered twice, by {packages}: uninstall one of them")
-    return next(iter(found.values()))
+    return next(iter(matches.values()))
 
 
 def package_of(where: EntryPoint) -> str:
@@ -61,34 +61,34 @@ def package_of(where: EntryPoint) -> str:
     return f"{where.dist.name} {where.dist.version}" if where.dist else "?"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean …?" for the known word nearest to `word`, or a list of all."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """ "; did you mean …?" with the choice most similar to `word`, or a list of all choices."""
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(known)}" if known else ""
+    return f"; known are {', '.join(choices)}" if choices else ""
 
 
 # -- Slots and stages
 
 
 def slots() -> dict[str, SlotSpec]:
-    """Core's slots, and those that plugins add, by name; without those of broken plugins."""
-    found = dict(SLOTS)
+    """Core's slots and those that plugins add, by name; broken plugins are skipped."""
+    by_name = dict(SLOTS)
     for name in added_slots():
         with suppress(PluginError):
-            found[name] = slot(name)
-    return found
+            by_name[name] = slot(name)
+    return by_name
 
 
 def added_slots() -> list[str]:
-    """The names of the slots that plugins add, sorted; imports none of them."""
+    """The names of the slots that plugins add, sorted, without importing the plugins."""
     return [name for name in _names(SLOT_GROUP) if name not in SLOTS]
 
 
 def slot(name: str) -> SlotSpec:
-    """A slot of core or of a plugin. Raises `PluginError` when there is none, or it is broken."""
+    """A slot of core or of a plugin. Raises `PluginError` if it is unknown or broken."""
     if name in SLOTS:
         return SLOTS[name]
     if name not in added_slots():
@@ -126,9 +126,9 @@ def contract(slot_name: str) -> type[Any]:
     """The class of contract tests for the components of a slot."""
     spec = slot(slot_name)
     where = spec.contract or f"reasonpix.plugin.testing:{spec.component.__name__}Contract"
-    found = pkgutil.resolve_name(where)
-    assert isinstance(found, type)
-    return found
+    cls = pkgutil.resolve_name(where)
+    assert isinstance(cls, type)
+    return cls
 
 
 # -- Plugins and their components
@@ -160,7 +160,7 @@ def _broken(where: EntryPoint, error: Exception) -> PluginError:
 
 
 def _hooks(name: str) -> Any:
-    """The hook callers of the one plugin `name`, imported and checked against the specs."""
+    """Import the plugin `name`, check it against the hook specs, and return its hook callers."""
     where = entry(name)
     manager = core_hooks()
     if added := {slot: spec for slot, spec in slots().items() if slot not in SLOTS}:
@@ -174,9 +174,9 @@ def _hooks(name: str) -> Any:
 
 
 def offers(name: str) -> dict[str, type[Component[Any]]]:
-    """The components that plugin `name` offers under that name, by slot."""
+    """The components named `name` that the plugin `name` offers, by slot."""
     hooks = _hooks(name)
-    found: dict[str, type[Component[Any]]] = {}
+    components: dict[str, type[Component[Any]]] = {}
     for slot_name, spec in slots().items():
         if spec.filled_by:
             continue
@@ -184,11 +184,11 @@ def offers(name: str) -> dict[str, type[Component[Any]]]:
             if not (isinstance(component, type) and issubclass(component, spec.component)):
                 raise PluginError(
                     f"plugin {name!r}: hook {spec.hook}() returned {component!r}, "
-                    f"which is no {spec.component.__name__}"
+                    f"which is not a subclass of {spec.component.__name__}"
                 )
             if getattr(component, "name", None) == name:
-                found[slot_name] = component
-    return found
+                components[slot_name] = component
+    return components
 
 
 def _offered(name: str, hook: pluggy.HookCaller) -> list[Any]:
@@ -204,29 +204,29 @@ def find(slot_name: str, name: str) -> type[Component[Any]]:
     """The component class for a slot that a recipe calls `name`."""
     kind = slot(slot_name).kind
     if name not in names():
-        known = [n for n in names() if _offers_quietly(n, kind)]
+        candidates = [n for n in names() if _offers_quietly(n, kind)]
         raise PluginError(
-            f"no {kind} {name!r}{nearest(name, known)} "
-            "(plugins are packages: is the one that offers it installed?)"
+            f"no {kind} {name!r}{nearest(name, candidates)} "
+            "(plugins are packages: is its package installed?)"
         )
-    found = offers(name)
-    if kind not in found:
-        kinds = " and ".join(found) or "nothing under that name"
-        raise PluginError(f"plugin {name!r} offers {kinds}, no {kind}")
-    return found[kind]
+    components = offers(name)
+    if kind not in components:
+        kinds = " and ".join(components) or "nothing under that name"
+        raise PluginError(f"plugin {name!r} offers {kinds}, but no {kind}")
+    return components[kind]
 
 
 def _offers_quietly(name: str, kind: str) -> bool:
     try:
         return kind in offers(name)
     except PluginError:
-        return False  # a broken plugin that nobody asked for hurts nobody
+        return False  # only a plugin that is used must work
 
 
 def checkpoint(model: str) -> Path | None:
     """The folder or file of a checkpoint that a plugin carries (`mini/blip2`); None for others.
 
-    Raises `PluginError` when the plugin carries checkpoints, but not this one.
+    Raises `PluginError` if the plugin carries checkpoints, but not this one.
     """
     prefix, slash, _ = model.partition("/")
     if not slash or os.path.isdir(model) or prefix not in names():
@@ -255,7 +255,7 @@ def build(slot_name: str, name: str, options: Options) -> Component[Any]:
 def fingerprint_facts(slot_name: str, name: str, options: Options) -> dict[str, Any]:
     """Everything about a component that affects its results, as JSON values.
 
-    Options are taken as the recipe wrote them; weights in a folder enter by their content.
+    Options enter as the recipe wrote them, weights in a folder or file by their content.
     """
     component = build(slot_name, name, options)
     facts: dict[str, Any] = {
@@ -268,7 +268,7 @@ def fingerprint_facts(slot_name: str, name: str, options: Options) -> dict[str, 
         for field in options.weights:
             named = getattr(component.options, field)
             if named and Path(named).exists():
-                # A folder or file is what it holds, wherever it lies.
+                # The content counts, not the path.
                 facts.setdefault("weights", {})[field] = digest(Path(named))
                 facts["options"].pop(field)
     return facts | {"component": dict(component.fingerprint_facts())}

@@ -1,4 +1,4 @@
-"""A record on its way through the pipeline, and the outputs of core's stages."""
+"""A record on its way through the pipeline, and the output types of core's stages."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class SampleImage:
     """Whether `load` returns a PNG that we encoded."""
 
     def copy(self) -> Image.Image:
-        """The RGB image, the caller's own. Raises `UndecodableImage` and `OSError`."""
+        """A new RGB image. Raises `UndecodableImage` and `OSError`."""
         if (decoded := self.decoded) is not None:  # another thread may release it
             return decoded.copy()
         assert self.load is not None
@@ -101,12 +101,12 @@ class SampleImage:
 
 @dataclass(slots=True)
 class Sample:
-    """A record on its way: its images, and the outputs of the stages so far."""
+    """A record in the pipeline: its images, and the outputs of the stages so far."""
 
     record_id: str
     item: SourceItem
     images: dict[str, SampleImage]
-    """`input`, for a source of pairs `paired`, and those that stages make, by `StageSpec.image`."""
+    """`input`, `paired` for a source of pairs, and the stages' images by `StageSpec.image`."""
     outputs: dict[str, Record] = field(default_factory=dict)
     """By the name of the stage."""
 
@@ -123,7 +123,7 @@ class Sample:
             self.add_encoded(stage, image)
 
     def add_encoded(self, stage: StageSpec, image: bytes) -> None:
-        """Add the PNG of an image that a stage made: it need not stay decoded from now on."""
+        """Add the PNG of an image that a stage made, which then need not stay decoded."""
         if stage.image is not None:
             added = self.images.setdefault(stage.image, SampleImage())
             added.load, added.is_png = partial(bytes, image), True
@@ -142,11 +142,11 @@ class Sample:
         return self.images["edited" if "edited" in self.images else "paired"]
 
     def image(self, name: str = "input") -> Image.Image:
-        """An image, RGB, the caller's own. Raises `UndecodableImage` and `OSError`."""
+        """A copy of an image, RGB. Raises `UndecodableImage` and `OSError`."""
         return self.images[name].copy()
 
     def edited_image(self) -> Image.Image:
-        """The edited image, RGB, the caller's own. Raises `UndecodableImage` and `OSError`."""
+        """A copy of the edited image, RGB. Raises `UndecodableImage` and `OSError`."""
         return self._edited.copy()
 
     def edited_png(self) -> bytes:
@@ -164,14 +164,14 @@ class Sample:
     @property
     def entities(self) -> tuple[Entity, ...]:
         """The candidate categories; empty before `extract`."""
-        found = self.output("extract", Entities)
-        return found.entities if found else ()
+        output = self.output("extract", Entities)
+        return output.entities if output else ()
 
     @property
     def groundings(self) -> tuple[Grounding, ...]:
         """Where the categories are; empty before `ground`."""
-        found = self.output("ground", Groundings)
-        return found.groundings if found else ()
+        output = self.output("ground", Groundings)
+        return output.groundings if output else ()
 
     @property
     def plan(self) -> EditPlan | None:
@@ -193,8 +193,8 @@ class Sample:
         """The reasoning instruction; empty before the planner."""
         if plan := self.plan:
             return plan.instruction
-        if (written := self.candidates) and (selection := self.selection):
-            return written.candidates[selection.chosen].instruction
+        if (output := self.candidates) and (selection := self.selection):
+            return output.candidates[selection.chosen].instruction
         return ""
 
     @property

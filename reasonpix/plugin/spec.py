@@ -1,4 +1,4 @@
-"""A component as YAML names it: `use:` and options, checked against the component's own model."""
+"""A component in a recipe: `use:` and options, validated by the component's `Options`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, ModelOptions, Options
 
 Complain = Callable[[yaml_locations.Path, str], None]
-"""Told of each mistake: where it is, and what it is."""
+"""Called with the location and the description of each mistake."""
 
 
 @dataclass(frozen=True)
 class ComponentSpec:
-    """A component as a recipe names it: `options` are checked against its model."""
+    """A component that a recipe names, with validated `options`."""
 
     slot: str
     name: str
     options: Options
 
     def as_yaml(self) -> dict[str, Any]:
-        """The block that gives this use again, defaults included."""
+        """The recipe block of this component, defaults included."""
         fields = type(self.options).model_fields
         options = {
             name: value
@@ -51,7 +51,7 @@ class ComponentSpec:
 
 
 def check(model: type[Any], data: Any, at: yaml_locations.Path, complain: Complain) -> Any:
-    """`data` as a `model`, or None after complaining of each error at its place."""
+    """Validate `data` as a `model`; on errors report each at its location and return None."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -68,9 +68,9 @@ def check(model: type[Any], data: Any, at: yaml_locations.Path, complain: Compla
             elif detail["type"] in ("model_type", "dict_type"):
                 complain(where, f"expected a mapping{got}")
             else:
-                # What a validator of ours raised is told in its own words.
+                # Messages of our own validators are shown unchanged.
                 what = str(detail.get("ctx", {}).get("error", _lowered(detail["msg"])))
-                complain(where, f"{what}{got}" if where else what)  # not with all of a file
+                complain(where, f"{what}{got}" if where else what)  # without `got`: the whole file
     return None
 
 
@@ -92,7 +92,7 @@ def _fields(model: type[BaseModel], path: yaml_locations.Path) -> list[str]:
 def read_spec(
     slot: str, value: Any, at: yaml_locations.Path, complain: Complain
 ) -> ComponentSpec | None:
-    """The component that a recipe's value names, or None after complaining."""
+    """Read the component that a recipe's value names; report mistakes and return None."""
     if isinstance(value, str):
         value = {"use": value}
     if not isinstance(value, dict) or not isinstance(value.get("use"), str):
@@ -117,14 +117,14 @@ def read_spec(
 
 
 def slot_schemas(slot: str) -> dict[str, Any]:
-    """Definitions: of `slot`, by a plugin's name or as a block, and of each plugin's block."""
+    """JSON schema definitions of `slot` (a plugin's name or block), and of each plugin's block."""
     blocks: dict[str, Any] = {}
     short: list[str] = []
     for name in registry.names():
         try:
             component = registry.offers(name).get(slot)
         except PluginError:
-            continue  # a broken plugin that nobody asked for hurts nobody
+            continue  # only a plugin that is used must work
         if component is None:
             continue
         title = f"{slot}-{name}"

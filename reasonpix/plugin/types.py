@@ -1,4 +1,4 @@
-"""The values that flow through the pipeline: frozen, validated, changed only by copying."""
+"""The values that flow through the pipeline: immutable and validated."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Box(Record):
 
     @property
     def share(self) -> float:
-        """Area as a share of the image's, in (0, 1]."""
+        """Area as a share of the image's area, in (0, 1]."""
         return self.area / (self.width * self.height)
 
     def iou(self, other: Box) -> float:
@@ -65,7 +65,7 @@ class Box(Record):
         return common / (self.area + other.area - common)
 
     def overlap(self, other: Box) -> float:
-        """Intersection as a share of the smaller box, in [0, 1]: 1 when one holds the other."""
+        """Intersection as a share of the smaller box, in [0, 1]; 1 if one contains the other."""
         common = self._common(other)
         return min(1.0, common / min(self.area, other.area))
 
@@ -85,9 +85,9 @@ class Box(Record):
 
 
 class Problem(Record):
-    """Why a record ends here: what a stage returns in place of a result.
+    """Why a record ends: a stage returns it in place of a result.
 
-    `rejected`: the record is valid and the answer is no (no entity, no usable plan, filtered).
+    `rejected`: the record is valid but unsuitable (no entity, no usable plan, filtered out).
     `failed`: something broke (unreadable image, unreachable server); a retry may succeed.
     """
 
@@ -129,8 +129,8 @@ class RewriteRequest(Record):
 class Rewriting(Record):
     """A candidate for the reasoning instruction (Eq. 2).
 
-    `revealing` are words that would give the edit away, if the planner names them: the
-    instruction should use none of them.
+    `revealing` are the words that, according to the planner, would give the edit away; the
+    instruction should avoid them.
     """
 
     instruction: str
@@ -174,8 +174,8 @@ class ReplaceRequest(Record):
 class EditPlan(Record):
     """The planner's answer (Eq. 6): replace `selected` by `target`; `instruction` asks for it.
 
-    `synonyms` are other words for the two categories, if the planner names them: the instruction
-    should use none of them.
+    `synonyms` are other words for the two categories, if the planner gives any; the instruction
+    should avoid them.
     """
 
     selected: str

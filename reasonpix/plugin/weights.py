@@ -43,8 +43,8 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     check_weights(options)
     if os.path.isfile(model):
         raise WeightsError(
-            f"model: {model!r} is a GGUF file, and {loader.__name__} is read from safetensors; "
-            "name a hub id or a folder"
+            f"model: {model!r} is a GGUF file, but {loader.__name__} needs safetensors; "
+            "give a hub id or a folder"
         )
     folder = os.path.isdir(model)
     if folder:
@@ -82,13 +82,11 @@ def _show_progress(downloads: bool) -> None:
 
 
 def check_weights(options: ModelOptions) -> None:
-    """Raise `WeightsError` if `options.model` looks like a path to nothing that exists."""
+    """Raise `WeightsError` if `options.model` looks like a path that does not exist."""
     model = options.model
     if model.endswith(".gguf"):
         if not os.path.isfile(model):
-            raise WeightsError(
-                f"model: no file {model!r}; for a file of the hub name its gguf_file"
-            )
+            raise WeightsError(f"model: no file {model!r}; for a file on the hub set gguf_file")
         return
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local and not os.path.isdir(model):
@@ -100,9 +98,9 @@ def check_weights(options: ModelOptions) -> None:
 def find_gguf(options: ModelOptions, gguf_file: str | None = None) -> Path | None:
     """The GGUF file that `options.model` and `gguf_file` name; None when they name safetensors.
 
-    `model` is such a file, a folder that holds one, or a hub id; `gguf_file` is its name in the
-    folder or the hub's repository, from where it is downloaded. Raises `WeightsError` when there is
-    no such file, or more than one.
+    `model` is a GGUF file, a folder with one, or a hub id; `gguf_file` is its name in the folder or
+    in the hub's repository, from which it is downloaded. Raises `WeightsError` if there is no such
+    file, or more than one.
     """
     check_weights(options)
     model = Path(options.model)
@@ -111,19 +109,19 @@ def find_gguf(options: ModelOptions, gguf_file: str | None = None) -> Path | Non
             raise WeightsError(f"gguf_file: model is the file {str(model)!r} itself; leave one out")
         return model
     if model.is_dir():
-        found = sorted(path.name for path in model.glob("*.gguf"))
+        files = sorted(path.name for path in model.glob("*.gguf"))
         if gguf_file is not None and not (model / gguf_file).is_file():
             raise WeightsError(
                 f"gguf_file: no {gguf_file!r} in folder {str(model)!r}; "
-                f"it holds {', '.join(found) or 'no GGUF file'}"
+                f"it has {', '.join(files) or 'no GGUF file'}"
             )
-        if gguf_file is None and len(found) > 1 and not any(model.glob("*.safetensors")):
+        if gguf_file is None and len(files) > 1 and not any(model.glob("*.safetensors")):
             raise WeightsError(
-                f"model: folder {str(model)!r} holds {', '.join(found)}; choose one by gguf_file"
+                f"model: folder {str(model)!r} has {', '.join(files)}; choose one with gguf_file"
             )
-        if gguf_file is None and (not found or any(model.glob("*.safetensors"))):
+        if gguf_file is None and (not files or any(model.glob("*.safetensors"))):
             return None
-        return model / (gguf_file or found[0])
+        return model / (gguf_file or files[0])
     if gguf_file is None:
         return None
 
@@ -169,8 +167,8 @@ def unpack_gguf(file: Path, dtype: torch.dtype, cache_dir: Path | None = None) -
                     (draft / "sha256").write_text(digest(draft / "model"))
     except (OSError, SafetensorError) as error:
         raise WeightsError(
-            f"model: cannot keep {file.name} unpacked in {entry.parent}: {error}; "
-            "name a folder with room by cache_dir"
+            f"model: cannot unpack {file.name} into {entry.parent}: {error}; "
+            "set cache_dir to a folder with free space"
         ) from error
     return entry / "model"
 
@@ -193,7 +191,7 @@ def _unpack(file: Path, dtype: torch.dtype, folder: Path) -> None:
     }
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **source)
-        # Where kernels for GGUF are installed the weights would stay packed.
+        # Otherwise, with GGUF kernels installed, the weights would stay quantized.
         unpacked = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent), **source, dtype=dtype, quantization_config=unpacked

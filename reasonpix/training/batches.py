@@ -18,7 +18,7 @@ from reasonpix.training.randomness import StepSampler
 
 @dataclass(frozen=True)
 class Stage:
-    """A range of optimizer steps with a loss of its own."""
+    """A range of optimizer steps that share a loss."""
 
     name: Literal["align", "train"]
     first: int
@@ -47,7 +47,7 @@ class BatchLoader:
 
     def stage_at(self, step: int) -> Stage:
         """The stage of an optimizer step."""
-        return next(it for it in reversed(self.stages) if it.first <= step)
+        return next(stage for stage in reversed(self.stages) if stage.first <= step)
 
     def steps(self, begin: int, end: int) -> Generator[list[Batch]]:
         """The micro-batches of each step in a range.

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     drop_image: Tensor
     """(b,), bool: examples whose input image is dropped."""
     align_text: list[str]
-    """Texts of the `align` column, empty where there is none."""
+    """Texts of the `align` column; empty where a row has none."""
 
 
 class DiffusionLoss(nn.Module):

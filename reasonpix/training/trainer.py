@@ -113,7 +113,7 @@ def train(
             claim_folder(recipe, out)
         accelerator.wait_for_everyone()
         session = prepare_session(recipe, out, accelerator, report_stage)
-        # Each process has checked the images of its own share only.
+        # Each process has checked only the images of its share.
         skipped = dict(gather_object(session.pairs.skipped))
         model = _training_loop(session, report, should_stop)
         return TrainingResult(model, list(skipped.items()))

@@ -85,7 +85,7 @@ def test_sixteen_bit_greys_are_scaled_not_clipped(kind: str, format: str) -> Non
              np.array([[-1, 5]], np.int32)],
 )  # fmt: skip
 def test_greys_of_unknown_range_are_refused(grey: np.ndarray) -> None:
-    with pytest.raises(UndecodableImage, match="no 8 or 16-bit numbers; convert it"):
+    with pytest.raises(UndecodableImage, match="not 8-bit or 16-bit integers; convert it"):
         decode(encoded(Image.fromarray(grey), "TIFF"))
 
 

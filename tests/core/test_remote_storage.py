@@ -130,7 +130,7 @@ except RunError as error:
     ("bucket", "environment", "mend"),
     [
         ("no-such-bucket", {}, "check that the bucket or folder exists"),
-        (BUCKET, {"AWS_ACCESS_KEY_ID": ""}, "check that the credentials are set and allow it"),
+        (BUCKET, {"AWS_ACCESS_KEY_ID": ""}, "check that the credentials are set and have access"),
         (
             BUCKET,
             {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"},
@@ -156,7 +156,10 @@ def test_errors_say_what_to_do(
         ("gs://bucket/run", "gs://bucket/run needs a package .*: pip install gcsfs"),
         ("az://container/run", "pip install adlfs"),
         ("sftp://me@host/run", "pip install paramiko"),
-        ("nothing://x/run", "nothing://x/run cannot be reached: .*name one that fsspec knows"),
+        (
+            "nothing://x/run",
+            "nothing://x/run cannot be reached: .*use a protocol that fsspec knows",
+        ),
         ("simplecache::s3://bucket/run", "chains stores"),
     ],
 )

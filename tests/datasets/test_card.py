@@ -105,7 +105,7 @@ def test_it_tells_what_came_through_and_why_the_others_did_not(
 ) -> None:
     publish(run, tmp_path / "dataset")
     _, body = parts(tmp_path / "dataset")
-    told = table(body, "How many came through")
+    told = table(body, "Records by stage")
     assert told == [
         [stage, *(str(counts[status]) for status in ("ok", "rejected", "failed"))]
         for stage, counts in outcome_counts(run).stages
@@ -130,7 +130,7 @@ def test_it_tells_the_components_and_their_packages(run: RunFolder, tmp_path: Pa
     _, body = parts(tmp_path / "dataset")
     version = re.findall(r"^# reasonpix (\S+)$", body, re.MULTILINE)
     assert len(version) == 1
-    made = table(body, "What made it")
+    made = table(body, "Components")
     assert ["planner", "fake-planner", f"reasonpix {version[0]}", "–"] in made
     assert [line[0] for line in made] == [
         "source", "captioner", "extractor", "grounder", "planner", "editor", "filter", "filter"
@@ -206,8 +206,8 @@ def test_weights_in_a_folder_are_told_by_their_digest_and_licence(
     (model / "model.safetensors").write_bytes(b"weights")
     (model / "README.md").write_text("---\nlicense: cc-by-4.0\ntags: [x]\n---\n# It\n")
     head, body = make(write_recipe, tmp_path, model=str(model))
-    assert ["captioner", "weighed", "weighed 1.0", str(model)] in table(body, "What made it")
-    assert [str(model), "–", digest(model)] in table(body, "What made it")
+    assert ["captioner", "weighed", "weighed 1.0", str(model)] in table(body, "Components")
+    assert [str(model), "–", digest(model)] in table(body, "Components")
     assert table(body, "Licences")[:2] == [["images", "cc-by-4.0"], [str(model), "cc-by-4.0"]]
     assert ["package weighed", "BSD-3-Clause"] in table(body, "Licences")
     assert head["license"] == "cc-by-4.0"  # of all that it is made of
@@ -226,7 +226,7 @@ def test_weights_of_the_hub_are_told_by_their_revision_and_their_cached_card(
     pytest.importorskip("huggingface_hub")
     revision = hashlib.sha1(b"revision").hexdigest()
     head, body = make(write_recipe, tmp_path, revision=revision, cache_dir=str(tmp_path / "hub"))
-    assert ["ada/captioner", revision, "–"] in table(body, "What made it")
+    assert ["ada/captioner", revision, "–"] in table(body, "Components")
     assert ["ada/captioner", "see ada/captioner"] in table(body, "Licences")
     assert "license" not in head
     snapshot = tmp_path / "hub" / "models--ada--captioner" / "snapshots" / revision
@@ -235,7 +235,7 @@ def test_weights_of_the_hub_are_told_by_their_revision_and_their_cached_card(
     _, body = make(write_recipe, tmp_path, revision=revision, cache_dir=str(tmp_path / "hub"))
     assert ["ada/captioner", "mit"] in table(body, "Licences")
     _, body = make(write_recipe, tmp_path)
-    assert ["ada/captioner", "not named", "–"] in table(body, "What made it")
+    assert ["ada/captioner", "not named", "–"] in table(body, "Components")
 
 
 def test_where_and_how_fast_it_ran_is_not_told(
@@ -281,7 +281,7 @@ def planners():
     from importlib.resources import files
 
     built_in = files("reasonpix.llm").joinpath("templates/replace.yaml").read_bytes()
-    assert ["plan", hashlib.sha256(built_in).hexdigest()] in table(body, "What made it")
+    assert ["plan", hashlib.sha256(built_in).hexdigest()] in table(body, "Components")
 
 
 def test_a_plugin_that_is_gone_is_no_hindrance(
@@ -295,4 +295,4 @@ def test_a_plugin_that_is_gone_is_no_hindrance(
     run = next(path for path in tmp_path.iterdir() if path.name.startswith("run"))
     publish(RunFolder(run), tmp_path / "dataset")
     _, body = parts(tmp_path / "dataset")
-    assert ["captioner", "weighed", "?", "ada/captioner"] in table(body, "What made it")
+    assert ["captioner", "weighed", "?", "ada/captioner"] in table(body, "Components")

@@ -288,9 +288,9 @@ def test_no_rows(tmp_path: Path) -> None:
     content = rows(1)
     path = parquet(tmp_path / "a.parquet", content)
     pq.write_table(pq.read_table(path).slice(0, 0), path)
-    assert "a.parquet: holds no rows of split 'train'" in refused(path)
+    assert "a.parquet: no rows in split 'train'" in refused(path)
     (tmp_path / "seeds.json").write_text("[]")
-    assert "holds no rows" in refused(tmp_path)
+    assert "no rows in split" in refused(tmp_path)
 
 
 def test_missing_columns_always_stop(tmp_path: Path) -> None:

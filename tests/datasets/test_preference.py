@@ -183,10 +183,10 @@ def test_a_prompt_of_the_planner_s_own_is_the_one_that_is_told(
     assert row["prompt"][0]["content"] == "Write something indirect."
     assert row["chosen"][0]["content"].startswith('{"instruction":"Let it breathe')
     path.write_text(path.read_text() + "# edited\n")
-    with pytest.raises(RunError, match=r"own\.yaml is not what .*run asked P_gen with"):
+    with pytest.raises(RunError, match=r"own\.yaml is not the prompt P_gen of .*run"):
         publish(run, tmp_path / "other", "preference")
     path.unlink()
-    with pytest.raises(RunError, match=r"the prompt of P_gen that .*own\.yaml: cannot be read"):
+    with pytest.raises(RunError, match=r"the prompt P_gen of .*own\.yaml: cannot be read"):
         publish(run, tmp_path / "other", "preference")
     assert not (tmp_path / "other").exists()
 
@@ -210,7 +210,7 @@ def test_ties_are_told(chatter: Path, write_recipe: WriteRecipe, tmp_path: Path)
     assert {row["record_id"] for row in ties} == several
     assert {(row["agreement"], row["chosen_votes"]) for row in published} == {(0.5, 1)}
     card = (tmp_path / "dataset" / "README.md").read_text()
-    assert f"The pairs are of {len(several)} samples." in card
+    assert f"The pairs come from {len(several)} samples." in card
     assert f"Ties: {len(ties)}, where" in card
 
 
@@ -223,7 +223,7 @@ def test_what_was_asked_once_has_no_agreement(
     assert {(row["agreement"], row["chosen_votes"]) for row in published} == {(None, 1)}
     card = (tmp_path / "dataset" / "README.md").read_text()
     several = len({row["record_id"] for row in published})
-    assert f"Of {several} samples P_select answered in one order only" in card
+    assert f"P_select answered in one order only for {several} samples" in card
     assert "ties" not in card
 
 
@@ -239,9 +239,7 @@ def test_what_had_no_choice_gives_no_pair(
 
 def test_a_run_that_replaces_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     run = generate(load_recipe(write_recipe()), tmp_path / "run")
-    with pytest.raises(
-        RunError, match=r"holds no candidates: preference pairs come from runs that"
-    ):
+    with pytest.raises(RunError, match=r"has no candidates: preference pairs need a run that"):
         publish(run, tmp_path / "dataset", "preference")
     assert not (tmp_path / "dataset").exists()
 

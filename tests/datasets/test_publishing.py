@@ -133,7 +133,7 @@ def test_a_recipe_that_cannot_be_read_is_told(run: RunFolder, tmp_path: Path) ->
     with pytest.raises(RunError, match=r"recipe\.yaml cannot be read.*generate.* again"):
         publish(run, tmp_path / "dataset")
     run.storage.remove("recipe.yaml")
-    with pytest.raises(RunError, match=r"holds no recipe\.yaml"):
+    with pytest.raises(RunError, match=r"has no recipe\.yaml"):
         publish(run, tmp_path / "dataset")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "run"]
 

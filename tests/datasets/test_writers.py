@@ -434,7 +434,7 @@ def test_the_card_states_the_loss_that_can_be_measured(run: RunFolder, tmp_path:
             total, count = total + int(difference.sum()), count + difference.size
             largest = max(largest, int(difference.max()))
     card = (tmp_path / "dataset" / "README.md").read_text()
-    assert f"by {total / count:.3f} of 255 in the mean, and by at most {largest}." in card
+    assert f"by {total / count:.3f} of 255 on average, and by at most {largest}." in card
     assert largest > 0
 
 

@@ -393,7 +393,7 @@ def test_problems_stand_in_the_place_of_their_task(model: ReasonPix2Pix) -> None
     assert {number: it.reason for number, it in results.items() if isinstance(it, Problem)} == {
         0: "this is declined",
         2: "the instruction is empty",
-        3: "its greys are no 8 or 16-bit numbers; convert it to 8 bits",
+        3: "its greys are not 8-bit or 16-bit integers; convert it to 8 bits",
         4: "it was lost",
     }
     assert sorted(results) == list(range(6))

@@ -263,7 +263,7 @@ def test_scenarios_that_do_not_add_up_are_told(tmp_path: Path) -> None:
 
 
 def test_a_picture_is_no_mask() -> None:
-    with pytest.raises(UndecodableImage, match="nothing in it is transparent"):
+    with pytest.raises(UndecodableImage, match="it has no transparent pixels"):
         decode_mask(png(picture(1)))
     black = picture(1).point(lambda value: 0)
     with pytest.raises(UndecodableImage, match="it marks nothing"):

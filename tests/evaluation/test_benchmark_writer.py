@@ -236,7 +236,7 @@ def test_the_card_says_what_was_checked(run: RunFolder, tmp_path: Path) -> None:
     assert "1 accepted samples share an image of the training data and are left out" in body
     more = len(taken(run)) - 1 - 4
     assert f"drawn with seed 7; {more} others were available" in body
-    for section in ("What made it", "Licences", "Filters", "How many came through", "Recipe"):
+    for section in ("Components", "Licences", "Filters", "Records by stage", "Recipe"):
         assert f"\n## {section}\n" in body
     assert str(tmp_path) not in text
     build_benchmark(run, tmp_path / "unchecked")

@@ -138,14 +138,14 @@ def test_a_case_that_cannot_be_edited_is_told_and_tried_again_when_asked(
     data = benchmark(tmp_path / "failing", rows)
     path, out = recipe(benchmark={"path": str(data)}, methods={"Red": "fake-method"}), "out"
     folder = evaluated(path, tmp_path / out)
-    assert folder.failures("Red", "reasoning") == {"record-1": "told to fail"}
+    assert folder.failures("Red", "reasoning") == {"record-1": "the instruction is 'fail'"}
     assert folder.failures("Red", "direct") == {}
     assert list(folder.scores("Red", "reasoning")) == ["record-0"]
     problem = next((tmp_path / out / "edits").rglob("record-1.json"))
     problem.write_text('{"status": "failed", "reason": "out of luck"}')
     assert evaluated(path, tmp_path / out).failures("Red", "reasoning")["record-1"] == "out of luck"
     again = evaluated(path, tmp_path / out, "--retry-failed")
-    assert again.failures("Red", "reasoning")["record-1"] == "told to fail"
+    assert again.failures("Red", "reasoning")["record-1"] == "the instruction is 'fail'"
 
 
 RECORDING = '''

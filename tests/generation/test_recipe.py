@@ -50,7 +50,7 @@ def test_a_name_like_no_other_lists_what_is_known(write_recipe: WriteRecipe) -> 
     assert "no captioner 'zzz'; known are " in problem
     assert "fake-captioner" in problem
     assert "fake-editor" not in problem
-    assert "is the one that offers it installed?" in problem
+    assert "is its package installed?" in problem
 
 
 def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_filter_that_needs_a_slot_the_recipe_lacks(
     )
     assert load_recipe(write_recipe(filters=["needy-filter"])).filters[0].name == "needy-filter"
     (problem,) = problems(write_recipe(filters=["needy-filter"], captioner=None))
-    assert problem.endswith("filters.0: it needs the pipeline's captioner, and there is none")
+    assert problem.endswith("filters.0: it needs the pipeline's captioner, which the recipe lacks")
 
 
 # -- good recipes --------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_pairs_become_reasoning_instructions(tmp_path: Path) -> None:
     ends = {o.sample.item.native_id: (o.status, o.stage, o.reason) for o in read_outcomes(run)}
     # Of the four that come so far, the one whose images are equal goes before the planner is asked.
     assert ends["0"][:2] == ("rejected", "score-eq1")
-    assert ends["4"] == ("rejected", "caption", "the source gives no caption of the edited image")
+    assert ends["4"] == ("rejected", "caption", "the source has no caption of the edited image")
     assert ends["5"][:2] == ("rejected", "read")
     assert "edited image of (16, 16)" in ends["5"][2]
     assert [ends[i][0] for i in "123"] == ["ok"] * 3

@@ -43,11 +43,11 @@ def test_unknown_names_say_what_is_near() -> None:
     assert told("fake-captoner").startswith(
         "no captioner 'fake-captoner'; did you mean 'fake-captioner'?"
     )
-    assert "fake-grounder" not in told("fake-groundr")  # which is no captioner
+    assert "fake-grounder" not in told("fake-groundr")  # not a captioner
 
 
 def test_a_plugin_of_another_slot() -> None:
-    assert told("fake-grounder") == "plugin 'fake-grounder' offers grounder, no captioner"
+    assert told("fake-grounder") == "plugin 'fake-grounder' offers grounder, but no captioner"
 
 
 BROKEN = {
@@ -82,12 +82,12 @@ BROKEN = {
         "from reasonpix.plugin.hookspecs import hookimpl\n"
         "class Mine(FakeGrounder):\n    name = 'mine'\n"
         "@hookimpl\ndef captioners():\n    return [Mine]\n",
-        "hook captioners() returned <class 'broken.Mine'>, which is no Captioner",
+        "hook captioners() returned <class 'broken.Mine'>, which is not a subclass of Captioner",
     ),
     "gives an object": (
         "from reasonpix.plugin.hookspecs import hookimpl\n"
         "@hookimpl\ndef captioners():\n    return [7]\n",
-        "hook captioners() returned 7, which is no Captioner",
+        "hook captioners() returned 7, which is not a subclass of Captioner",
     ),
 }
 
@@ -103,7 +103,7 @@ def test_a_broken_plugin_says_what_is_wrong_with_it(how: str, distribution: Dist
 
 def test_a_plugin_that_offers_nothing_under_its_name(distribution: Distribution) -> None:
     distribution("my-dist", {"other": "mine_module"}, mine_module=CAPTIONER)
-    assert told("other") == "plugin 'other' offers nothing under that name, no captioner"
+    assert told("other") == "plugin 'other' offers nothing under that name, but no captioner"
 
 
 def test_one_name_of_two_packages_is_an_error(distribution: Distribution) -> None:

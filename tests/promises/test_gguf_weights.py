@@ -74,14 +74,14 @@ def test_a_gguf_file_is_named_in_several_ways(tmp_path: Path) -> None:
     folder = weights(tmp_path / "one", **{"a.gguf": "1", "__init__.py": ""})
     assert found(folder / "a.gguf") == found(folder) == found(folder, "a.gguf") == folder / "a.gguf"
     check_weights(ModelOptions(model=str(folder / "a.gguf")))
-    with pytest.raises(WeightsError, match=r"no 'b\.gguf' in folder .*; it holds a\.gguf"):
+    with pytest.raises(WeightsError, match=r"no 'b\.gguf' in folder .*; it has a\.gguf"):
         found(folder, "b.gguf")
     with pytest.raises(WeightsError, match=r"model is the file .* itself; leave one out"):
         found(folder / "a.gguf", "b.gguf")
     with pytest.raises(WeightsError, match=r"no file .*b\.gguf"):
         found(folder / "b.gguf")
     (folder / "b.gguf").write_text("2")
-    with pytest.raises(WeightsError, match=r"holds a\.gguf, b\.gguf; choose one by gguf_file"):
+    with pytest.raises(WeightsError, match=r"has a\.gguf, b\.gguf; choose one with gguf_file"):
         found(folder)
     assert found(folder, "b.gguf") == folder / "b.gguf"
     (folder / "model.safetensors").write_text("3")
@@ -96,7 +96,7 @@ def test_a_file_of_the_hub_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_loaders_do_not_read_gguf(tiny: Path) -> None:
-    with pytest.raises(WeightsError, match="is a GGUF file, and AutoModelForCausalLM is read from"):
+    with pytest.raises(WeightsError, match="is a GGUF file, but AutoModelForCausalLM needs"):
         pretrained(AutoModelForCausalLM, ModelOptions(model=str(tiny)))
 
 
@@ -188,5 +188,5 @@ def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightsError, match=r"cannot keep tiny\.gguf unpacked .*by cache_dir"):
+    with pytest.raises(WeightsError, match=r"cannot unpack tiny\.gguf into .*set cache_dir"):
         unpack_gguf(tiny, torch.float32, tmp_path / "file")

@@ -39,7 +39,7 @@ NEAR = 12
 NO_IMAGE = "not an image, or a format that cannot be read"
 DAMAGED = "damaged image|not an image"
 TOO_LARGE = "limit"
-GREYS = "its greys are no 8 or 16-bit numbers"
+GREYS = "its greys are not 8-bit or 16-bit integers"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,9 @@ def _installed(format: Format) -> bool:
 def _why_no_export(format: Runtime, model: str, folder: Path, exports: list[Format]) -> str:
     command = f"reasonpix export {model} --to {format} --samples BENCHMARK"
     if folder.is_dir():
-        others = f"there are exports for {', '.join(exports)}" if exports else "there is none"
+        others = (
+            f"there are exports for {', '.join(exports)}" if exports else "there are no exports"
+        )
         return f"model: {model!r} has no export for {format} ({others}); make one: {command}"
     return f"model: {model!r} is not a local folder, as exports are; make one: {command} --out DIR"
 

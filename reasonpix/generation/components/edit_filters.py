@@ -31,7 +31,7 @@ def _squared_difference(edit: Edit) -> NDArray[np.float32]:
 
 
 def _required(value: T | None) -> T:
-    assert value is not None  # recipes that cannot give a field of `requires` are refused
+    assert value is not None  # a recipe that cannot provide the fields in `requires` is refused
     return value
 
 
@@ -103,7 +103,7 @@ class RegionDistanceOptions(ThresholdOptions):
 
 
 class RegionDistance(ThresholdFilter[RegionDistanceOptions]):
-    """Change inside the box and outside: Eq. 1 alone also rewards edits that changed everything."""
+    """Measures changes inside and outside the box: Eq. 1 alone rewards changing everything."""
 
     name: ClassVar[str] = "region-distance"
     Options: ClassVar[type[Options]] = RegionDistanceOptions

@@ -16,7 +16,7 @@ from reasonpix.plugin.components import Options, Source, SourceItem, SourcePair
 from reasonpix.plugin.types import Problem
 
 MAX_BYTES = 1 << 30
-"""Larger files are not read: no image within the limit of pixels is as large."""
+"""Larger files are not read: no image within the pixel limit is that large."""
 
 O_co = TypeVar("O_co", bound=Options, covariant=True)
 
@@ -102,14 +102,14 @@ def file_bytes(path: Path) -> bytes:
 
 
 def existing_folder(path: Path, option: str) -> Path:
-    """The folder that an option names. Raises `SourceError` if there is none."""
+    """The folder that an option names. Raises `SourceError` if it does not exist."""
     if not path.is_dir():
         raise SourceError(f"{option}: no folder {str(path)!r}")
     return path
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """The JSON of a file. Raises `SourceError`, which says what was `expected`."""
+    """Parse a JSON file. Raises a `SourceError` that says what was `expected`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -45,7 +45,7 @@ class HFDatasetOptions(Options):
 class HFDataset(Source[HFDatasetOptions]):
     """A Hugging Face dataset with a column of images, or columns of pairs.
 
-    Native ids are row numbers. A row of a pair with an empty cell gives a `Problem`.
+    Native ids are row numbers. A pair with an empty cell gives a `Problem`.
     """
 
     name: ClassVar[str] = "hf-dataset"
@@ -122,13 +122,13 @@ class HFDataset(Source[HFDatasetOptions]):
 def open_dataset(path: str, split: str, revision: str | None = None) -> Any:
     """A split of a folder of parquet files, a parquet file, a saved dataset or a hub id.
 
-    Raises `SourceError` when it cannot be opened, or `datasets` is not installed.
+    Raises `SourceError` if it cannot be opened or `datasets` is not installed.
     """
     try:
         import datasets
     except ImportError as error:
         raise SourceError(
-            f"{path!r} is read with the package datasets: pip install 'reasonpix[hub]'"
+            f"reading {path!r} needs the package datasets: pip install 'reasonpix[hub]'"
         ) from error
 
     folder = Path(path)

@@ -38,8 +38,8 @@ class ImageFolder(FileSource[ImageFolderOptions]):
     def listing(self) -> Iterator[tuple[str, ItemTexts | Problem]]:
         """Files with an image's suffix, sorted by relative path.
 
-        Links are followed. A folder with several names, as in a loop of links, is searched once,
-        under the first of them.
+        Links are followed. A folder that is reached several times, as in a loop of links, is
+        searched once.
         """
         root = str(self.root)
         searched: set[tuple[int, int]] = set()

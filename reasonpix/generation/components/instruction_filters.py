@@ -1,4 +1,4 @@
-"""Filters of reasoning instructions: they measure what the paper trusts the language model with.
+"""Filters of reasoning instructions: they verify what the paper leaves to the language model.
 
 A reasoning instruction names neither what changes nor what it becomes (`leak`), yet a reader can
 find out (`resolvable`). The candidates of Part I differ (`diversity`), and the choice among them
@@ -31,7 +31,7 @@ EDITING_WORDS = frozenset(
         """
     )
 )
-"""Words of any direct instruction: they say that something changes, not what."""
+"""Words common to all direct instructions: they say that something changes, not what."""
 
 
 class LeakOptions(ThresholdOptions):
@@ -203,9 +203,9 @@ class Resolvable(Scorer[ResolvableOptions]):
 
     The resolver, the planner in the recipe's slot `resolver`, gets the caption, the instruction,
     and the target among distractors. Distractors are drawn from a list of things with the record's
-    seed. Up to half of them are of the target's own kind, if the list knows it; otherwise the kind
-    alone would give the target away. Never drawn are things that the caption names, the selected
-    category, and names that would be right as well, such as synonyms. Guessing succeeds with
+    seed. Up to half of them are of the target's kind, if the list contains it; otherwise the kind
+    alone would give the target away. Things that the caption names, the selected category and names
+    that would also be right, such as synonyms, are never drawn. Guessing succeeds with
     probability 1 / (`distractors` + 1).
 
     Part I cannot use it: what changes is often a style or a season rather than a thing, and a
@@ -243,7 +243,7 @@ class Resolvable(Scorer[ResolvableOptions]):
         return scores
 
     def reject(self, scores: Sequence[Mapping[str, float]]) -> list[str | None]:
-        """Where the resolver chose something else."""
+        """Reject instructions for which the resolver did not choose the target."""
         return [
             None
             if score["correct"]
@@ -289,7 +289,7 @@ def options_of(
 
 
 def _shuffled(names: Sequence[str], key: str) -> list[str]:
-    """In an order of its own for each key, the same in any version of Python."""
+    """Shuffled by `key`, in the same order in any version of Python."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{key} {name}".encode()).digest())
 
 

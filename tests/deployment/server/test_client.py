@@ -85,7 +85,7 @@ def test_what_the_server_says_is_told(tmp_path: Path) -> None:
                 client.edit(picture(), "decline")
             with pytest.raises(ReasonpixError, match=r"none.png: No such file"):
                 client.edit(tmp_path / "none.png", "x")
-            with pytest.raises(ReasonpixError, match="image: its greys are no 8 or 16-bit"):
+            with pytest.raises(ReasonpixError, match="image: its greys are not 8-bit or 16-bit"):
                 client.edit(Image.new("F", (8, 8)), "x")
         with (
             Client(url, "other") as stranger,

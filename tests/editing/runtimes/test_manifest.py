@@ -136,7 +136,7 @@ def test_auto_takes_the_fastest_that_is_at_hand(
     assert choose_runtime("auto", options(model)).runtime == "torch"
     for weights in (model / "unet").glob("*.safetensors"):
         weights.unlink()
-    # It is told how to install the one that there is an export for.
+    # The message says how to install the runtime that has an export.
     assert choose_runtime("auto", options(model)).runtime == "onnx"
 
 
@@ -150,7 +150,7 @@ def test_an_export_without_weights_is_computed_by_its_runtime_alone(model: Path)
 
 
 def test_a_missing_export_is_told_with_the_command_that_makes_it(model: Path) -> None:
-    with pytest.raises(WeightsError, match=f"there is none.*export {model} --to onnx"):
+    with pytest.raises(WeightsError, match=f"there are no exports.*export {model} --to onnx"):
         choose_runtime("onnx", options(model))
     exported(model, "onnx")
     with pytest.raises(WeightsError, match="there are exports for onnx"):
