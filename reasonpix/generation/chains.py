@@ -13,6 +13,8 @@ from reasonpix.plugin.stages import Part, StageSpec
 CHAINS: Mapping[Part, tuple[StageSpec, ...]] = {"replace": REPLACE, "rewrite": REWRITE}
 """Core's stages of each part, in the order of the data."""
 
+_CORE_NAMES = {spec.name for chain in CHAINS.values() for spec in chain}
+
 
 CORE_STAGES = frozenset(spec.name for chain in CHAINS.values() for spec in chain)
 
@@ -32,7 +34,7 @@ def chain_of(part: Part, filled: Collection[str]) -> tuple[StageSpec, ...]:
 
 def _insert(chain: list[StageSpec], spec: StageSpec) -> None:
     names = [other.name for other in chain]
-    if spec.name in names:
+    if spec.name in names or spec.name in _CORE_NAMES:
         raise PluginError(f"stage {spec.name!r} is declared twice")
     if spec.after not in names:
         raise PluginError(

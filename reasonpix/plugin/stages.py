@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from PIL.Image import Image
 from pydantic_core import to_json
@@ -15,6 +16,9 @@ from reasonpix.plugin.types import Entity, Grounding, Problem, Record
 
 Part = Literal["replace", "rewrite"]
 """`replace` makes edits of its own (Parts II and III); `rewrite` rewrites instructions (Part I)."""
+
+SETTINGS = frozenset({"run_seed", "candidates", "selection_orders"})
+"""The settings of a recipe that a stage may use."""
 
 Result = Record | tuple[Record, Image] | Problem
 """What a stage returns for one sample, with the image that it made, if it makes one."""
@@ -62,7 +66,7 @@ class StageSpec:
     settings: tuple[str, ...] = ()
     """Settings of the recipe that are passed to `function`, and enter the fingerprint.
 
-    Any of `run_seed`, `candidates`, `selection_orders`.
+    Any of `SETTINGS`.
     """
     task: PlannerTask | None = None
     """What it asks of a planner."""
@@ -72,6 +76,24 @@ class StageSpec:
     """The fields of `Edit` that filters can read from here on."""
     filters_first: bool = False
     """Whether filters that can decide already run before it, so that it costs less."""
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` or `TypeError` for a declaration that cannot work."""
+        # The name is part of a folder's name.
+        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"stage name {self.name!r} must be letters, digits, '_', '.' and '-'")
+        if not callable(self.function):
+            raise TypeError(f"stage {self.name!r}: function is not callable")
+        if not (isinstance(self.output, type) and issubclass(self.output, Record)):
+            raise TypeError(f"stage {self.name!r}: output {self.output!r} is not a Record class")
+        if not self.parts or not set(self.parts) <= set(get_args(Part)):
+            known = ", ".join(map(repr, get_args(Part)))
+            raise ValueError(f"stage {self.name!r}: parts {self.parts!r} must be among {known}")
+        if unknown := sorted(set(self.settings) - SETTINGS):
+            known = ", ".join(sorted(SETTINGS))
+            raise ValueError(
+                f"stage {self.name!r}: no such setting {unknown[0]!r}; known are {known}"
+            )
 
 
 _SEVERAL: tuple[type, ...] = (Entity, Grounding)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -212,8 +213,29 @@ BROKEN = {
     "unknown": ({"after": "grounding"}, "'mask' follows 'grounding', which is not a stage; did"),
     "too early": ({"after": "caption"}, "'mask' requires ground, which does not come before it"),
     "twice": ({"name": "edit"}, "stage 'edit' is declared twice"),
+    "of the other part": ({"name": "select"}, "stage 'select' is declared twice"),
     "image": ({"image": "edited"}, "makes the image 'edited', which exists"),
 }
+
+
+@pytest.mark.usefixtures("masker")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a/../../esc"}, "stage name 'a/../../esc' must be letters, digits"),
+        ({"name": ""}, "stage name '' must be"),
+        ({"name": None}, "stage name None must be"),
+        ({"function": None}, "stage 'mask': function is not callable"),
+        ({"output": dict}, "stage 'mask': output <class 'dict'> is not a Record class"),
+        ({"parts": "replace"}, "stage 'mask': parts 'replace' must be among 'replace', 'rewrite'"),
+        ({"parts": ("replace", "foo")}, "must be among"),
+        ({"settings": ("foo",)}, "stage 'mask': no such setting 'foo'; known are candidates"),
+    ],
+)
+def test_a_declaration_that_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
+    [spec] = registry.added_stages("masker")
+    with pytest.raises((TypeError, ValueError), match=message):
+        replace(spec, **changes)
 
 
 @pytest.mark.usefixtures("masker")
