@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reasonpix.core.hashing import fingerprint
+from reasonpix.errors import RunError
 from reasonpix.generation.outcomes import StageEntry
 from reasonpix.generation.recipe import Recipe
 from reasonpix.generation.resources import Resources
 from reasonpix.generation.scoring import SCORE
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Planner, PlannerTask, Scorer
-from reasonpix.plugin.samples import Sample
+from reasonpix.plugin.samples import ImageFacts, Sample
 from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.stages import Result, StageSpec
+from reasonpix.plugin.types import Problem
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,50 @@ class Stage:
     def compute(
         self, samples: Sequence[Sample], components: Mapping[str, Component[Any]]
     ) -> list[Result]:
-        """One result for each sample; `components` are loaded, by slot."""
+        """One result for each sample; `components` are loaded, by slot.
+
+        Raises `RunError` if the stage returns another number of results.
+        """
         pipeline = {"pipeline": components} if self.entry.is_score else {}
         component = components.get(self.use.slot) if self.use else None
-        return self.spec.function(samples, component, **pipeline, **self.settings)
+        results = self.spec.function(samples, component, **pipeline, **self.settings)
+        if len(results) != len(samples):
+            raise RunError(
+                f"stage {self.name!r} returned a list of {len(results)} for a list of "
+                f"{len(samples)}; it returns one result for each sample, in the same order"
+            )
+        return [
+            Problem(status="failed", reason=f"stage {self.name!r} {mistake}")
+            if (mistake := _mistake(self.spec, sample, result))
+            else result
+            for sample, result in zip(samples, results, strict=True)
+        ]
+
+
+def _mistake(spec: StageSpec, sample: Sample, result: Result) -> str:
+    """What a stage's result has that its declaration does not allow; empty for a good one."""
+    if isinstance(result, Problem):
+        return ""
+    output, *images = result if isinstance(result, tuple) else (result,)
+    if not isinstance(output, spec.output):
+        return f"returned {type(output).__name__} where {spec.output.__name__} is declared"
+    if spec.image is None:
+        return (
+            "returned an image, but declares none: set `image` in its StageSpec" if images else ""
+        )
+    if not images:
+        return f"declares the image {spec.image!r}, but returned none"
+    [image] = images
+    facts = sample.output("read", ImageFacts)
+    size = (facts.width, facts.height) if facts else image.size
+    # A stored image is read back as RGB: another mode would change when the stage is reused.
+    if (image.mode, image.size) != ("RGB", size):
+        width, height = image.size
+        return (
+            f"returned an image of mode {image.mode} and {width}x{height} pixels; "
+            f"it must be RGB and of the input's size, {size[0]}x{size[1]}"
+        )
+    return ""
 
 
 def stages_of(recipe: Recipe) -> list[Stage]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from reasonpix.core import yaml_locations
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.generation import recipe_catalog
-from reasonpix.generation.chains import CHAINS, chain_of, slots_of
+from reasonpix.generation.chains import CHAINS, chain_of, declared, slots_of
 from reasonpix.generation.resources import Resources
 from reasonpix.plugin import registry
-from reasonpix.plugin.components import Planner, PlannerTask, Scorer, Source
+from reasonpix.plugin.components import Edit, Planner, PlannerTask, Scorer, Source
 from reasonpix.plugin.spec import Complain, ComponentSpec, check, read_spec, slot_schemas
 from reasonpix.plugin.stages import Part, StageSpec
 
@@ -148,11 +150,14 @@ def load_recipe(path: str | Path, overrides: recipe_catalog.Overrides = ()) -> R
     ]
     if pipeline.block and pipeline.part in CHAINS:
         pipeline.check_stages(complain)
-        _check_settings(data, document, pipeline, complain)
+        if pipeline.chain:  # else nothing is known about what the stages provide
+            pipeline.check_requirements(complain)
+            _check_settings(data, document, pipeline, complain)
         if pipeline.part == "rewrite" and source is not None:
             _check_pairs(source, complain)
-        _check_filters(data, pipeline, filters, complain)
-        _check_resources(data.get("resources"), pipeline, filters, complain)
+        if pipeline.chain:
+            _check_filters(data, pipeline, filters, complain)
+            _check_resources(data.get("resources"), pipeline, filters, complain)
     if problems or document is None or source is None:
         raise RecipeError(problems)
     return Recipe(
@@ -213,6 +218,39 @@ class _Pipeline:
         for slot, task in tasks:
             if (use := self.uses.get(slot)) is not None:
                 self._check_task(use, task, complain)
+
+    def check_requirements(self, complain: Complain) -> None:
+        """Check that the stages and slots that components require are there."""
+        for slot, use in self.uses.items():
+            if use is None:
+                continue
+            before = (spec.name for spec in takewhile(lambda s: s.slot != slot, self.chain))  # noqa: B023
+            required = registry.find(slot, use.name).requires
+            self.complain_of_missing(
+                required - set(before) - set(self.uses), ("pipeline", slot), complain
+            )
+
+    def complain_of_missing(
+        self, names: Iterable[str], at: yaml_locations.Path, complain: Complain
+    ) -> None:
+        """Say of stages, slots and fields that a component needs how to provide them."""
+        by_remedy: dict[str, list[str]] = {}
+        for name in sorted(names):
+            by_remedy.setdefault(self._remedy(name), []).append(name)
+        for remedy, missing in by_remedy.items():
+            complain(at, f"it needs {', '.join(missing)}{remedy}")
+
+    def _remedy(self, name: str) -> str:
+        spec = declared(name)
+        slot = spec.slot if spec else name
+        if slot in slots_of(self.part) - set(self.uses):
+            return f"; add `{slot}:` under `pipeline:`"
+        if spec in self.chain:
+            return ", which comes too late"
+        if spec or slot in registry.slots() or name in Edit.__dataclass_fields__:
+            return f", which `part: {self.part}` does not provide"
+        hint = "plugins can add stages: is the package that adds it installed?"
+        return f", which is unknown{registry.nearest(name, [s.name for s in self.chain])} ({hint})"
 
     def _check_task(self, use: ComponentSpec, task: PlannerTask, complain: Complain) -> None:
         planner = registry.find(use.slot, use.name)
@@ -277,11 +315,11 @@ def _check_filters(
         names.add(use.name)
         scorer = registry.find("filter", use.name)
         assert issubclass(scorer, Scorer)
-        for slot in sorted(scorer.needs_slots - set(pipeline.uses)):
-            complain(at, f"it needs the pipeline's {slot}, which the recipe lacks")
-        if missing := ", ".join(sorted(scorer.requires - shown)):
-            complain(at, f"it needs {missing}, which this pipeline does not provide")
-        elif "agreement" in scorer.requires and data.get("selection_orders") == 1:
+        missing = scorer.requires - shown
+        pipeline.complain_of_missing(
+            missing | (scorer.needs_slots - set(pipeline.uses)), at, complain
+        )
+        if not missing and "agreement" in scorer.requires and data.get("selection_orders") == 1:
             complain(at, "it needs P_select to be asked in several orders; set selection_orders: 2")
 
 

@@ -128,11 +128,7 @@ def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[
             caption=sample.caption.text if sample.caption else "",
             seed=seed_of(run_seed, "edit", sample.record_id),
             outputs=dict(sample.outputs),
-            images={
-                name: sample.image(name)
-                for name in sample.images
-                if name not in ("input", "paired")
-            },
+            images=sample.stage_images(),
         )
         for sample in samples
         if sample.plan

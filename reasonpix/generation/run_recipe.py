@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from reasonpix.errors import RunError
+from reasonpix.errors import RecipeError, RunError
 from reasonpix.generation.recipe import Recipe, load_recipe
 from reasonpix.generation.run_folder import RunFolder
 
@@ -24,8 +25,32 @@ def recipe_text(run: RunFolder) -> str:
 
 
 def recipe_of(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
-    """The run's recipe, changed by `overrides` (see `load_recipe`)."""
+    """The run's recipe, changed by `overrides` (see `load_recipe`).
+
+    A `RecipeError` also names the packages that the run was made with and that are missing here.
+    """
     text = recipe_text(run)
+    try:
+        return _loaded(run, text, overrides)
+    except RecipeError as error:
+        missing = [
+            f"{run}/{_NAME}: made with {name} {version}, which is not installed here; "
+            f"install it: pip install {name}=={version}"
+            for name, version in packages_of(run).items()
+            if not _is_installed(name)
+        ]
+        raise RecipeError(error.problems + missing) from error
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _loaded(run: RunFolder, text: str, overrides: Sequence[str]) -> Recipe:
     if run.storage.local is not None:
         return load_recipe(run.storage.local / _NAME, overrides)
     with TemporaryDirectory() as folder:

@@ -48,6 +48,7 @@ def _edit(sample: Sample, run_seed: int) -> Edit:
         revealing=tuple(dict.fromkeys(words)),
         agreement=selection.agreement if selection else None,
         outputs=dict(sample.outputs),
+        images=sample.stage_images(),
     )
 
 

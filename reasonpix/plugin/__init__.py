@@ -3,6 +3,7 @@
 `docs/plugins.md` shows how to write a plugin, and what `API_VERSION` promises.
 """
 
+from reasonpix.core.hashing import seed_of
 from reasonpix.core.memory import is_out_of_memory
 from reasonpix.errors import InvalidBox, PluginError, ReasonpixError, SourceError, WeightsError
 from reasonpix.plugin.api_version import API_VERSION
@@ -29,7 +30,7 @@ from reasonpix.plugin.components import (
 )
 from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.samples import Sample
+from reasonpix.plugin.samples import Sample, SampleImage
 from reasonpix.plugin.stages import Result, StageSpec, check_results
 from reasonpix.plugin.types import (
     Box,
@@ -81,6 +82,7 @@ __all__ = [
     "RewriteRequest",
     "Rewriting",
     "Sample",
+    "SampleImage",
     "Scorer",
     "SelectRequest",
     "SlotSpec",
@@ -95,4 +97,5 @@ __all__ = [
     "check_results",
     "hookimpl",
     "is_out_of_memory",
+    "seed_of",
 ]

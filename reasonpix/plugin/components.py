@@ -83,6 +83,11 @@ class Component(ABC, Generic[O_co]):
     Options: ClassVar[type[Options]] = Options
     version: ClassVar[str] = "1"
     """Increase it when the same options give other results: cached results become stale."""
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """Added stages or optional slots that it cannot do without, such as {"mask"}.
+
+    A recipe that leaves them out is refused.
+    """
 
     def __init__(self, options: O_co) -> None:
         self.options = options
@@ -283,6 +288,8 @@ class Edit:
     """Share of the orders shown to P_select in which it chose the selected candidate."""
     outputs: Mapping[str, Record] = field(default_factory=dict)
     """Outputs of all stages by name, including those that plugins add."""
+    images: Mapping[str, Image] = field(default_factory=dict)
+    """Images that stages made, RGB, by `StageSpec.image`; each is read on first access."""
 
     @cached_property
     def input_image(self) -> Image:

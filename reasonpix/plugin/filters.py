@@ -57,6 +57,8 @@ class ThresholdFilter(Scorer[O_co]):
     Filters that compute scores in batches override `score` instead.
     """
 
+    Options: ClassVar[type[Options]] = ThresholdOptions
+
     def score(
         self, edits: Sequence[Edit], pipeline: Mapping[str, Component[Any]]
     ) -> list[dict[str, float] | Problem]:

@@ -112,7 +112,7 @@ def _extension(name: str) -> tuple[SlotSpec, tuple[StageSpec, ...]]:
     hooks = _register(where, core_hooks()).hook
     added = [spec for spec in _offered(name, hooks.slots) if spec.name == name]
     if len(added) != 1:
-        raise PluginError(f"plugin {name!r}: hook slots() returned {len(added)} slots of this name")
+        raise PluginError(f"plugin {name!r}: hook slots() must return one slot of this name")
     stages = [spec for spec in _offered(name, hooks.stages) if spec.slot == name]
     for stage in stages:
         if stage.if_empty != "skip":
@@ -151,11 +151,11 @@ def _register(where: EntryPoint, manager: pluggy.PluginManager) -> pluggy.Plugin
     return manager
 
 
-def _broken(where: EntryPoint, error: Exception) -> PluginError:
+def _broken(where: EntryPoint, error: Exception | str) -> PluginError:
     package = where.dist.name if where.dist else "?"
+    what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return PluginError(
-        f"plugin {where.name!r} of package {package} is broken ({where.value}): "
-        f"{type(error).__name__}: {error}"
+        f"plugin {where.name!r} of package {package} is broken ({where.value}): {what}"
     )
 
 
@@ -168,8 +168,13 @@ def _hooks(name: str) -> Any:
     _register(where, manager)
     try:
         manager.check_pending()
-    except Exception as error:
-        raise _broken(where, error) from error
+    except pluggy.PluginValidationError as error:
+        known = [hook for hook in vars(manager.hook) if getattr(manager.hook, hook).has_spec()]
+        unknown = sorted(set(vars(manager.hook)) - set(known))
+        if not unknown:
+            raise _broken(where, error) from error
+        what = f"unknown hook {unknown[0]!r}{nearest(unknown[0], sorted(known))}"
+        raise _broken(where, what) from error
     return manager.hook
 
 
@@ -187,6 +192,10 @@ def offers(name: str) -> dict[str, type[Component[Any]]]:
                     f"which is not a subclass of {spec.component.__name__}"
                 )
             if getattr(component, "name", None) == name:
+                if missing := sorted(component.__abstractmethods__):
+                    methods = " and ".join(f"{method}()" for method in missing)
+                    what = f"class {component.__name__} does not implement {methods}"
+                    raise _broken(entry(name), what)
                 components[slot_name] = component
     return components
 
@@ -211,8 +220,10 @@ def find(slot_name: str, name: str) -> type[Component[Any]]:
         )
     components = offers(name)
     if kind not in components:
-        kinds = " and ".join(components) or "nothing under that name"
-        raise PluginError(f"plugin {name!r} offers {kinds}, but no {kind}")
+        if not components:
+            raise PluginError(f"plugin {name!r} offers no component of that name")
+        slots_filled = " and ".join(f"`{slot_name}`" for slot_name in components)
+        raise PluginError(f"plugin {name!r} is for the slot {slots_filled}, not for `{kind}`")
     return components[kind]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -99,6 +99,23 @@ class SampleImage:
             self.decoded = None
 
 
+class _StageImages(Mapping[str, Image.Image]):
+    def __init__(self, images: Mapping[str, SampleImage]) -> None:
+        self._images = images
+        self._copies: dict[str, Image.Image] = {}
+
+    def __getitem__(self, name: str) -> Image.Image:
+        if name not in self._copies:
+            self._copies[name] = self._images[name].copy()
+        return self._copies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+
 @dataclass(slots=True)
 class Sample:
     """A record in the pipeline: its images, and the outputs of the stages so far."""
@@ -153,6 +170,10 @@ class Sample:
         """The edited image as PNG, RGB."""
         edited = self._edited
         return edited.load() if edited.is_png and edited.load else encode_png(edited.copy())
+
+    def stage_images(self) -> Mapping[str, Image.Image]:
+        """The images that stages made so far, RGB; each is copied on first access."""
+        return _StageImages({k: v for k, v in self.images.items() if k not in ("input", "paired")})
 
     # -- Outputs of core's stages
 

@@ -60,7 +60,7 @@ class StageSpec:
     requires: tuple[str, ...] = ()
     """Stages whose outputs it reads. They must come before it."""
     image: str | None = None
-    """The name in `Sample.images` of the RGB image that it makes, if it makes one."""
+    """The name in `Sample.images` of the image that it makes: RGB, of the input's size."""
     needs_images: bool = False
     """Whether it decodes the images of every sample: they are then decoded ahead of time."""
     settings: tuple[str, ...] = ()
@@ -109,8 +109,8 @@ def check_results(
     """
     if len(results) != len(requests):
         raise RunError(
-            f"{component.name!r} gave {len(results)} results for a batch of {len(requests)}; "
-            "a component gives one for each item, in the same order"
+            f"{component.name!r} gave a batch of {len(results)} for a batch of {len(requests)}; "
+            "a component gives one result for each item, in the same order"
         )
     return [_checked(component, result, kind) for result in results]
 

@@ -42,7 +42,7 @@ def test_all_mistakes_are_told_at_once_and_where_they_are(tmp_path: Path) -> Non
     for expected in (
         ":1:1: sede: no such option; did you mean 'seed'?",
         "benchmark.splt: no such option",
-        "grounder.use: plugin 'fake-editor' offers editor",
+        "grounder.use: plugin 'fake-editor' is for the slot `editor`",
         "methods.Ours.use: ",
         "methods.ground truth: this name is reserved",
         "methods.X: expected a plugin's name",

@@ -27,6 +27,8 @@ from reasonpix.inspection.lineage import trace_record
 from reasonpix.inspection.status import read_status
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import SLOTS
+from reasonpix.plugin.testing import ScorerContract
+from reasonpix.plugin.types import EditPlan, Record
 from tests.conftest import Distribution, WriteRecipe
 
 PACKAGE = Path(__file__).parents[1] / "third_party" / "masker"
@@ -107,8 +109,8 @@ def test_the_editor_reads_the_mask(write_recipe: WriteRecipe, tmp_path: Path) ->
         assert after.getpixel((9, 9)) == before.getpixel((9, 9))  # in the box, not in the ellipse
 
     # Without a masker the editor has nothing to read.
-    run = generate(load_recipe(write_recipe(editor="mask-editor")), tmp_path / "without")
-    assert {o.reason for o in read_outcomes(run)} == {"mask-editor needs a masker in the recipe"}
+    with pytest.raises(RecipeError, match=r"editor: it needs mask; add `masker:` under `pipeline:"):
+        load_recipe(write_recipe(editor="mask-editor"))
 
 
 @pytest.mark.usefixtures("masker")
@@ -258,3 +260,148 @@ def test_a_broken_slot_is_told_where_a_recipe_names_it(
     with pytest.raises(RecipeError, match=r"pipeline\.masker: plugin 'masker' of package broken-d"):
         load_recipe(write_recipe(masker="ellipse-masker"))
     assert "masker               broken: " in CliRunner().invoke(cli, ["plugins", "ls"]).output
+
+
+# -- What a stage may return ----------------------------------------------------------------------
+
+REASONS = {
+    "another mode": (
+        lambda sample: (sample.outputs["plan"], Image.new("L", (32, 32))),
+        "stage 'mask' returned an image of mode L and 32x32 pixels; "
+        "it must be RGB and of the input's size, 32x32",
+    ),
+    "another size": (
+        lambda sample: (sample.outputs["plan"], Image.new("RGB", (32, 16))),
+        "stage 'mask' returned an image of mode RGB and 32x16 pixels; "
+        "it must be RGB and of the input's size, 32x32",
+    ),
+    "no image": (
+        lambda sample: sample.outputs["plan"],
+        "stage 'mask' declares the image 'mask', but returned none",
+    ),
+    "another output": (
+        lambda sample: (sample.outputs["read"], sample.image()),
+        "stage 'mask' returned ImageFacts where EditPlan is declared",
+    ),
+}
+
+
+@pytest.mark.usefixtures("masker")
+@pytest.mark.parametrize("how", REASONS)
+def test_a_result_that_the_stage_does_not_declare_fails_there(
+    how: str, monkeypatch: pytest.MonkeyPatch, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    result_of, reason = REASONS[how]
+    [spec] = registry.added_stages("masker")
+    changed = replace(
+        spec, output=EditPlan, function=lambda samples, masker: [result_of(s) for s in samples]
+    )
+    monkeypatch.setattr(
+        registry, "added_stages", lambda slot: (changed,) if slot == "masker" else ()
+    )
+    run = generate(load_recipe(write_recipe(masker=MASKER)), tmp_path / "run")
+    outcomes = [outcome for outcome in read_outcomes(run) if outcome.stage == "mask"]
+    assert outcomes and {(it.status, it.reason) for it in outcomes} == {("failed", reason)}
+
+
+# -- What components require ----------------------------------------------------------------------
+
+MASK_FILTER = """
+from reasonpix.plugin import ThresholdFilter, hookimpl
+class MaskArea(ThresholdFilter):
+    name = "mask-area"
+    requires = frozenset({"mask"})
+    def score_edit(self, edit):
+        assert "edited" in edit.images and edit.images["mask"] is edit.images["mask"]
+        covered = sum(edit.images["mask"].getchannel(0).histogram()[1:])
+        return {"area": covered, "declared": sum(edit.outputs["mask"].areas)}
+@hookimpl
+def scorers():
+    return [MaskArea]
+"""
+
+
+@pytest.mark.usefixtures("masker")
+def test_a_filter_reads_the_images_of_stages(
+    write_recipe: WriteRecipe, distribution: Distribution, tmp_path: Path
+) -> None:
+    distribution("area-dist", {"mask-area": "mask_area"}, mask_area=MASK_FILTER)
+    run = generate(
+        load_recipe(write_recipe(masker=MASKER, filters=["mask-area"])), tmp_path / "run"
+    )
+    scores = [outcome.scores for outcome in read_outcomes(run) if outcome.scores]
+    assert scores and all(
+        each["mask-area.area"] == each["mask-area.declared"] > 0 for each in scores
+    )
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(write_recipe(filters=["mask-area"]))
+    [problem] = raised.value.problems
+    assert problem.endswith("filters.0: it needs mask; add `masker:` under `pipeline:`")
+
+
+@pytest.mark.usefixtures("masker")
+def test_a_contract_takes_the_outputs_that_a_filter_requires(distribution: Distribution) -> None:
+    distribution("area-dist", {"mask-area": "mask_area"}, mask_area=MASK_FILTER)
+    masks = sys.modules[registry.find("masker", "ellipse-masker").__module__].Masks
+
+    class Contract(ScorerContract):
+        component = registry.find("filter", "mask-area")
+
+        def outputs(self, image: Image.Image) -> dict[str, Record]:
+            return {"mask": masks(categories=("bee",), areas=(3,))}
+
+        def images(self, image: Image.Image) -> dict[str, Image.Image]:
+            return {"edited": image, "mask": Image.new("RGB", image.size)}
+
+    for name in ("required_fields_exist", "scores_match_edits", "verdicts_match_scores"):
+        getattr(Contract(), f"test_{name}")()
+    without = type("Without", (ScorerContract,), {"component": Contract.component})
+    with pytest.raises(AssertionError, match=r"no field of Edit: mask; .* override outputs\(\)"):
+        without().test_required_fields_exist()
+
+
+@pytest.mark.usefixtures("masker")
+@pytest.mark.parametrize(
+    ("required", "message"),
+    [
+        ("mask", "it needs mask; add `masker:` under `pipeline:`"),
+        ("captioner", "it needs captioner; add `captioner:` under `pipeline:`"),
+        ("edit", "it needs edit, which comes too late"),
+        ("captoin", "it needs captoin, which is unknown; did you mean 'caption'? (plugins can"),
+    ],
+)
+def test_an_editor_declares_what_it_requires(
+    required: str, message: str, write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.find("editor", "mask-editor"), "requires", frozenset({required}))
+    path = write_recipe(editor="mask-editor", captioner=None)
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if "editor:" in text)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    [problem] = raised.value.problems
+    assert problem.startswith(f"{path}:{line}:3: pipeline.editor: {message}")
+
+
+@pytest.mark.usefixtures("masker")
+def test_a_stage_in_a_wrong_place_is_the_only_error(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [spec] = registry.added_stages("masker")
+    wrong = replace(spec, after="planer")
+    monkeypatch.setattr(registry, "added_stages", lambda slot: (wrong,) if slot == "masker" else ())
+    path = write_recipe(masker=MASKER, editor="mask-editor", filters=["no-op"])
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path, ["resources={caption: {num_cpus: 2}}"])
+    [problem] = raised.value.problems
+    assert "stage 'mask' follows 'planer', which is not a stage; did you mean 'plan'?" in problem
+
+
+def test_a_run_without_its_plugin_says_which_package_to_install(
+    write_recipe: WriteRecipe, site: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        generate(load_recipe(write_recipe(masker=MASKER)), tmp_path / "run")
+    done = CliRunner().invoke(cli, ["status", str(tmp_path / "run"), "--set", "seed=1"])
+    assert done.exit_code == 2
+    assert "made with reasonpix-masker 0.1.0, which is not installed here" in done.output

@@ -89,7 +89,7 @@ def test_a_filter_that_needs_a_slot_the_recipe_lacks(
     )
     assert load_recipe(write_recipe(filters=["needy-filter"])).filters[0].name == "needy-filter"
     (problem,) = problems(write_recipe(filters=["needy-filter"], captioner=None))
-    assert problem.endswith("filters.0: it needs the pipeline's captioner, which the recipe lacks")
+    assert problem.endswith("filters.0: it needs captioner; add `captioner:` under `pipeline:`")
 
 
 # -- good recipes --------------------------------------------------------------------------------

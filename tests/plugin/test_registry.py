@@ -47,7 +47,10 @@ def test_unknown_names_say_what_is_near() -> None:
 
 
 def test_a_plugin_of_another_slot() -> None:
-    assert told("fake-grounder") == "plugin 'fake-grounder' offers grounder, but no captioner"
+    assert (
+        told("fake-grounder")
+        == "plugin 'fake-grounder' is for the slot `grounder`, not for `captioner`"
+    )
 
 
 BROKEN = {
@@ -60,7 +63,7 @@ BROKEN = {
     "has an unknown hook": (
         "from reasonpix.plugin.hookspecs import hookimpl\n"
         "@hookimpl\ndef captoiners():\n    return []\n",
-        "unknown hook 'captoiners'",
+        "(broken): unknown hook 'captoiners'; did you mean 'captioners'?",
     ),
     "has a hook with arguments": (
         "from reasonpix.plugin.hookspecs import hookimpl\n"
@@ -84,6 +87,12 @@ BROKEN = {
         "@hookimpl\ndef captioners():\n    return [Mine]\n",
         "hook captioners() returned <class 'broken.Mine'>, which is not a subclass of Captioner",
     ),
+    "gives an abstract class": (
+        "from reasonpix.plugin import Captioner, hookimpl\n"
+        "class Mine(Captioner):\n    name = 'mine'\n"
+        "@hookimpl\ndef captioners():\n    return [Mine]\n",
+        "of package broken-dist is broken (broken): class Mine does not implement caption()",
+    ),
     "gives an object": (
         "from reasonpix.plugin.hookspecs import hookimpl\n"
         "@hookimpl\ndef captioners():\n    return [7]\n",
@@ -103,7 +112,7 @@ def test_a_broken_plugin_says_what_is_wrong_with_it(how: str, distribution: Dist
 
 def test_a_plugin_that_offers_nothing_under_its_name(distribution: Distribution) -> None:
     distribution("my-dist", {"other": "mine_module"}, mine_module=CAPTIONER)
-    assert told("other") == "plugin 'other' offers nothing under that name, but no captioner"
+    assert told("other") == "plugin 'other' offers no component of that name"
 
 
 def test_one_name_of_two_packages_is_an_error(distribution: Distribution) -> None:

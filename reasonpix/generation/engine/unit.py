@@ -212,7 +212,7 @@ class StageRunner:
     def _compute_batch(self, samples: Sequence[Sample]) -> list[Result]:
         """One result for each sample, or none if they did not fit in memory: then try again."""
         try:
-            results = self.stage.compute(samples, self._components)
+            return self.stage.compute(samples, self._components)
         except Exception as error:
             # A wrong box belongs to one image. Our other errors are the component's: they stop it.
             if isinstance(error, ReasonpixError) and not isinstance(error, InvalidBox):
@@ -225,12 +225,6 @@ class StageRunner:
                 return [Problem(status="failed", reason=reason)]
             if not is_out_of_memory(error):
                 return [result for sample in samples for result in self._compute_batch([sample])]
-        else:
-            if len(results) != len(samples):
-                raise RunError(
-                    f"{self.stage.name} returned {len(results)} results for {len(samples)} samples"
-                )
-            return results
         # Outside the handler: the error's frames hold the batch.
         components = self._components.values()
         sizes = (getattr(part.options, "batch_size", len(samples)) for part in components)

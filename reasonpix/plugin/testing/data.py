@@ -12,7 +12,7 @@ from PIL import Image
 
 from reasonpix.plugin.components import Component, Edit, Scorer, SourceItem
 from reasonpix.plugin.testing.base import ComponentContract, middle, photographs
-from reasonpix.plugin.types import Box, Problem
+from reasonpix.plugin.types import Box, Problem, Record
 
 
 class SourceContract(ComponentContract):
@@ -51,9 +51,22 @@ class ScorerContract(ComponentContract):
     component: ClassVar[type[Scorer[Any]]]
     pipeline: ClassVar[Mapping[str, Component[Any]]] = {}
 
+    def outputs(self, image: Image.Image) -> Mapping[str, Record]:
+        """Example outputs of added stages, by name. Override it for a scorer that reads them."""
+        return {}
+
+    def images(self, image: Image.Image) -> Mapping[str, Image.Image]:
+        """Example images of added stages, by `StageSpec.image`, for an input image."""
+        return {}
+
     def edits(self) -> list[Edit]:
         """An edit of each photograph that turns its middle upside down, with all fields set."""
-        return [_upside_down(image, seed) for seed, image in enumerate(photographs())]
+        return [
+            dataclasses.replace(
+                _upside_down(image, seed), outputs=self.outputs(image), images=self.images(image)
+            )
+            for seed, image in enumerate(photographs())
+        ]
 
     def test_scores_match_edits(self) -> None:
         """Finite numbers under the same names for each edit, whatever the batch."""
@@ -63,10 +76,12 @@ class ScorerContract(ComponentContract):
         assert len({frozenset(score) for score in scores}) <= 1
 
     def test_required_fields_exist(self) -> None:
-        """`requires` names fields of an edit that not every recipe can provide."""
+        """`requires` names fields of an edit that not every recipe provides, or added stages."""
         fields = {field.name for field in dataclasses.fields(Edit)}
-        always = {"read_input", "read_edited", "seed", "caption"}
-        assert self.component.requires <= fields - always
+        always = {"read_input", "read_edited", "seed", "caption", "outputs", "images"}
+        allowed = fields - always | set(self.outputs(photographs()[0]))
+        unknown = ", ".join(sorted(self.component.requires - allowed))
+        assert not unknown, f"no field of Edit: {unknown}; for an added stage, override outputs()"
 
     def test_verdicts_match_scores(self) -> None:
         """A reason or None for each score, and an empty list for no scores."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from PIL import Image
 
 from reasonpix.plugin.components import EditRequest, Method, MethodRequest
 from reasonpix.plugin.testing.base import ComponentContract, middle, photographs
-from reasonpix.plugin.types import Box, Problem
+from reasonpix.plugin.types import Box, Problem, Record
 
 
 class _ImageEditContract(ComponentContract):
@@ -42,6 +45,14 @@ class EditorContract(_ImageEditContract):
 
     method = "edit"
 
+    def outputs(self, image: Image.Image) -> Mapping[str, Record]:
+        """Example outputs of added stages, by name. Override it for an editor that reads them."""
+        return {}
+
+    def images(self, image: Image.Image) -> Mapping[str, Image.Image]:
+        """Example images of added stages, by `StageSpec.image`, for an input image."""
+        return {}
+
     def requests(self) -> list[EditRequest]:
         """An edit of each photograph."""
         return [
@@ -52,6 +63,8 @@ class EditorContract(_ImageEditContract):
                 target="rabbit",
                 caption="a bee",
                 seed=seed,
+                outputs=self.outputs(image),
+                images=self.images(image),
             )
             for seed, image in enumerate(photographs())
         ]

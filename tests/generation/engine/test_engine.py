@@ -427,7 +427,7 @@ def test_a_component_that_answers_too_much_or_too_little(
     wrong = {"use": f"trial-{slot}", "surplus": surplus}
     changes = {"filters": [wrong]} if slot == "filter" else {slot: wrong}
     path = write_recipe(source={"use": "fake-source", "count": 3}, **changes)
-    what = f"'trial-{slot}' gave {3 + surplus} results for a batch of 3"
+    what = f"'trial-{slot}' gave a batch of {3 + surplus} for a batch of 3"
     with pytest.raises(RunError, match=what):
         generate(load_recipe(path), tmp_path / "run")
 

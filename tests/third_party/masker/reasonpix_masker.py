@@ -133,14 +133,14 @@ class MaskEditor(Editor[Options]):
     """Paints the object white, by its mask."""
 
     name: ClassVar[str] = "mask-editor"
+    requires: ClassVar[frozenset[str]] = frozenset({"mask"})
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Image.Image | Problem]:
         return [self._painted(request) for request in requests]
 
-    def _painted(self, request: EditRequest) -> Image.Image | Problem:
-        masks = request.outputs.get("mask")
-        if not isinstance(masks, Masks):
-            return Problem(status="failed", reason="mask-editor needs a masker in the recipe")
+    def _painted(self, request: EditRequest) -> Image.Image:
+        masks = request.outputs["mask"]
+        assert isinstance(masks, Masks)
         number = masks.categories.index(request.selected) + 1
         labels = request.images["mask"].getchannel(0)
         image = request.image.copy()
