@@ -16,6 +16,7 @@ from reasonpix.core.images import UndecodableImage
 from reasonpix.errors import RunError
 from reasonpix.generation.chains import declared
 from reasonpix.generation.run_folder import Row, RunFolder, Shard, Status
+from reasonpix.generation.run_recipe import find_component
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Scorer, Source, SourceItem
 from reasonpix.plugin.samples import Sample, SampleImage, Scores
@@ -160,7 +161,7 @@ def read_outcomes(run: RunFolder) -> Iterator[Outcome]:
 def source_of(run: RunFolder) -> Source[Any]:
     """The source that the run was planned from, loaded."""
     plan = run.plan()
-    cls = registry.find("source", plan.source["use"])
+    cls = find_component(run, "source", plan.source["use"])
     source = cls(cls.Options.model_validate(plan.source_options))
     assert isinstance(source, Source)
     source.load()
@@ -266,6 +267,7 @@ def verdicts(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
     for entry in entries:
         if entry.is_score:
             name, table = entry.component["use"], scores_of(run, entry)
+            find_component(run, "filter", name)  # says which package is missing
             try:
                 reasons = scorer_of(entry).reject(table)
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from reasonpix.errors import RecipeError, RunError
+from reasonpix.errors import PluginError, RecipeError, RunError
 from reasonpix.generation.recipe import Recipe, load_recipe
 from reasonpix.generation.run_folder import RunFolder
+from reasonpix.plugin import registry
+from reasonpix.plugin.components import Component
 
 _NAME = "recipe.yaml"
 
@@ -33,13 +36,28 @@ def recipe_of(run: RunFolder, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return _loaded(run, text, overrides)
     except RecipeError as error:
-        missing = [
-            f"{run}/{_NAME}: made with {name} {version}, which is not installed here; "
-            f"install it: pip install {name}=={version}"
-            for name, version in packages_of(run).items()
-            if not _is_installed(name)
-        ]
-        raise RecipeError(error.problems + missing) from error
+        raise RecipeError(error.problems + missing_packages(run)) from error
+
+
+def find_component(run: RunFolder, slot: str, name: str) -> type[Component[Any]]:
+    """The class of a component that the run was made with.
+
+    Raises `PluginError`; it also names the packages of the run that are missing here.
+    """
+    try:
+        return registry.find(slot, name)
+    except PluginError as error:
+        raise PluginError("\n".join([str(error), *missing_packages(run)])) from error
+
+
+def missing_packages(run: RunFolder) -> list[str]:
+    """A line for each package that the run was made with and that is not installed here."""
+    return [
+        f"{run}/{_NAME}: made with {name} {version}, which is not installed here; "
+        f"install it: pip install {name}=={version}"
+        for name, version in packages_of(run).items()
+        if not _is_installed(name)
+    ]
 
 
 def _is_installed(package: str) -> bool:

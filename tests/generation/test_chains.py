@@ -405,3 +405,17 @@ def test_a_run_without_its_plugin_says_which_package_to_install(
     done = CliRunner().invoke(cli, ["status", str(tmp_path / "run"), "--set", "seed=1"])
     assert done.exit_code == 2
     assert "made with reasonpix-masker 0.1.0, which is not installed here" in done.output
+
+
+def test_a_run_without_its_filter_says_which_package_to_install(
+    write_recipe: WriteRecipe, distribution: Distribution, tmp_path: Path
+) -> None:
+    head, _, hook = MASK_FILTER.replace('{"mask"}', "").partition("        assert")
+    source = f"{head}        return {{'area': 1}}\n{hook[hook.index('@hookimpl') :]}"
+    with pytest.MonkeyPatch.context() as patch:
+        site = distribution("area-dist", {"mask-area": "mask_area"}, mask_area=source)
+        generate(load_recipe(write_recipe(filters=["mask-area"])), tmp_path / "run")
+        patch.setattr(sys, "path", [it for it in sys.path if it != str(site)])
+        for command in ("gallery", "refilter"):
+            output = CliRunner().invoke(cli, [command, str(tmp_path / "run")]).output
+            assert "made with area-dist 1.0, which is not installed here" in output, command
