@@ -31,8 +31,12 @@ class RecipeError(ReasonpixError):
     """A recipe is invalid. `problems` has one line for each problem."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__(problems)  # what it is unpickled from
         self.problems = problems
+
+    def __str__(self) -> str:
+        """All problems, one a line."""
+        return "\n".join(self.problems)
 
 
 class PluginError(ReasonpixError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
 import click
+
+from reasonpix.errors import PluginError
 
 GROUP = "reasonpix.commands"
 PACKAGES = {"study": "reasonpix-study"}
@@ -18,6 +21,17 @@ class PluggableGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, sorted. No package is imported."""
         return sorted({*super().list_commands(ctx), *entry_points(group=GROUP).names})
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, and warn of those that packages cannot replace."""
+        for name in sorted(entry_points(group=GROUP).names & self.commands.keys()):
+            packages = _packages(entry_points(group=GROUP, name=name))
+            click.echo(
+                f"command {name!r} of package {packages} is ignored: reasonpix has a command of "
+                "this name",
+                err=True,
+            )
+        super().format_commands(ctx, formatter)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command; it is imported if a package adds it."""
@@ -32,13 +46,25 @@ class PluggableGroup(click.Group):
         return None
 
 
+def _packages(offers: Iterable[EntryPoint]) -> str:
+    return " and ".join(sorted({offer.dist.name if offer.dist else "?" for offer in offers}))
+
+
 def _load(name: str, offers: list[EntryPoint]) -> click.Command:
-    packages = " and ".join(sorted({offer.dist.name if offer.dist else "?" for offer in offers}))
+    from reasonpix.plugin.api_version import check_api_version
+
+    packages = _packages(offers)
     if len({offer.value for offer in offers}) > 1:
         return _broken(name, f"command {name!r} is offered by {packages}: uninstall one of them")
     try:
+        check_api_version(offers[0], "command")
+    except PluginError as error:
+        return _broken(name, str(error))
+    try:
         command = offers[0].load()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may call sys.exit when it is imported
         problem = f"{type(error).__name__}: {error}"
     else:
         if isinstance(command, click.Command):
@@ -51,8 +77,6 @@ def _broken(name: str, message: str) -> click.Command:
     """A stand-in that explains why the command cannot run; `--help` of the group still works."""
 
     def fail() -> NoReturn:
-        from reasonpix.errors import PluginError
-
         raise PluginError(message)
 
     return click.Command(

@@ -90,7 +90,7 @@ def publish(
     and if `out` exists or cannot be written.
     """
     if to not in FORMS:
-        raise ReasonpixError(f"no dataset format {to!r}{nearest(to, FORMS)}")
+        raise ReasonpixError(f"no dataset format {to!r}{nearest(str(to), FORMS)}")
     form = FORMS[to]
     if not isinstance(run, RunFolder):
         run = RunFolder(run)

@@ -156,6 +156,8 @@ class ReasonPix2Pix:
 
         Raises `WeightsError`.
         """
+        if not isinstance(model, str | Path):
+            raise WeightsError(f"{model!r} is not a model; give a folder, a hub id or a name")
         options = ModelOptions.model_validate(
             {
                 "model": str(model),

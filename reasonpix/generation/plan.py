@@ -11,10 +11,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 from reasonpix.core.hashing import fingerprint
-from reasonpix.errors import RunError
+from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.recipe import Recipe
 from reasonpix.generation.run_folder import Plan, Row, RunFolder, Shard
 from reasonpix.plugin import registry
@@ -54,8 +55,13 @@ def _changes(before: Any, now: Any, where: str = "") -> str:
 def rows_wanted(plan: Plan, limit: float | None, target: int | None) -> float:
     """How many records to plan first: up to a limit or a target, as many as before, or all.
 
-    Raises `RunError` if the limit is below the number of planned records.
+    Raises `RunError` if the limit is below the number of planned records, and `ReasonpixError` for
+    a limit or a target that is not a number of images.
     """
+    if limit not in (None, math.inf):
+        _check_count("limit", limit, "a positive whole number, or math.inf for all images")
+    if target is not None:
+        _check_count("target_accepted", target, "a positive whole number")
     if limit is not None and limit < plan.rows:
         raise RunError(
             f"{plan.rows} records are already planned, and a run cannot shrink; "
@@ -64,6 +70,11 @@ def rows_wanted(plan: Plan, limit: float | None, target: int | None) -> float:
     if plan.shards and (target is not None or limit is None):
         return plan.rows
     return min(target or math.inf, limit or math.inf)
+
+
+def _check_count(name: str, value: Any, expected: str) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ReasonpixError(f"{name}: {value!r} is not a number of images; give {expected}")
 
 
 def rows_for(target: int, accepted: int, planned: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -148,7 +148,7 @@ def load_recipe(path: str | Path, overrides: recipe_catalog.Overrides = ()) -> R
         read_spec("filter", value, ("filters", i), complain)
         for i, value in enumerate(listed if isinstance(listed, list) else [])
     ]
-    if pipeline.block and pipeline.part in CHAINS:
+    if isinstance(block, dict) and pipeline.part in CHAINS:
         pipeline.check_stages(complain)
         if pipeline.chain:  # else nothing is known about what the stages provide
             pipeline.check_requirements(complain)
@@ -177,14 +177,15 @@ class _Pipeline:
     """The block `pipeline:` while it is checked."""
 
     def __init__(self, part: Any, block: dict[str, Any]) -> None:
-        self.part: Part = part
+        # A list or a mapping cannot be looked up; `check` complains of it.
+        self.part = cast(Part, part if isinstance(part, str) else "")
         self.block = block
         self.uses: dict[str, ComponentSpec | None] = {}
         """By slot that the recipe fills; None where what it names is wrong."""
         self.chain: tuple[StageSpec, ...] = ()
         self.required = {
             spec.slot: None
-            for spec in CHAINS.get(part, ())
+            for spec in CHAINS.get(self.part, ())
             if spec.if_empty == "refuse" and spec.slot != "source"
         }
 
@@ -349,7 +350,10 @@ def schema() -> dict[str, Any]:
     properties["filters"]["items"] = {"$ref": "#/$defs/filter"}
     properties["pipeline"] |= {
         "properties": {
-            name: {"description": slot.description, "$ref": f"#/$defs/{slot.kind}"}
+            name: {
+                "description": slot.description,
+                "anyOf": [{"$ref": f"#/$defs/{slot.kind}"}, {"type": "null"}],
+            }
             for name, slot in slots.items()
         },
         "additionalProperties": False,
@@ -375,6 +379,7 @@ def _part_schema(part: Part) -> dict[str, Any]:
             "properties": {
                 "pipeline": {
                     "required": list(required),
+                    "properties": {slot: {"not": {"type": "null"}} for slot in required},
                     "propertyNames": {"enum": sorted(slots_of(part))},
                 },
                 **{name: False for name in _PART_SETTINGS if name not in settings},

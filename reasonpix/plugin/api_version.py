@@ -24,18 +24,18 @@ API_VERSION = "1.0"
 GROUP = "reasonpix.api"
 
 
-def check_api_version(plugin: EntryPoint) -> None:
+def check_api_version(plugin: EntryPoint, kind: str = "plugin") -> None:
     """Raise `PluginError` if the plugin's package was written for an API that this one is not.
 
     A package fits if it declares the same major version and no later minor version, or nothing.
     """
     if plugin.dist is None:
         return
-    package = f"plugin {plugin.name!r}: package {plugin.dist.name} {plugin.dist.version}"
+    package = f"{kind} {plugin.name!r}: package {plugin.dist.name} {plugin.dist.version}"
     for declared in plugin.dist.entry_points.select(group=GROUP):
-        if not re.fullmatch(r"\d+\.\d+", declared.name):
+        if not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", declared.name):
             raise PluginError(
-                f"{package} declares the plugin API version {declared.name!r}; "
+                f"{package} declares the plugin API version {declared.name[:20]!r}; "
                 f"it must be MAJOR.MINOR, such as {API_VERSION}"
             )
         wanted, provided = _parse(declared.name), _parse(API_VERSION)

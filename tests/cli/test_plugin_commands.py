@@ -5,9 +5,11 @@ import sys
 import pytest
 from click.testing import CliRunner, Result
 
+from reasonpix import __version__
 from reasonpix.cli import plugin_commands
 from reasonpix.cli.main import cli
 from reasonpix.errors import PluginError
+from reasonpix.plugin import API_VERSION
 from tests.conftest import Distribution, Shell
 
 HELLO = """
@@ -59,6 +61,7 @@ def test_other_commands_do_not_import_an_added_one(hello: None) -> None:
     ("source", "problem"),
     [
         ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("import sys; sys.exit(7)", "SystemExit: 7"),
         ("hello = 1", "hello_cli:hello is not a click command"),
         ("", "AttributeError: module 'hello_cli' has no attribute 'hello'"),
     ],
@@ -92,6 +95,27 @@ def test_a_built_in_command_is_not_replaced(distribution: Distribution) -> None:
         hello_cli=HELLO,
     )
     assert "Greet" not in call("status", "--help").output
+    shown = call("--help")
+    assert shown.exit_code == 0 and "Greet" not in shown.stdout
+    assert shown.stderr == (
+        "command 'status' of package reasonpix-hello is ignored: reasonpix has a command of this "
+        "name\n"
+    )
+
+
+def test_a_command_for_another_plugin_api_is_not_imported(distribution: Distribution) -> None:
+    entry = {"hello": "hello_cli:hello"}
+    site = distribution("new-hello", entry, group=plugin_commands.GROUP, hello_cli=HELLO)
+    (metadata,) = site.glob("*/entry_points.txt")
+    metadata.write_text(f"{metadata.read_text()}\n[reasonpix.api]\n2.0 = hello_cli\n")
+    sys.modules.pop("hello_cli", None)
+    result = call("hello", "world")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "command 'hello': package new-hello 1.0 was written for plugin API 2.0, but reasonpix "
+        f"{__version__} provides {API_VERSION}: upgrade reasonpix\n"
+    )
+    assert "hello_cli" not in sys.modules
 
 
 def test_a_command_of_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from reasonpix.datasets.publishing import FORMS, publish
-from reasonpix.errors import RunError
+from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import current_stages
 from reasonpix.generation.recipe import load_recipe
@@ -244,3 +245,9 @@ def test_what_does_not_fit_is_told_and_taken_away(
     ):
         publish(rewritten, tmp_path / "dataset", form)
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_format_that_is_not_a_name(tmp_path: Path) -> None:
+    to: Any = None
+    with pytest.raises(ReasonpixError, match=r"^no dataset format None; known are hf, "):
+        publish(tmp_path / "run", tmp_path / "dataset", to)

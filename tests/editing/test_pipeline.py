@@ -494,3 +494,11 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
         ReasonPix2Pix.from_pretrained(tmp_path, device="cuda:99")
     with pytest.raises(WeightsError, match="device: 'gpu' cannot be used: "):
         ReasonPix2Pix.from_pretrained(tmp_path, device="gpu")
+
+
+def test_a_model_that_is_not_named() -> None:
+    model: Any = None
+    with pytest.raises(
+        WeightsError, match=r"^None is not a model; give a folder, a hub id or a name$"
+    ):
+        ReasonPix2Pix.from_pretrained(model)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reasonpix.datasets.publishing import publish
-from reasonpix.errors import RunError
+from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import outcome_counts, read_outcomes
 from reasonpix.generation.plan import rows_for
@@ -29,6 +29,30 @@ from tests.conftest import TRIAL, Shell, WriteRecipe
 def published(run: RunFolder, folder: Path) -> dict[str, bytes]:
     publish(run, folder)
     return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        *(
+            ({"limit": limit}, f"limit: {limit!r} is not a number of images; give a positive whole "
+             "number, or math.inf for all images")
+            for limit in (2.5, 0, -1, "4", True, math.nan, -math.inf)
+        ),
+        *(
+            ({"target_accepted": target}, f"target_accepted: {target!r} is not a number of images; "
+             "give a positive whole number")
+            for target in (2.5, 0, -1, "4", math.inf)
+        ),
+    ],
+)  # fmt: skip
+def test_a_limit_or_target_that_is_not_a_count(
+    counts: dict[str, Any], message: str, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    with pytest.raises(ReasonpixError) as raised:
+        generate(load_recipe(write_recipe()), tmp_path / "run", **counts)
+    assert str(raised.value) == message
+    assert not (tmp_path / "run").exists()
 
 
 # -- a target -------------------------------------------------------------------------------------

@@ -109,6 +109,23 @@ def test_the_captioner_may_be_left_out_or_null(write_recipe: WriteRecipe) -> Non
     assert null == load_recipe(path)
 
 
+def test_an_empty_pipeline_lacks_its_slots(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("source: fake-source\npipeline: {}\n")
+    assert problems(path) == [
+        f"{path}:2:1: pipeline: {slot!r} is missing; `part: replace` needs it"
+        for slot in ("extractor", "grounder", "planner", "editor")
+    ]
+
+
+@pytest.mark.parametrize("part", [["replace"], {"a": 1}])
+def test_a_part_that_is_not_a_word(part: object, write_recipe: WriteRecipe) -> None:
+    path = write_recipe(part=part)
+    (problem,) = problems(path)
+    assert problem.startswith(f"{path}:")
+    assert problem.endswith(f": part: input should be 'replace' or 'rewrite', got {part!r}")
+
+
 def test_anchors_repeat_values(tmp_path: Path, write_recipe: WriteRecipe) -> None:
     path = write_recipe()
     path.write_text(
@@ -312,6 +329,15 @@ def test_the_schema_is_one() -> None:
 def test_the_schema_accepts_resolved_recipes(write_recipe: WriteRecipe) -> None:
     filters = ["no-op", {"use": "eq1", "reject_fraction": 0.1}, "region-distance", "regrounded"]
     assert valid(yaml.safe_load(load_recipe(write_recipe(filters=filters)).as_yaml()))
+
+
+@pytest.mark.parametrize(("slot", "optional"), [("captioner", True), ("editor", False)])
+def test_the_schema_accepts_null_for_optional_slots_alone(
+    slot: str, optional: bool, write_recipe: WriteRecipe
+) -> None:
+    document = yaml.safe_load(write_recipe().read_text())
+    document["pipeline"][slot] = None
+    assert valid(document) == optional
 
 
 @pytest.mark.parametrize("name", BAD_RECIPES)

@@ -52,7 +52,12 @@ def test_an_incompatible_plugin_is_named_with_both_versions(
     assert "mine_module" not in sys.modules
 
 
-def test_a_version_that_cannot_be_read(distribution: Distribution) -> None:
-    install(distribution, "latest")
-    with pytest.raises(PluginError, match=r"'latest'; it must be MAJOR.MINOR, such as 1\.0$"):
+@pytest.mark.parametrize("declared", ["latest", "1." + 5000 * "1", "1.\u0661"])
+def test_a_version_that_cannot_be_read(declared: str, distribution: Distribution) -> None:
+    install(distribution, declared)
+    with pytest.raises(PluginError) as raised:
         registry.find("captioner", "mine")
+    assert str(raised.value) == (
+        f"plugin 'mine': package my-dist 1.0 declares the plugin API version {declared[:20]!r}; "
+        "it must be MAJOR.MINOR, such as 1.0"
+    )

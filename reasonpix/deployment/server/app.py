@@ -28,6 +28,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -51,6 +52,8 @@ _PAGE_FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+_HEAD_PATHS = {"/healthz", "/readyz", *_PAGE_FILES}
+"""Answered to HEAD as to GET: what load balancers and link checkers ask for."""
 _PAGE_HEADERS = {
     # Images are shown from blob: URLs. Trusted types forbid innerHTML, so no text becomes HTML.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -79,6 +82,9 @@ def create_app(service: Service, *, page: bool = False) -> FastAPI:
     for path, (name, media_type) in _PAGE_FILES.items() if page else ():
         endpoint = _static_file((_STATIC / name).read_bytes(), media_type)
         app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+    get_only = [r for r in app.routes if isinstance(r, APIRoute) and r.path in _HEAD_PATHS]
+    for route in get_only:  # the server sends the headers of GET without its body
+        app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
     app.add_exception_handler(ReasonpixError, _on_reasonpix_error)
     app.add_exception_handler(Exception, _on_other_error)
     return app

@@ -50,8 +50,13 @@ class ServerBusy(ReasonpixError):
     """Short name of the reason, for the metrics."""
 
     def __init__(self, reason: str, retry_after: int = RETRY_AFTER_S) -> None:
-        super().__init__(f"{reason}; try again in {retry_after} s")
+        super().__init__(reason, retry_after)  # what it is unpickled from
+        self.reason = reason
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        """The reason, and when to try again."""
+        return f"{self.reason}; try again in {self.retry_after} s"
 
 
 class QueueFull(ServerBusy):

@@ -33,6 +33,10 @@ class Client:
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 600) -> None:
         with require_extra("client"):
             import httpx2
+        if not isinstance(url, str):
+            raise ReasonpixError(
+                f"{url!r}: not a server address; give one as text, such as http://127.0.0.1:8000"
+            )
         self._url = url.rstrip("/")
         self._timeout = timeout
         headers = {"Authorization": f"Bearer {token}"} if token else {}

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from reasonpix.core.atomic import write_atomically
@@ -18,12 +19,14 @@ from reasonpix.evaluation.results import EvaluationFolder
 _COLUMNS = ("kind", "method", "metric", "group", "value", "cases", "mean", "low", "high")
 
 
-def write_report(folder: EvaluationFolder, reference: str | None = None) -> Comparison:
-    """Write `report.html`, `report.csv` and `report.json` into the folder.
+def write_report(folder: EvaluationFolder | str | Path, reference: str | None = None) -> Comparison:
+    """Write `report.html`, `report.csv` and `report.json` into the folder of an evaluation.
 
     `reference` is the method that the others are compared with, by default the recipe's last one.
-    Raises `RunError` if there is no such method.
+    Raises `RunError` if there is no such method, or the folder does not hold an evaluation.
     """
+    if not isinstance(folder, EvaluationFolder):
+        folder = EvaluationFolder(Path(folder))
     comparison = compare(folder, reference)
     # All are rendered before one is written, so that they belong together.
     files = {

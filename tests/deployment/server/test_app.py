@@ -229,6 +229,14 @@ def test_what_is_served(client: httpx2.Client) -> None:
     assert client.get("/docs").status_code == client.get("/").status_code == 404
 
 
+def test_head_is_answered_as_get_is(client: httpx2.Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(got.content))
+    assert client.head("/v1/edits").status_code == 405
+
+
 def test_the_description_is_complete(client: httpx2.Client) -> None:
     document = client.get("/openapi.json").json()
     edits = document["paths"]["/v1/edits"]["post"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
@@ -172,3 +173,9 @@ def test_it_is_offered_lazily() -> None:
         assert not heavy, heavy
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_address_that_is_not_text() -> None:
+    url: Any = None
+    with pytest.raises(ReasonpixError, match=r"^None: not a server address; give one as text, "):
+        Client(url)

@@ -444,6 +444,9 @@ def test_headers(model: RecordingModel) -> None:
             ("/icon.svg", "image/svg+xml"),
         ):
             answer = client.get(path)
+            head = client.head(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == str(len(answer.content))
             policy = answer.headers["content-security-policy"]
             assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
             assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")

@@ -282,3 +282,11 @@ def test_photographs_are_made_small(tmp_path: Path) -> None:
     inputs: list[Any] = [image for image in page.all("img") if image["alt"] == "input"]
     assert inputs and all(str(it["src"]).startswith("data:image/jpeg") for it in inputs)
     assert all(len(str(it["src"])) < 150_000 for it in inputs)
+
+
+def test_a_report_of_a_folder_named_by_its_path(tmp_path: Path) -> None:
+    folder = make(tmp_path / "out")
+    assert write_report(str(folder.root)).folder.methods == folder.methods
+    assert (folder.root / "report.html").is_file()
+    with pytest.raises(RunError, match=r"nope is not an evaluation; create one with"):
+        write_report(tmp_path / "nope")
