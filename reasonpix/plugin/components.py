@@ -84,10 +84,7 @@ class Component(ABC, Generic[O_co]):
     version: ClassVar[str] = "1"
     """Increase it when the same options give other results: cached results become stale."""
     requires: ClassVar[frozenset[str]] = frozenset()
-    """Added stages or optional slots that it cannot do without, such as {"mask"}.
-
-    A recipe that leaves them out is refused.
-    """
+    """Optional slots and added stages, such as {"mask"}, that a recipe must have for it."""
 
     def __init__(self, options: O_co) -> None:
         self.options = options
