@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from PIL.Image import Image
+
 from reasonpix.core.hashing import fingerprint
 from reasonpix.errors import RunError
 from reasonpix.generation.outcomes import StageEntry
@@ -68,32 +70,40 @@ class Stage:
         pipeline = {"pipeline": components} if self.entry.is_score else {}
         component = components.get(self.use.slot) if self.use else None
         results = self.spec.function(samples, component, **pipeline, **self.settings)
-        if len(results) != len(samples):
+        if not isinstance(results, list) or len(results) != len(samples):
+            got = f"a list of {len(results)}" if isinstance(results, list) else repr(results)
             raise RunError(
-                f"stage {self.name!r} returned a list of {len(results)} for a list of "
-                f"{len(samples)}; it returns one result for each sample, in the same order"
+                f"stage {self.name!r} returned {got} for {len(samples)} samples; "
+                "it returns a list with one result for each sample, in the same order"
             )
         return [
-            Problem(status="failed", reason=f"stage {self.name!r} {mistake}")
-            if (mistake := _mistake(self.spec, sample, result))
-            else result
+            _checked(self.spec, sample, result)
             for sample, result in zip(samples, results, strict=True)
         ]
 
 
-def _mistake(spec: StageSpec, sample: Sample, result: Result) -> str:
-    """What a stage's result has that its declaration does not allow; empty for a good one."""
+def _checked(spec: StageSpec, sample: Sample, result: Result) -> Result:
+    """The result, or a problem that says what its stage's declaration does not allow."""
+    # By the class itself: pydantic takes long to say what is an instance.
+    if type(result) is spec.output and spec.image is None:
+        return result
     if isinstance(result, Problem):
-        return ""
+        return Problem(status=result.status, reason=result.reason)
+    if mistake := _mistake(spec, sample, result):
+        return Problem(status="failed", reason=f"stage {spec.name!r} {mistake}")
+    return result
+
+
+def _mistake(spec: StageSpec, sample: Sample, result: Any) -> str:
+    """What a stage's result has that its declaration does not allow; empty for a good one."""
     output, *images = result if isinstance(result, tuple) else (result,)
-    if not isinstance(output, spec.output):
+    if type(output) is not spec.output:  # what a subclass adds could not be read back
         return f"returned {type(output).__name__} where {spec.output.__name__} is declared"
     if spec.image is None:
-        return (
-            "returned an image, but declares none: set `image` in its StageSpec" if images else ""
-        )
-    if not images:
-        return f"declares the image {spec.image!r}, but returned none"
+        what = "returned an image, but declares none: set `image` in its StageSpec"
+        return what if images else ""
+    if len(images) != 1 or not isinstance(images[0], Image):
+        return f"declares the image {spec.image!r}, but did not return one with its output"
     [image] = images
     facts = sample.output("read", ImageFacts)
     size = (facts.width, facts.height) if facts else image.size

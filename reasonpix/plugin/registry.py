@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -24,6 +24,8 @@ from reasonpix.plugin.weights import digest
 
 GROUP = "reasonpix"
 SLOT_GROUP = "reasonpix.slots"
+
+T = TypeVar("T")
 
 
 @cache
@@ -110,16 +112,34 @@ def _extension(name: str) -> tuple[SlotSpec, tuple[StageSpec, ...]]:
     """The slot that a plugin adds, and the stages that run in it."""
     where = entry(name, SLOT_GROUP)
     hooks = _register(where, core_hooks()).hook
-    added = [spec for spec in _offered(name, hooks.slots) if spec.name == name]
+    specs = _declared(name, hooks.slots, SlotSpec)
+    added = [spec for spec in specs if spec.name == name]
     if len(added) != 1:
         raise PluginError(f"plugin {name!r}: hook slots() must return one slot of this name")
-    stages = [spec for spec in _offered(name, hooks.stages) if spec.slot == name]
+    if hasattr(core_hooks().hook, added[0].hook) or not added[0].hook.isidentifier():
+        raise PluginError(f"plugin {name!r}: {added[0].hook!r} cannot be the name of its hook")
+    declared = _declared(name, hooks.stages, StageSpec)
+    if strays := sorted({stage.slot for stage in declared} - {spec.name for spec in specs}):
+        raise PluginError(f"plugin {name!r}: a stage names {strays[0]!r}, which is not its slot")
+    stages = [stage for stage in declared if stage.slot == name]
     for stage in stages:
         if stage.if_empty != "skip":
             raise PluginError(f"plugin {name!r}: stage {stage.name!r} must have if_empty='skip'")
         if stage.name == "source" or stage.name.startswith("score-"):
             raise PluginError(f"plugin {name!r}: {stage.name!r} cannot be the name of a stage")
     return added[0], tuple(stages)
+
+
+def _declared(name: str, hook: pluggy.HookCaller, kind: type[T]) -> list[T]:
+    """What a plugin declares with a hook. Raises `PluginError` for anything but a `kind`."""
+    items = _offered(name, hook)
+    for item in items:
+        if not isinstance(item, kind):
+            raise PluginError(
+                f"plugin {name!r}: hook {hook.name}() returned {item!r}, "
+                f"which is not a {kind.__name__}"
+            )
+    return items
 
 
 def contract(slot_name: str) -> type[Any]:
@@ -146,12 +166,12 @@ def _register(where: EntryPoint, manager: pluggy.PluginManager) -> pluggy.Plugin
     check_api_version(where)
     try:
         manager.register(where.load(), name=where.name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one plugin must not end a run that does not use it
         raise _broken(where, error) from error
     return manager
 
 
-def _broken(where: EntryPoint, error: Exception | str) -> PluginError:
+def _broken(where: EntryPoint, error: BaseException | str) -> PluginError:
     package = where.dist.name if where.dist else "?"
     what = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return PluginError(
@@ -203,7 +223,7 @@ def offers(name: str) -> dict[str, type[Component[Any]]]:
 def _offered(name: str, hook: pluggy.HookCaller) -> list[Any]:
     try:
         return [item for offered in hook() for item in offered]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"plugin {name!r} is broken: hook {hook.name}() raised {type(error).__name__}: {error}"
         ) from error

@@ -622,9 +622,9 @@ def test_a_model_that_cannot_serve_is_found_before_anything_is_measured(
 
     with pytest.raises(WeightsError, match=r"no folder '.*none'"):
         check(clip=tmp_path / "none")
-    with pytest.raises(WeightsError, match="is of type 'vit', and 'clip' is needed"):
+    with pytest.raises(WeightsError, match="is of type 'vit', not 'clip'"):
         check(clip=models / "dino")
-    with pytest.raises(WeightsError, match="is of type 'clip', and 'vit' is needed"):
+    with pytest.raises(WeightsError, match="is of type 'clip', not 'vit'"):
         check(dino=models / "clip")
     with pytest.raises(WeightsError, match="holds no usable AutoConfig"):
         check(dino=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -277,7 +278,7 @@ REASONS = {
     ),
     "no image": (
         lambda sample: sample.outputs["plan"],
-        "stage 'mask' declares the image 'mask', but returned none",
+        "stage 'mask' declares the image 'mask', but did not return one with its output",
     ),
     "another output": (
         lambda sample: (sample.outputs["read"], sample.image()),
@@ -419,3 +420,39 @@ def test_a_run_without_its_filter_says_which_package_to_install(
         for command in ("gallery", "refilter"):
             output = CliRunner().invoke(cli, [command, str(tmp_path / "run")]).output
             assert "made with area-dist 1.0, which is not installed here" in output, command
+
+
+BROKEN_SLOTS = {
+    "exits": ("import sys\nsys.exit(7)\n", "is broken (broken): SystemExit: 7"),
+    "declares words": (
+        "from reasonpix.plugin import hookimpl\n@hookimpl\ndef slots():\n    return ['masker']\n",
+        "hook slots() returned 'masker', which is not a SlotSpec",
+    ),
+    "takes a hook of core": (
+        "from reasonpix.plugin import Component, SlotSpec, hookimpl\n"
+        "@hookimpl\ndef slots():\n"
+        "    return [SlotSpec('masker', Component, 'captioners', 'Masks')]\n",
+        "'captioners' cannot be the name of its hook",
+    ),
+    "declares a stage of another slot": (
+        "from reasonpix.plugin import Caption, Component, SlotSpec, StageSpec, hookimpl\n"
+        "@hookimpl\ndef slots():\n"
+        "    return [SlotSpec('masker', Component, 'maskers', 'Masks')]\n"
+        "@hookimpl\ndef stages():\n"
+        "    return [StageSpec(name='mask', function=print, output=Caption, slot='')]\n",
+        "a stage names '', which is not its slot",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN_SLOTS)
+def test_a_broken_slot_harms_no_recipe_that_leaves_it_out(
+    how: str, distribution: Distribution, write_recipe: WriteRecipe
+) -> None:
+    source, message = BROKEN_SLOTS[how]
+    site = distribution("broken-dist", {}, broken=source)
+    (declared_at,) = site.glob("*/entry_points.txt")
+    declared_at.write_text("[reasonpix.slots]\nmasker = broken\n")
+    load_recipe(write_recipe())
+    with pytest.raises(PluginError, match=re.escape(message)):
+        registry.slot("masker")
