@@ -51,7 +51,7 @@ def _packages(offers: Iterable[EntryPoint]) -> str:
 
 
 def _load(name: str, offers: list[EntryPoint]) -> click.Command:
-    from reasonpix.plugin.api_version import check_api_version
+    from reasonpix.core.api_version import check_api_version
 
     packages = _packages(offers)
     if len({offer.value for offer in offers}) > 1:

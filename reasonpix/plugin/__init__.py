@@ -3,10 +3,10 @@
 `docs/plugins.md` shows how to write a plugin, and what `API_VERSION` promises.
 """
 
+from reasonpix.core.api_version import API_VERSION
 from reasonpix.core.hashing import seed_of
 from reasonpix.core.memory import is_out_of_memory
 from reasonpix.errors import InvalidBox, PluginError, ReasonpixError, SourceError, WeightsError
-from reasonpix.plugin.api_version import API_VERSION
 from reasonpix.plugin.components import (
     Captioner,
     Component,

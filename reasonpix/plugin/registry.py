@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import pluggy
 
+from reasonpix.core.api_version import check_api_version
 from reasonpix.errors import PluginError
 from reasonpix.plugin import hookspecs
-from reasonpix.plugin.api_version import check_api_version
 from reasonpix.plugin.components import SLOTS, Component, ModelOptions, Options, SlotSpec
 from reasonpix.plugin.stages import StageSpec
 from reasonpix.plugin.weights import digest

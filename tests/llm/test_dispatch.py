@@ -592,14 +592,25 @@ def test_an_error_of_the_model_stops_all_and_keeps_what_was_under_way() -> None:
             dispatcher.answers("rewrite", conversations(5))
 
 
+@contextmanager
+def interrupted(after_s: float) -> Iterator[None]:
+    """Interrupt the block, also in a process that ignores SIGINT, such as a background job."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(after_s, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def test_a_keyboard_interrupt_lets_calls_under_way_finish() -> None:
     model = Model(seconds=0.5, concurrency=4)
     with Ledger(None) as ledger, calling(model, ledger) as dispatcher:
-        timer = threading.Timer(0.25, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(after_s=0.25):
             dispatcher.answers("rewrite", conversations(50))
-        timer.join()
         assert ledger.spent().answers == model.attempts.total() == 4
         assert ledger.spent().lost == 0
 
@@ -812,11 +823,8 @@ def test_an_interrupt_leaves_a_job_open_and_a_restart_waits_for_it(tmp_path: Pat
     service = Service(price=PRICE, max_answer_tokens=50)
     service.polls = 10**6
     with Ledger(path) as ledger, calling(service, ledger, POLL_S) as dispatcher:
-        timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(after_s=0.2):
             dispatcher.answers("rewrite", conversations(3))
-        timer.join()
         reserved = ledger.budget.reserved
     assert service.submits == 1
     service.polls = 0
