@@ -8,10 +8,12 @@ answers have the form it asks for, so the trained model can replace the planner.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from reasonpix.core.figures import counted
 from reasonpix.core.parallel import Size
 from reasonpix.datasets.writers import (
     TEXT,
@@ -79,9 +81,10 @@ def write_preference(
 ) -> Written:
     """`data/train-00000.parquet` …: a row for each distinct candidate that was not chosen.
 
-    Raises `RunError` if no sample had two candidates.
+    Raises `RunError` if samples were accepted and none of them gives a pair.
     """
     samples = single = ties = 0
+    without_choice = Counter[str]()
 
     def rows() -> Iterator[Row]:
         nonlocal samples, single, ties
@@ -90,14 +93,19 @@ def write_preference(
             samples += bool(pairs)
             single += bool(pairs) and pairs[0]["agreement"] is None
             ties += sum(row["chosen_votes"] == row["rejected_votes"] for row in pairs)
+            if not pairs:
+                without_choice[_missing_choice(outcome.sample)] += 1
             yield from pairs
 
     total = write_rows(rows(), schema_of(FEATURES), folder, size, GROUP, _weigh)
-    if total == 0:
+    causes = "; ".join(f"{counted(n, 'sample')} {why}" for why, n in sorted(without_choice.items()))
+    if total == 0 and without_choice:
         raise RunError(
-            "no accepted sample had two candidates to choose from; set candidates: 4 or more"
+            f"{counted(without_choice.total(), 'accepted sample')}, but none gives a pair: {causes}"
         )
-    notes = [f"The pairs come from {samples} sample{'s' * (samples != 1)}."]
+    notes = [f"The pairs come from {counted(samples, 'sample')}."]
+    if without_choice:
+        notes.append(f"Accepted samples that give no pair: {causes}.")
     if ties:
         notes.append(
             f"Ties: {ties}, where as many orders chose the rejected candidate as the chosen "
@@ -105,7 +113,7 @@ def write_preference(
         )
     if single:
         notes.append(
-            f"P_select answered in one order only for {single} sample{'s' * (single != 1)}; their "
+            f"P_select answered in one order only for {counted(single, 'sample')}; their "
             "`agreement` is null."
         )
     return Written(total, tuple(notes))
@@ -140,6 +148,17 @@ def _rows(sample: Sample, prompt: Prompt[Any, Any, Any]) -> Iterator[Row]:
             "chosen_votes": selection.choices.count(selection.chosen),
             "rejected_votes": selection.choices.count(index),
         }
+
+
+def _missing_choice(sample: Sample) -> str:
+    """Why an accepted sample gives no pair, and how to change that."""
+    count = len(sample.candidates.candidates) if sample.candidates else 0
+    if count > 1:
+        return (
+            "had only equal candidates (raise the planner's `temperature`, or the number of "
+            "`candidates`)"
+        )
+    return "had a single candidate (set `candidates: 4` or more, and generate again)"
 
 
 def _answer(candidate: Rewriting, prompt: Prompt[Any, Any, Any]) -> dict[str, str]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from reasonpix.core.atomic import output_dir
+from reasonpix.core.figures import counted
 from reasonpix.datasets import preference, writers
 from reasonpix.datasets.card import Form, render_card
 from reasonpix.datasets.writers import Written
 from reasonpix.errors import ReasonpixError, RunError
-from reasonpix.generation.outcomes import Outcome, read_outcomes
-from reasonpix.generation.run_folder import RunFolder
+from reasonpix.generation.outcomes import Outcome, outcome_counts, read_outcomes
+from reasonpix.generation.run_folder import RunFolder, refuse_inside_run
 from reasonpix.plugin.registry import nearest
 
 _FACTS = (
@@ -94,13 +95,9 @@ def publish(
     form = FORMS[to]
     if not isinstance(run, RunFolder):
         run = RunFolder(run)
+    refuse_inside_run(Path(out), "publish")
     with output_dir(Path(out), "publish") as draft:
         written = _WRITERS[to](run, accepted(run, report), draft)
-        if written.rows == 0:
-            raise RunError(
-                f"{run} accepted no sample; see why with `reasonpix gallery {run}`, "
-                f"and try other thresholds with `reasonpix refilter {run}`"
-            )
         (draft / "README.md").write_text(render_card(run, form, written), encoding="utf-8")
     return written.rows
 
@@ -108,7 +105,7 @@ def publish(
 def accepted(
     run: RunFolder, report: Callable[[int], None] = lambda done: None
 ) -> Iterator[Outcome]:
-    """The outcomes of a run that a dataset is made of. Raises `RunError`."""
+    """The outcomes of a run that a dataset is made of. Raises `RunError`, also if there are none."""
     done = 0
     try:
         for outcome in read_outcomes(run):
@@ -116,5 +113,36 @@ def accepted(
                 done += 1
                 report(done)
                 yield outcome
+        if done == 0:
+            raise RunError(_nothing_accepted(run))
     except OSError as error:
         raise RunError(f"{run} cannot be read: {error}") from error
+
+
+def _nothing_accepted(run: RunFolder) -> str:
+    """Where the records of a run ended that accepted none, and what to do about it."""
+    counts = outcome_counts(run)
+    if counts.total == 0:
+        return f"{run} has no records: its source listed none; see `reasonpix status {run}`"
+    ended = {
+        (stage, status): count[status]
+        for stage, count in counts.stages
+        for status in ("rejected", "failed")
+        if count[status]
+    }
+    (stage, status), _ = max(ended.items(), key=lambda item: item[1])
+    if stage in ("source", "read"):
+        cure = f"repair the images, then `reasonpix generate {run}/recipe.yaml --out {run} "
+        cure += "--limit all`"
+    elif status == "failed":
+        cure = f"repair what failed, then `reasonpix generate {run}/recipe.yaml --out {run} "
+        cure += "--retry-failed`"
+    elif stage.startswith("score-"):
+        cure = f"try other thresholds with `reasonpix refilter {run}`"
+    else:
+        cure = "change the recipe, or plan more records with `--limit`"
+    where = ", ".join(f"{stage} {status} {n:,}" for (stage, status), n in ended.items())
+    return (
+        f"{run} accepted none of its {counted(counts.total, 'record')}: {where}; {cure}; "
+        f"`reasonpix gallery {run}` shows the reasons"
+    )

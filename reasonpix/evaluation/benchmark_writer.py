@@ -36,7 +36,7 @@ from reasonpix.datasets.writers import (
 )
 from reasonpix.errors import RunError, SourceError
 from reasonpix.generation.outcomes import Outcome
-from reasonpix.generation.run_folder import RunFolder
+from reasonpix.generation.run_folder import RunFolder, refuse_inside_run
 
 TEMPLATES = (
     "Turn the {selected} to {target}.",
@@ -105,6 +105,7 @@ def build_benchmark(
     run and seed give the same bytes. Raises `RunError` if there are too few samples, and
     `SourceError` if a dataset cannot be read.
     """
+    refuse_inside_run(out, "publish")
     with output_dir(out, "publish") as draft:
         training = _TrainingData(set(), set())
         for dataset in disjoint_from:

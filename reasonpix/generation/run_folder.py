@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -238,3 +239,12 @@ class RunFolder:
 
 def _path(stage: str, shard: Shard, kind: str = "") -> str:
     return f"stages/{stage}/{shard.name}{kind}{_SUFFIX}"
+
+
+def refuse_inside_run(out: Path, verb: str) -> None:
+    """Raise `RunError` if the folder to write is a run folder, or lies inside one."""
+    place = Path(os.path.abspath(out)).resolve()
+    for folder in (place, *place.parents):
+        if (folder / "plan.json").is_file() and (folder / "stages").is_dir():
+            inside = "is a run folder" if folder == place else f"lies inside the run {folder}"
+            raise RunError(f"{out} {inside}; {verb} to a folder outside of it")

@@ -232,9 +232,32 @@ def test_what_had_no_choice_gives_no_pair(
 ) -> None:
     run = made(write_recipe, tmp_path, {"use": "chatter", "distinct": 1})
     assert len(samples(run)) == 6
-    with pytest.raises(RunError, match="no accepted sample had two candidates to choose from"):
+    with pytest.raises(
+        RunError, match="6 accepted samples, but none gives a pair: 6 samples had only equal"
+    ):
         publish(run, tmp_path / "dataset", "preference")
     assert not (tmp_path / "dataset").exists()
+
+
+def test_a_single_candidate_is_not_blamed_on_the_planner(
+    chatter: Path, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    run = made(write_recipe, tmp_path, "chatter", candidates=1, selection_orders=1)
+    with pytest.raises(
+        RunError, match="none gives a pair: 6 samples had a single candidate .set `candidates: 4`"
+    ):
+        publish(run, tmp_path / "dataset", "preference")
+
+
+def test_samples_without_a_pair_are_counted_on_the_card(
+    chatter: Path, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    run = made(write_recipe, tmp_path, {"use": "chatter", "distinct": 2}, candidates=2)
+    equal = sum(len(set(texts(sample))) == 1 for sample in samples(run))
+    assert 0 < equal < 6
+    publish(run, tmp_path / "dataset", "preference")
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    assert f"{equal} sample{'s' * (equal > 1)} had only equal candidates" in card
 
 
 def test_a_run_that_replaces_is_refused(write_recipe: WriteRecipe, tmp_path: Path) -> None:

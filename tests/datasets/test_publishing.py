@@ -118,15 +118,60 @@ def test_an_unfinished_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
     assert not (tmp_path / "dataset").exists()
 
 
-@pytest.mark.parametrize("form", ["hf", "instruct-pix2pix", "webdataset"])
-def test_a_run_that_accepted_nothing_is_refused(
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_that_accepted_nothing_is_refused_with_the_cause(
     write_recipe: WriteRecipe, tmp_path: Path, form: str
 ) -> None:
-    filters = [{"use": "eq1", "value": 100}]
-    run = generate(load_recipe(write_recipe(filters=filters)), tmp_path / "run")
-    with pytest.raises(RunError, match="accepted no sample; see why with `reasonpix gallery"):
+    """The filters did it, so no form blames anything else."""
+    recipe = write_recipe(source=PAIRS, filters=[{"use": "eq1", "value": 100}], part="rewrite")
+    run = generate(load_recipe(recipe), tmp_path / "run")
+    with pytest.raises(RunError) as refused:
         publish(run, tmp_path / "dataset", form)
+    assert str(refused.value) == (
+        f"{run} accepted none of its 5 records: score-eq1 rejected 5; try other thresholds with "
+        f"`reasonpix refilter {run}`; `reasonpix gallery {run}` shows the reasons"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "run"]
+
+
+@pytest.mark.usefixtures("trial")
+@pytest.mark.parametrize(
+    ("captions", "where", "cure"),
+    [
+        (["torn", "torn"], "read failed 2", "repair the images"),
+        (["nobody", "a ghost"], "extract rejected 1, ground rejected 1", "change the recipe"),
+        (["a raises-in-planner"] * 2, "plan failed 2", "--retry-failed`"),
+        (["unlisted"], "source failed 1", "--limit all`"),
+    ],
+)
+def test_what_stopped_every_record_is_named_with_counts(
+    write_recipe: WriteRecipe, tmp_path: Path, captions: list[str], where: str, cure: str
+) -> None:
+    path = write_recipe(
+        source={"use": "trial-source", "captions": captions},
+        captioner=None,
+        extractor="trial-extractor",
+        grounder="trial-grounder",
+        planner="trial-planner",
+    )
+    run = generate(load_recipe(path), tmp_path / "run")
+    counts = f"accepted none of its {len(captions)} record{'s' * (len(captions) > 1)}: {where}; "
+    with pytest.raises(RunError) as refused:
+        publish(run, tmp_path / "dataset")
+    assert counts in str(refused.value) and cure in str(refused.value)
+
+
+@pytest.mark.parametrize("inside", ["", "dataset", "stages/dataset", "../run/deep/er"])
+def test_a_run_folder_is_no_place_for_a_dataset(
+    run: RunFolder, tmp_path: Path, inside: str
+) -> None:
+    before = tree(tmp_path / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for place in (tmp_path / "run" / inside, tmp_path / "link" / inside):
+        with pytest.raises(RunError, match=r"run.* publish to a folder outside of it"):
+            publish(run, place)
+    assert tree(tmp_path / "run") == before
+    assert publish(run, tmp_path / "runs-of-mine" / ".." / "dataset") == 5
 
 
 def test_a_recipe_that_cannot_be_read_is_told(run: RunFolder, tmp_path: Path) -> None:
