@@ -105,7 +105,7 @@ def publish(
 def accepted(
     run: RunFolder, report: Callable[[int], None] = lambda done: None
 ) -> Iterator[Outcome]:
-    """The outcomes of a run that a dataset is made of. Raises `RunError`, also if there are none."""
+    """The outcomes that a dataset is made of. Raises `RunError`, also if there are none."""
     done = 0
     try:
         for outcome in read_outcomes(run):

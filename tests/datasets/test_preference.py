@@ -244,7 +244,7 @@ def test_a_single_candidate_is_not_blamed_on_the_planner(
 ) -> None:
     run = made(write_recipe, tmp_path, "chatter", candidates=1, selection_orders=1)
     with pytest.raises(
-        RunError, match="none gives a pair: 6 samples had a single candidate .set `candidates: 4`"
+        RunError, match=r"none gives a pair: 6 samples had a single candidate .set `candidates: 4`"
     ):
         publish(run, tmp_path / "dataset", "preference")
 
