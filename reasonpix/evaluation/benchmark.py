@@ -32,6 +32,7 @@ from reasonpix.evaluation.benchmark_formats import (
     table,
 )
 from reasonpix.evaluation.cases import Benchmark, Case
+from reasonpix.evaluation.magicbrush_captions import GLOBAL, LOCAL, MagicBrushCaptions
 from reasonpix.plugin.types import Box
 
 Kind = Annotated[str, Field(pattern=r"^\w[\w -]*$", max_length=50)]
@@ -56,7 +57,9 @@ class BenchmarkOptions(BaseModel):
         "benchmark of reasonpix, and direct for others",
     )
     captions: Path | None = Field(
-        None, description="MagicBrush's global_descriptions.json, if the data have no captions"
+        None,
+        description="Folder with MagicBrush's local_descriptions.json and "
+        "global_descriptions.json, if the data have no captions",
     )
     limit: int | None = Field(
         None, ge=1, description="Read only the first cases, at most this many"
@@ -70,8 +73,8 @@ def read_benchmark(options: BenchmarkOptions, base: Path) -> Benchmark:
     """
     cases: dict[str, Case] = {}
     broken: dict[str, str] = {}
-    drafts = islice(_drafts(options, base), options.limit)
-    for row, case in prefetch(_check_row, drafts, THREADS):
+    drafts, captions = _drafts(options, base)
+    for row, case in prefetch(_check_row, islice(drafts, options.limit), THREADS):
         if isinstance(case, str):
             broken[row] = case
         elif case.id.lower() in cases:  # file systems may ignore case
@@ -85,22 +88,36 @@ def read_benchmark(options: BenchmarkOptions, base: Path) -> Benchmark:
         )
     if not cases:
         raise SourceError(f"benchmark: {options.path}: it has no cases")
-    return Benchmark(options.path, list(cases.values()))
+    notes = () if captions is None else tuple(captions.notes())
+    return Benchmark(options.path, list(cases.values()), notes)
 
 
-def _drafts(options: BenchmarkOptions, base: Path) -> Iterator[DraftRow]:
-    """The rows, read in the format that the benchmark has."""
+def _drafts(
+    options: BenchmarkOptions, base: Path
+) -> tuple[Iterator[DraftRow], MagicBrushCaptions | None]:
+    """The rows, read in the format that the benchmark has, and the descriptions beside them."""
     name, root = options.path, base / Path(options.path).expanduser()
-    captions = base / options.captions.expanduser() if options.captions else None
+    captions = _named_captions(base / options.captions.expanduser()) if options.captions else None
     for folder_name, folder in ((name, root), (f"{name}/{options.split}", root / options.split)):
         if (folder / SESSIONS).is_file():
             _reject_options(options, "instructions", "revision")
-            return magicbrush(folder_name, folder, captions)
+            captions = MagicBrushCaptions(folder) if captions is None else captions
+            return magicbrush(folder_name, folder, captions), captions
     if root.is_dir() and scenarios(root):
         _reject_options(options, "instructions", "revision", "captions")
-        return reason_edit(name, root)
+        return reason_edit(name, root), None
     rows = open_reader(name, base, options.split, options.revision)
-    return table(rows, options.instructions, captions)
+    return table(rows, options.instructions, captions), captions
+
+
+def _named_captions(folder: Path) -> MagicBrushCaptions:
+    """The descriptions in a folder that the recipe names. Raises `SourceError`."""
+    captions = MagicBrushCaptions(folder)
+    if not captions:
+        raise SourceError(
+            f"benchmark.captions: {folder} is not a folder with MagicBrush's {LOCAL} or {GLOBAL}"
+        )
+    return captions
 
 
 def _reject_options(options: BenchmarkOptions, *names: str) -> None:
@@ -178,6 +195,7 @@ def _check_row(draft: DraftRow) -> tuple[str, Case | str]:
         instructions=instructions,
         caption=_text(draft.caption) or "",
         edited_caption=_text(draft.edited_caption) or "",
+        local_caption=draft.local_caption,
         target=_text(draft.target),
         box=box,
         read_mask=partial(mask.mask, source.size) if mask else None,

@@ -15,6 +15,7 @@ from typing import Any
 from reasonpix.datasets.reader import PairReader
 from reasonpix.errors import SourceError
 from reasonpix.evaluation.cases import DIRECT
+from reasonpix.evaluation.magicbrush_captions import MagicBrushCaptions
 from reasonpix.generation.components.file_source import file_bytes
 
 REASONING = "reasoning"
@@ -38,6 +39,8 @@ class Draft:
     mask: ReadImage | None = None
     caption: object = None
     edited_caption: object = None
+    local_caption: str | None = None
+    """MagicBrush's local description, see `Case`."""
     target: object = None
     box: object = None
     """XYXY in pixels of the input image."""
@@ -55,7 +58,9 @@ _TURN = ("img_id", "turn_index")
 
 
 def table(
-    rows: PairReader, instructions: Mapping[str, str] | None, captions: Path | None
+    rows: PairReader,
+    instructions: Mapping[str, str] | None,
+    captions: MagicBrushCaptions | None,
 ) -> Iterator[DraftRow]:
     """Tables of `reasonpix benchmark` and `publish`, and others, such as MagicBrush's on the hub.
 
@@ -65,8 +70,7 @@ def table(
     kinds = instructions or _kinds(rows)
     rows.require(list(kinds.values()))
     columns = [name for name in (*_FACTS, *_TURN) if name in rows.columns]
-    captions_file = _Captions(captions) if captions else None
-    if captions_file and not set(_TURN) <= set(columns):
+    if captions is not None and not set(_TURN) <= set(columns):
         raise SourceError(
             f"captions: {rows.where} lacks the columns img_id and turn_index to look them up by"
         )
@@ -77,7 +81,7 @@ def table(
             continue
         texts = {kind: cells[column] for kind, column in kinds.items()}
         try:
-            turn = _turn(cells, captions_file) if set(_TURN) <= set(columns) else {}
+            turn = _turn(cells, captions) if set(_TURN) <= set(columns) else {}
         except (OSError, ValueError) as error:
             yield name, str(error)
             continue
@@ -114,7 +118,7 @@ def _own_facts(cells: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _turn(cells: Mapping[str, Any], captions: _Captions | None) -> dict[str, Any]:
+def _turn(cells: Mapping[str, Any], captions: MagicBrushCaptions | None) -> dict[str, Any]:
     """From MagicBrush's columns. Raises `OSError` and `ValueError`."""
     if missing := [name for name in _TURN if cells[name] is None]:
         raise OSError(f"has no {' and no '.join(missing)}")
@@ -129,24 +133,21 @@ def _turn(cells: Mapping[str, Any], captions: _Captions | None) -> dict[str, Any
 # -- MagicBrush -----------------------------------------------------------------------------------
 
 SESSIONS = "edit_sessions.json"
-CAPTIONS = "global_descriptions.json"
 
 
-def magicbrush(where: str, folder: Path, captions: Path | None) -> Iterator[DraftRow]:
+def magicbrush(where: str, folder: Path, captions: MagicBrushCaptions) -> Iterator[DraftRow]:
     """The folder of MagicBrush's test set (OSU-NLP-Group/MagicBrush).
 
     ```
     edit_sessions.json         {image: [{"input", "mask", "output", "instruction"}, …]}, by turns
-    global_descriptions.json   {image: {file: caption}}, of inputs and outputs
+    local_descriptions.json    see `magicbrush_captions`
+    global_descriptions.json
     images/<image>/<file>      139-input.png, 139-mask1.png, 139-output1.png, …
     ```
 
     Every turn is a case. Its input is the previous turn's output, as in the single-turn setting of
     MagicBrush's evaluation.
     """
-    if captions is None and (folder / CAPTIONS).is_file():
-        captions = folder / CAPTIONS
-    captions_file = _Captions(captions) if captions else None
     for image, turns in _json(folder / SESSIONS, "{image: [turn, …]}").items():
         for number, turn in enumerate(turns if isinstance(turns, list) else [turns], 1):
             shown = image.encode(
@@ -154,22 +155,19 @@ def magicbrush(where: str, folder: Path, captions: Path | None) -> Iterator[Draf
             ).decode()  # lone surrogates cannot be printed
             name = f"{where}/{SESSIONS} {shown} turn {number}"
             try:
-                yield _session_turn(
-                    folder / "images" / image, name, image, number, turn, captions_file
-                )
+                yield _session_turn(folder / "images" / image, name, image, number, turn, captions)
             except OSError as error:
                 yield name, str(error)
 
 
 def _session_turn(
-    folder: Path, name: str, image: str, number: int, turn: Any, captions: _Captions | None
+    folder: Path, name: str, image: str, number: int, turn: Any, captions: MagicBrushCaptions
 ) -> Draft:
     files = [turn.get(key) if isinstance(turn, dict) else None for key in ("input", "output")]
     missing = [key for key, file in zip(("input", "output"), files, strict=True) if not file]
     if missing:
         raise OSError(f"names no {' and no '.join(missing)}")
     before, after = map(str, files)
-    captions_file = captions.of(image, before, after) if captions else {}
     return Draft(
         row=name,
         id=f"{image}-{number}",
@@ -178,24 +176,8 @@ def _session_turn(
         truth=partial(_file, folder / after),
         mask=partial(_file, folder / str(turn["mask"])) if turn.get("mask") else None,
         groups={"turn": str(number)},
-        **captions_file,
+        **captions.of(image, before, after),
     )
-
-
-class _Captions:
-    """MagicBrush's global_descriptions.json."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._captions = _json(path, "{image: {file: caption}}")
-
-    def of(self, image: str, before: str, after: str) -> dict[str, Any]:
-        """The two captions of a turn. Raises `OSError` if the edited image has none."""
-        by_file = self._captions.get(image)
-        captions = by_file if isinstance(by_file, dict) else {}
-        if not captions.get(after):
-            raise OSError(f"{self._path.name} has no caption for {after}")
-        return {"caption": captions.get(before), "edited_caption": captions[after]}
 
 
 # -- Reason-Edit ----------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ class Case:
     """The ground-truth edit, RGB, of any size. Raises `SourceError`."""
     caption: str = ""
     edited_caption: str = ""
+    local_caption: str | None = None
+    """What the edit puts there, without the rest of the image: MagicBrush's local description. ""
+    if the benchmark has such descriptions, but not of this case; None if it has none."""
     target: str | None = None
     """The category that the edit should put into the box."""
     box: Box | None = None
@@ -43,6 +46,11 @@ class Case:
     groups: Mapping[str, str] = field(default_factory=dict)
     """Values to break results down by, such as {"category": "bee", "edit": "bee → ant"}."""
 
+    @property
+    def clip_t_caption(self) -> str:
+        """What CLIP-T compares the edit with; empty if it cannot be computed."""
+        return self.edited_caption if self.local_caption is None else self.local_caption
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -50,6 +58,8 @@ class Benchmark:
 
     name: str
     cases: Sequence[Case]
+    notes: Sequence[str] = ()
+    """Sentences that the reader of results should know, such as which captions were used."""
 
     @property
     def kinds(self) -> list[str]:

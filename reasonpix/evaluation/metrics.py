@@ -221,16 +221,22 @@ class Metrics:
             if case.read_truth:
                 values["clip_i"] = cosine(by_clip["edited"], by_clip["truth"])
                 values["dino"] = cosine(by_dino["edited"], by_dino["truth"])
-            if case.edited_caption:
-                wanted = self._captions[case.edited_caption]
+            if case.clip_t_caption:
+                wanted = self._captions[case.clip_t_caption]
                 values["clip_t"] = cosine(by_clip["edited"], wanted)
             if _has_direction(case):
                 values["clip_direction"] = cosine(
-                    by_clip["edited"] - by_clip["input"], wanted - self._captions[case.caption]
+                    by_clip["edited"] - by_clip["input"],
+                    self._captions[case.edited_caption] - self._captions[case.caption],
                 )
 
     def _embed_captions(self, cases: Sequence[Case]) -> None:
-        captions = {text for case in cases for text in (case.caption, case.edited_caption) if text}
+        captions = {
+            text
+            for case in cases
+            for text in (case.caption, case.edited_caption, case.clip_t_caption)
+            if text
+        }
         if new := sorted(captions - self._captions.keys()):
             self._captions |= zip(new, self._clip.embed_texts(new), strict=True)
 
@@ -265,7 +271,7 @@ def _has_direction(case: Case) -> bool:
 def _clip_roles(case: Case) -> list[str]:
     """The roles of the images that CLIP embeds."""
     roles = {
-        "edited": case.read_truth or case.edited_caption,
+        "edited": case.read_truth or case.clip_t_caption or _has_direction(case),
         "truth": case.read_truth,
         "input": _has_direction(case),
     }

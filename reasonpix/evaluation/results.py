@@ -46,6 +46,8 @@ class CaseRecord(BaseModel):
     """By kind."""
     caption: str
     edited_caption: str
+    local_caption: str | None = None
+    """What CLIP-T compares with instead of `edited_caption`, see `Case`."""
     groups: dict[str, str]
     target: str | None = None
     box: tuple[float, ...] | None = None
@@ -75,6 +77,11 @@ class EvaluationFolder:
     def benchmark(self) -> str:
         """The benchmark's path or hub id, as in the recipe."""
         return str(self._index["benchmark"])
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the benchmark, such as which captions were used."""
+        return list(self._index["notes"])
 
     @property
     def kinds(self) -> list[str]:

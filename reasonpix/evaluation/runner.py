@@ -171,6 +171,7 @@ def _prepare(
         raise RunError(f"{out} holds the evaluation of another benchmark; name a new folder")
     index = {
         "benchmark": benchmark.name,
+        "notes": list(benchmark.notes),
         "kinds": benchmark.kinds,
         "folders": {TRUTH: TRUTH, COPY: COPY}
         | {name: _edits_folder(spec, recipe.seed) for name, spec in recipe.methods.items()},
@@ -195,6 +196,7 @@ def _record_of(case: Case) -> CaseRecord:
         instructions=dict(case.instructions),
         caption=case.caption,
         edited_caption=case.edited_caption,
+        local_caption=case.local_caption,
         groups=dict(case.groups),
         target=case.target,
         box=case.box.xyxy if case.box else None,

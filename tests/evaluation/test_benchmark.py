@@ -129,8 +129,9 @@ def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("captioned", [True, False])
 def test_the_columns_of_magicbrush(tmp_path: Path, captioned: bool) -> None:
     magicbrush_parquet(tmp_path / "hub")
-    (tmp_path / "told.json").write_text(json.dumps(descriptions()))
-    captions = {"captions": "told.json"} if captioned else {}
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told" / "global_descriptions.json").write_text(json.dumps(descriptions()))
+    captions = {"captions": "told"} if captioned else {}
     found = read("hub", tmp_path, split="dev", **captions)
     assert found.kinds == ["direct"]
     first, second = found.cases
@@ -191,16 +192,15 @@ def test_broken_turns_are_told_all_at_once(tmp_path: Path) -> None:
         assert re.search(line, said), said
 
 
-def test_a_caption_that_is_missing_is_told(tmp_path: Path) -> None:
+def test_descriptions_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     magicbrush_folder(tmp_path)
-    (tmp_path / "global_descriptions.json").write_text(json.dumps(descriptions(turns=1)))
-    assert "turn 2: global_descriptions.json has no caption for 139-output2.png" in trouble(
-        tmp_path
-    )
-    (tmp_path / "global_descriptions.json").write_text("[")
-    assert "global_descriptions.json: cannot be read" in trouble(tmp_path)
+    for name in ("global_descriptions.json", "local_descriptions.json"):
+        (tmp_path / name).write_text("[")
+        assert f"{name}: cannot be read" in trouble(tmp_path)
+        (tmp_path / name).write_text("[]")
+        assert f"{name}: expected {{image: {{file: description}}}}" in trouble(tmp_path)
+        (tmp_path / name).unlink()
     (tmp_path / "edit_sessions.json").write_text("[]")
-    (tmp_path / "global_descriptions.json").unlink()
     assert "edit_sessions.json: expected {image: [turn, …]}" in trouble(tmp_path)
 
 
@@ -312,8 +312,12 @@ def test_what_is_no_benchmark_is_told(tmp_path: Path) -> None:
     assert "it has no cases" in trouble(tmp_path / "none")
     benchmark(tmp_path / "bench", [row(0)])
     assert "no file of split 'dev'" in trouble(tmp_path / "bench", split="dev")
-    captions = tmp_path / "told.json"
-    captions.write_text("{}")
+    captions = tmp_path / "told"
+    captions.mkdir()
+    assert "is not a folder with MagicBrush's local_descriptions.json" in trouble(
+        tmp_path / "bench", captions=captions
+    )
+    (captions / "local_descriptions.json").write_text("{}")
     assert "lacks the columns img_id and turn_index" in trouble(
         tmp_path / "bench", captions=captions
     )

@@ -17,6 +17,7 @@ from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
 from reasonpix.evaluation.benchmark_formats import Draft, magicbrush
 from reasonpix.evaluation.benchmark_formats import reason_edit as read_reason_edit
 from reasonpix.evaluation.cases import Case
+from reasonpix.evaluation.magicbrush_captions import MagicBrushCaptions
 from tests.support.benchmark_files import (
     SIZE,
     magicbrush_folder,
@@ -142,7 +143,8 @@ def test_sessions_keep_the_order_of_the_file(tmp_path: Path) -> None:
     found = cases(tmp_path)
     assert [case.id for case in found] == ["139-1", "139-2", "7-1"]
     assert {(case.caption, case.edited_caption) for case in found} == {("", "")}
-    rows = [draft.row for draft in magicbrush("it", tmp_path, None) if isinstance(draft, Draft)]
+    captions = MagicBrushCaptions(tmp_path)
+    rows = [draft.row for draft in magicbrush("it", tmp_path, captions) if isinstance(draft, Draft)]
     assert rows == [
         "it/edit_sessions.json 139 turn 1",
         "it/edit_sessions.json 139 turn 2",

@@ -325,6 +325,25 @@ def test_a_value_is_left_out_where_the_case_lacks_what_it_needs(
     assert values.keys() == keys
 
 
+def test_clip_t_is_read_with_the_local_caption_and_direction_with_those_of_images(
+    metrics: Metrics,
+) -> None:
+    whole = {"caption": "a bee", "edited_caption": "an ant on a leaf"}
+    edit = image(seed=5)
+    cases = [
+        case(**whole),
+        case(**whole, local_caption="an ant"),
+        case(**whole, local_caption=""),
+        case(caption="x", edited_caption="an ant"),
+    ]
+    both, local, lacking, other = metrics.measure(cases, [edit] * 4)
+    assert isinstance(local, dict) and isinstance(both, dict) and isinstance(other, dict)
+    assert local["clip_t"] == other["clip_t"] != both["clip_t"]
+    assert local["clip_direction"] == both["clip_direction"]
+    assert isinstance(lacking, dict) and "clip_t" not in lacking
+    assert lacking["clip_direction"] == both["clip_direction"]
+
+
 def test_every_value_has_a_measure(models: Path, folder: Path) -> None:
     whole = case(
         read_truth=image(3),

@@ -31,6 +31,8 @@ def print_tables(comparison: Comparison, console: Console | None = None) -> None
             console.print(_table(comparison, kind, metrics[first : first + step]))
         for line in _missing_cases(comparison, kind):
             console.print(line, markup=False, highlight=False)
+    for note in comparison.folder.notes:
+        console.print(note, markup=False, highlight=False)
 
 
 def _table(comparison: Comparison, kind: str, metrics: Sequence[MetricSpec]) -> Table:

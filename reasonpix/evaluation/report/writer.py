@@ -52,6 +52,7 @@ def _json(comparison: Comparison) -> str:
     folder = comparison.folder
     content = {
         "benchmark": folder.benchmark,
+        "notes": folder.notes,
         "cases": len(folder.records),
         "kinds": folder.kinds,
         "methods": folder.methods,

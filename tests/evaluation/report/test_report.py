@@ -41,6 +41,9 @@ def scored(method: str, kind: str, case: int) -> dict[str, float] | None:
     return {"l1": 1 - dino, "dino": dino}
 
 
+NOTE = "CLIP-T compares with <local> descriptions."
+
+
 def make(
     root: Path,
     scores: Scores = scored,
@@ -52,7 +55,7 @@ def make(
     folders = {TRUTH: TRUTH, COPY: COPY} | {name: f"m{i}" for i, name in enumerate(methods)}
     root.mkdir()
     (root / "evaluation.json").write_text(
-        json.dumps({"benchmark": "bench", "kinds": KINDS, "folders": folders})
+        json.dumps({"benchmark": "bench", "notes": [NOTE], "kinds": KINDS, "folders": folders})
     )
     (root / "recipe.yaml").write_text("methods: {ours: copy}\n")
     ids = [f"case-{index}" for index in range(cases)]
@@ -127,6 +130,18 @@ def test_means_intervals_and_groups_are_those_of_the_scores(tmp_path: Path) -> N
     counts = {(it["kind"], it["method"]): it for it in report["counts"]}
     assert counts["direct", "theirs"]["failed"] == {"case-2": "it diverged <here>"}
     assert counts["direct", "theirs"]["pending"] == 0
+
+
+def test_notes_about_the_benchmark_are_on_the_page_in_json_and_on_the_console(
+    tmp_path: Path,
+) -> None:
+    comparison = write_report(make(tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "CLIP-T compares with &lt;local&gt; descriptions." in page
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["notes"] == [NOTE]
+    console = Console(width=130, file=io.StringIO())
+    print_tables(comparison, console)
+    assert NOTE in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_differences_are_of_the_cases_that_both_methods_have(tmp_path: Path) -> None:
