@@ -86,6 +86,27 @@ def test_images_of_any_size_get_a_sentence(blip2: Blip2, size: tuple[int, int]) 
         assert text == text.strip()
 
 
+@pytest.mark.parametrize(
+    ("size", "where"),
+    [
+        ((128, 64), (0, 0)),
+        ((128, 64), (64, 0)),
+        ((64, 128), (0, 64)),
+        ((192, 64), (0, 0)),
+        ((192, 64), (128, 0)),
+    ],
+)
+def test_the_sides_of_an_image_are_seen(
+    blip2: Blip2, size: tuple[int, int], where: tuple[int, int]
+) -> None:
+    """BLIP-2's processor squeezes an image into a square and crops nothing."""
+    scene = world.scene("test", 3)
+    pixels = scene.render()
+    image = Image.new("RGB", size, tuple(int(value) for value in pixels[0, 0]))
+    image.paste(Image.fromarray(pixels), where)
+    assert texts(blip2, [image]) == [scene.caption] == ["a bee and an airplane"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_says_the_same(dtype: str, blip2: Blip2, images: list[Image.Image]) -> None:
     # transformers keeps the Q-Former of a float16 model in float32: the parts must still fit.

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.testing import EncoderContract, photographs
@@ -141,7 +143,9 @@ def by_transformers(folder: Path, image: Image.Image, text: str) -> Sequence[NDA
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     words = PreTrainedTokenizerFast.from_pretrained(folder)
     ids = words(text.replace("<image>", "<image>" * IMAGE_TOKENS), return_tensors="pt").input_ids
-    pixels = processor()(images=image, return_tensors="pt").pixel_values
+    square = {"height": 16, "width": 16}
+    padding = LlavaImageProcessorPil(size={"shortest_edge": 16}, crop_size=square, do_pad=True)
+    pixels = padding(images=image, return_tensors="pt").pixel_values
     with torch.no_grad():
         out = model(input_ids=ids, pixel_values=pixels, output_hidden_states=True)
     return [hidden[0].numpy() for hidden in out.hidden_states]
@@ -166,6 +170,47 @@ def test_states_are_the_hidden_states_of_transformers(whole: Path) -> None:
         found = states(loaded(whole, layer=layer, states="all"), image, "make it red")
         np.testing.assert_allclose(found, hidden[layer], rtol=0, atol=2e-4)
     assert not np.allclose(hidden[-1], hidden[-2], atol=0.1)
+
+
+SHAPES = [(32, 24), (24, 32), (48, 27), (27, 48), (63, 27), (96, 16), (16, 96), (160, 8), (9, 7)]
+"""Width and height: 4:3, 16:9, 21:9, and beyond, lying and standing."""
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_images_that_are_not_square_are_padded_as_transformers_pads_them(
+    whole: Path, llava: Llava, size: tuple[int, int]
+) -> None:
+    image = photographs()[4].resize(size)
+    hidden = by_transformers(whole, image, PROMPT.replace("{instruction}", "more"))
+    found = states(llava, image, "more")
+    np.testing.assert_allclose(found, hidden[-1][-len(found) :], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_an_object_at_the_edge_is_seen(llava: Llava, size: tuple[int, int]) -> None:
+    plain = Image.new("RGB", size, "white")
+    width, height = size
+    margin = max(1, max(size) // 8)  # less than what a centre crop cuts off these shapes
+    ends = [(0, 0, margin, height), (width - margin, 0, width, height)]
+    if height > width:
+        ends = [(0, 0, width, margin), (0, height - margin, width, height)]
+    seen = [states(llava, plain, "more")]
+    for end in ends:
+        image = plain.copy()
+        image.paste((200, 0, 0), end)
+        seen.append(states(llava, image, "more"))
+    for one, other in combinations(seen, 2):
+        assert np.abs(one - other).max() > 0.01
+
+
+def test_a_square_image_is_not_padded(whole: Path, llava: Llava) -> None:
+    image = photographs()[0].resize((24, 24))
+    pixels = processor()(images=image, return_tensors="pt").pixel_values
+    model = LlavaForConditionalGeneration.from_pretrained(whole).eval()
+    with torch.no_grad():
+        expected = model.model.get_image_features(pixels).pooler_output[0]
+    found = llava._reader.image_states([image])[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_text_states_are_those_after_the_image(whole: Path, llava: Llava) -> None:
@@ -438,6 +483,7 @@ def test_both_checkpoints_enter_the_fingerprint(parts: tuple[Path, Path], tmp_pa
         return plugins.fingerprint_facts("encoder", "llava", options)
 
     before = facts(eyes, language)
+    assert before["version"] == "2"  # "1" cropped the centre: caches of its h are not read
     assert facts(shutil.copytree(eyes, tmp_path / "e"), language) == before
     assert facts(eyes, shutil.copytree(language, tmp_path / "l")) == before
     assert facts(eyes, changed(language, tmp_path / "other", rms_norm_eps=0.1)) != before

@@ -81,9 +81,13 @@ class LlavaOptions(ModelOptions):
 
 
 class Llava(MLLMEncoder[LlavaOptions]):
-    """Hidden states h of a LLaVA after one forward pass; it generates no text."""
+    """Hidden states h of a LLaVA after one forward pass; it generates no text.
+
+    Images that are not square are padded to a square, as in LLaVA-1.5, so it sees all of them.
+    """
 
     name = "llava"
+    version = "2"
     Options = LlavaOptions
 
     def load(self) -> None:

@@ -45,6 +45,21 @@ BUCKET = 16
 """On a CPU texts are padded to a multiple of this many tokens."""
 
 
+def pad_to_square(image: Image, mean: Sequence[float]) -> Image:
+    """The whole RGB image in the middle of a square of the processor's `mean` colour, in [0, 1].
+
+    LLaVA-1.5's `image_aspect_ratio: pad`. CLIP's processor would cut off the sides instead.
+    """
+    from PIL import Image
+
+    if image.width == image.height:
+        return image
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
 class Reader:
     """A loaded LLaVA. Raises `WeightsError` for other models and for parts that do not match."""
 
@@ -277,8 +292,9 @@ class Reader:
     def image_states(self, images: list[Image]) -> Tensor:
         """The projector's outputs for images: (images, tokens, width)."""
         # RGB also for grey images; the format is explicit, or a height of 1 is taken for channels.
+        mean = self._images.image_mean or (0, 0, 0)
         pixels = self._images(
-            images=[image.convert("RGB") for image in images],
+            images=[pad_to_square(image.convert("RGB"), mean) for image in images],
             input_data_format="channels_last",
             return_tensors="pt",
         ).pixel_values
