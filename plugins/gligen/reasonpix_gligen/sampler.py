@@ -1,8 +1,9 @@
 """Grounded inpainting in batches: each edit with a box, a phrase and a seed of its own.
 
 The steps are those of diffusers' `StableDiffusionGLIGENPipeline` (deprecated, one image a call),
-with three differences: all noise comes from the edit's own generator, every latent cell that the
-box touches is repainted, and the known latents stand in the result that is decoded.
+with four differences: the input's latents are the mode of the VAE's posterior instead of a sample,
+all noise comes from the edit's own generator, every latent cell that the box touches is repainted,
+and the known latents replace those outside the box before decoding.
 """
 
 from __future__ import annotations
