@@ -334,7 +334,7 @@ def without_posterior_variance(model: Path) -> None:
 
 
 def contiguous_images() -> Any:
-    """An image processor of diffusers: the pipeline's noise follows the memory order of its tensor."""
+    """For the pipeline, whose noise follows the memory order of the image's tensor."""
     from diffusers.image_processor import VaeImageProcessor
 
     class Contiguous(VaeImageProcessor):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 import pytest
-from reasonpix_mini.paper import Step, figure15, table3
+from reasonpix_mini.paper import Step, figure15, settings, table3
 
 from reasonpix.cli.main import cli
 from reasonpix.cli.recipes import load_any
 from reasonpix.generation.recipe_catalog import locate
 
-STEPS = [*table3(), *figure15()]
+STEPS = [*table3(), *figure15(), *settings()]
 
 
 def words(step: Step) -> list[str]:
@@ -33,7 +33,7 @@ def test_each_step_is_a_command_with_a_recipe_that_checks(step: Step) -> None:
         load_any(locate(given["recipe"]), given["overrides"])
 
 
-@pytest.mark.parametrize("steps", [table3, figure15])
+@pytest.mark.parametrize("steps", [table3, figure15, settings])
 def test_what_a_step_reads_was_made_before(steps: Callable[[], Iterator[Step]]) -> None:
     made: set[Path] = set()
     for step in steps():

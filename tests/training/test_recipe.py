@@ -187,3 +187,16 @@ def test_the_schema_knows_the_options_of_encoders(path: Path) -> None:
     model = {"model": "a/b", "connector": "identity"}
     assert valid(LEAST | {"model": model})
     assert not valid(LEAST | {"model": model | {"connector": "q-former"}})
+
+
+def test_the_papers_training_starts_from_stable_diffusion_with_instruct_pix2pixs_settings() -> None:
+    recipe = load_training_recipe("paper-train")
+    assert recipe.model.init == "sd15"
+    assert recipe.data.resolution == 256
+    assert recipe.learning_rate == 1e-4
+    assert recipe.align is None
+    # configs/train.yaml of timothybrooks/instruct-pix2pix mirrors half of the pairs, and its
+    # trainer does not clip gradients.
+    assert recipe.data.flip
+    assert recipe.max_gradient_norm is None
+    assert load_training_recipe("recommended-train").model.init == "ip2p"

@@ -2,9 +2,10 @@
 
     python -m reasonpix_mini.paper table3      # Table 3
     python -m reasonpix_mini.paper figure15    # Figures 15a and 15b, with their training
+    python -m reasonpix_mini.paper settings    # the paper's settings and the recommended ones
 
-Each step is a command of `reasonpix`, printed before it runs. One whose result is there is left
-out; one that was stopped goes on.
+Each step is a command of `reasonpix`, printed before it runs. A step whose result exists is
+skipped; one that was interrupted continues.
 """
 
 from __future__ import annotations
@@ -25,7 +26,17 @@ PARTS = {
 }
 """Recipe and training scenes of each part; the test split shares none with them."""
 
-TRAINING = ("cache=runs/features", "steps=600", "save_every=300", "validation=null", "trackers=[]")
+PAPER_FILTERS = {
+    "1": ("selection_orders=1", "filters=[{use: eq1, reject_fraction: 0.1}]"),
+    "2": ("filters=[]",),
+    "3": ("filters=[]",),
+}
+"""How the paper filters each part; the recipes in `PARTS` have the recommended filters."""
+
+FEATURES = ("cache=runs/features", "validation=null", "trackers=[]")
+"""h is computed once for all models."""
+
+TRAINING = (*FEATURES, "steps=600", "save_every=300")
 """How the models of Figure 15 depart from recipe mini/train: fewer steps, h computed once."""
 
 
@@ -40,21 +51,22 @@ def _reasonpix(*words: str) -> list[str]:
     return [sys.executable, "-m", "reasonpix", *words]
 
 
-def _part(number: str) -> Iterator[Step]:
-    """A part of the training data, published."""
+def _part(number: str, settings: Sequence[str] = (), name: str = "part") -> Iterator[Step]:
+    """A part of the training data, published; other `settings` reuse the stages of the run."""
     recipe, *scenes = PARTS[number]
-    run, dataset = f"runs/part{number}-run", Path(f"runs/part{number}")
+    run, dataset = f"runs/part{number}-run", Path(f"runs/{name}{number}")
     sets = [f"--set=source.{setting}" for setting in ("split=train", *scenes)]
+    sets += [f"--set={setting}" for setting in settings]
     generate = _reasonpix("generate", recipe, "--out", run, "--shard-size", "50")
     yield Step(dataset, [*generate, *sets])
     yield Step(dataset, _reasonpix("publish", run, "--out", str(dataset)))
 
 
-def _plain(number: str) -> Step:
+def _plain(number: str, name: str = "part") -> Step:
     """The same with a column of plain words, which the connector is aligned to."""
-    out = Path(f"runs/part{number}-plain")
+    out = Path(f"runs/{name}{number}-plain")
     module = [sys.executable, "-m", "reasonpix_mini.plain_instructions"]
-    return Step(out, [*module, f"runs/part{number}", "--out", str(out)])
+    return Step(out, [*module, f"runs/{name}{number}", "--out", str(out)])
 
 
 def _benchmark(name: str, parts: str) -> Iterator[Step]:
@@ -101,11 +113,33 @@ def figure15() -> Iterator[Step]:
     yield _evaluated("figure15b")
 
 
+def settings() -> Iterator[Step]:
+    """Data and models by the paper's settings and by the recommended ones, and their evaluation."""
+    for number in PARTS:
+        yield from _part(number)
+        yield _plain(number)
+        yield from _part(number, PAPER_FILTERS[number], "paper-part")
+        yield _plain(number, "paper-part")
+    yield from _benchmark("benchmark-123", "123")
+    recommended = ", ".join(f"runs/part{number}-plain" for number in PARTS)
+    paper = ", ".join(f"runs/paper-part{number}-plain" for number in PARTS)
+    for name, recipe, path in [
+        ("paper-train", "mini/paper-train", paper),
+        ("paper-ip2p", "mini/train", paper),
+        ("recommended", "mini/train", recommended),
+    ]:
+        out = Path("runs") / name
+        sets = [f"--set={it}" for it in (f"data.path=[{path}]", *FEATURES)]
+        yield Step(out / "model", [*_reasonpix("train", recipe, "--out", str(out)), *sets])
+    yield _evaluated("settings")
+
+
 def main() -> None:
     """Run the steps, with the time that each took."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["table3", "figure15"])
-    steps = {"table3": table3, "figure15": figure15}[parser.parse_args().what]
+    parser.add_argument("what", choices=["table3", "figure15", "settings"])
+    targets = {"table3": table3, "figure15": figure15, "settings": settings}
+    steps = targets[parser.parse_args().what]
     began = time.monotonic()
     for step in steps():
         if step.result.exists():
