@@ -177,8 +177,9 @@ def publish_command(run: str, out: Path, to: str, push_to_hub: str | None, priva
     if push_to_hub:
         hub.check(push_to_hub)  # before hours of writing
     rows = publish(RunFolder(run), out, to)
-    how = f"; load them with datasets.load_dataset({str(out)!r})" if FORMS[to].data else ""
-    click.echo(f"{FORMS[to].count(rows)} in {out}{how}")
+    click.echo(
+        f"{FORMS[to].count(rows)} in {out}; load them with datasets.load_dataset({str(out)!r})"
+    )
     if push_to_hub:
         click.echo(hub.push(out, push_to_hub, private))
 

@@ -15,8 +15,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reasonpix import __version__
+from reasonpix.datasets.columns import Feature
 from reasonpix.datasets.licences import licence_of, package_licence
-from reasonpix.datasets.writers import Feature, Written
+from reasonpix.datasets.writers import Written
 from reasonpix.errors import PluginError, RunError
 from reasonpix.generation.outcomes import (
     OutcomeCounts,
@@ -44,12 +45,10 @@ class Form:
     """What a row is, in the plural."""
     columns: str
     """Description of the columns or files."""
+    data: str | Sequence[str]
+    """Patterns of the files that `datasets` reads."""
     task: str = "image-to-image"
     """The hub's name of the task."""
-    data: str | None = None
-    """Pattern of the files that `datasets` reads; None if it cannot read this form."""
-    features: Mapping[str, Feature] | None = None
-    """Features of the columns; None if the files define them."""
     split: str = "train"
     """Split of the files."""
     title: str = "Reasoning edits made with reasonpix"
@@ -110,7 +109,7 @@ def render_card(run: RunFolder, form: Form, written: Written) -> str:
     )
     environment.filters |= {"cell": _cell, "yaml": _dump}
     return environment.get_template("card.md.jinja").render(
-        head=_head(form, written.rows, licences),
+        head=_head(form, written, licences),
         form=form,
         summary=form.count(written.rows),
         version=__version__,
@@ -144,7 +143,7 @@ def _cell(text: str) -> str:
 # -- The head -------------------------------------------------------------------------------------
 
 
-def _head(form: Form, rows: int, licences: Mapping[str, str | None]) -> dict[str, Any]:
+def _head(form: Form, written: Written, licences: Mapping[str, str | None]) -> dict[str, Any]:
     """Metadata for the hub. It names a licence only if that of every part is known."""
     head: dict[str, Any] = {"pretty_name": form.title}
     names = list(dict.fromkeys(name for name in licences.values() if name))
@@ -153,16 +152,15 @@ def _head(form: Form, rows: int, licences: Mapping[str, str | None]) -> dict[str
     head |= {
         "task_categories": [form.task],
         "language": ["en"],
-        "size_categories": [_size(rows)],
+        "size_categories": [_size(written.rows)],
         "tags": ["instruction-based-image-editing", "reasonpix"],
     }
-    if form.data is None:
-        return head | {"viewer": False}
-    if form.features:
-        features = [{"name": n, **_feature_metadata(f)} for n, f in form.features.items()]
+    if written.features:
+        features = [{"name": n, **_feature_metadata(f)} for n, f in written.features.items()]
         # Without splits: `datasets` warns unless each has its size in memory too.
         head["dataset_info"] = {"features": features}
-    files = [{"split": form.split, "path": form.data}]
+    data = form.data if isinstance(form.data, str) else [*form.data]
+    files = [{"split": form.split, "path": data}]
     return head | {"configs": [{"config_name": "default", "data_files": files}]}
 
 

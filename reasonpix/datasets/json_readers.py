@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reasonpix.datasets.columns import FEATURES
 from reasonpix.datasets.reader import PairReader, Texts
-from reasonpix.datasets.writers import FEATURES
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import file_bytes
 from reasonpix.generation.components.instruct_pix2pix import InstructPix2Pix, InstructPix2PixOptions
@@ -148,7 +148,7 @@ class WebDatasetReader(_JsonReader):
 
 
 class InstructPix2PixReader(_JsonReader):
-    """The layout of timothybrooks/instruct-pix2pix, with our `facts.jsonl` if it exists.
+    """The layout of timothybrooks/instruct-pix2pix, with our `metadata.jsonl` if it exists.
 
     Columns are named as published: `edit`, `input` and `output` of prompt.json are edit_prompt,
     caption and edited_caption.
@@ -160,9 +160,9 @@ class InstructPix2PixReader(_JsonReader):
         self._source = InstructPix2Pix(InstructPix2PixOptions(path=root, pairs=True))
         folders = self._source.folders()
         self._rows = [(folder, seed) for folder, seeds in folders for seed in seeds]
-        published = any((root / folder / "facts.jsonl").is_file() for folder, _ in folders[:1])
+        self._published = dict(_published_rows(where, root / "metadata.jsonl"))
         own = frozenset({"edit_prompt", "caption", "edited_caption"})
-        self._columns = frozenset(FEATURES) if published else own
+        self._columns = frozenset(FEATURES) if self._published else own
 
     def __len__(self) -> int:
         """The number of seeds."""
@@ -176,11 +176,7 @@ class InstructPix2PixReader(_JsonReader):
     def _facts(self, row: int) -> dict[str, object]:
         folder, seed = self._rows[row]
         prompt = _parse_object(self._file(f"{folder}/prompt.json"))
-        facts: dict[str, object] = {}
-        if (self._root / folder / "facts.jsonl").is_file():
-            lines = map(_parse_object, self._file(f"{folder}/facts.jsonl").splitlines())
-            facts = next((line for line in lines if str(line.get("seed")) == seed), {})
-        return facts | {
+        return self._published.get(f"{folder}/{seed}_0.jpg", {}) | {
             "edit_prompt": prompt.get("edit"),
             "caption": prompt.get("input") or prompt.get("caption"),
             "edited_caption": prompt.get("output"),
@@ -198,3 +194,19 @@ class InstructPix2PixReader(_JsonReader):
             raise OSError(f"{name}: {error.strerror}") from error
         except ValueError as error:  # the name is invalid
             raise OSError(f"{name!r}: {error}") from error
+
+
+def _published_rows(where: str, path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """The rows that we published, by the name of the input image. Raises `SourceError`."""
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = _parse_object(line)
+            except (ValueError, RecursionError) as error:
+                raise SourceError(
+                    f"{where}/{path.name}:{number}: cannot be read: {error}"
+                ) from error
+            if "input_image_file_name" in row:
+                yield str(row["input_image_file_name"]), row

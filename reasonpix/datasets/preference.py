@@ -15,16 +15,8 @@ from typing import Any
 
 from reasonpix.core.figures import counted
 from reasonpix.core.parallel import Size
-from reasonpix.datasets.writers import (
-    TEXT,
-    Feature,
-    Row,
-    Written,
-    many,
-    schema_of,
-    value,
-    write_rows,
-)
+from reasonpix.datasets.columns import TEXT, Feature, Row, many, schema_of, value
+from reasonpix.datasets.writers import Written, write_rows
 from reasonpix.errors import RecipeError, RunError
 from reasonpix.generation.outcomes import Outcome, read_stages
 from reasonpix.generation.run_folder import RunFolder
@@ -116,7 +108,7 @@ def write_preference(
             f"P_select answered in one order only for {counted(single, 'sample')}; their "
             "`agreement` is null."
         )
-    return Written(total, tuple(notes))
+    return Written(total, FEATURES, tuple(notes))
 
 
 def _rows(sample: Sample, prompt: Prompt[Any, Any, Any]) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from reasonpix.core.atomic import output_dir
 from reasonpix.core.figures import counted
 from reasonpix.datasets import preference, writers
 from reasonpix.datasets.card import Form, render_card
+from reasonpix.datasets.columns import columns_of
 from reasonpix.datasets.writers import Written
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.outcomes import Outcome, outcome_counts, read_outcomes
@@ -16,11 +17,12 @@ from reasonpix.generation.run_folder import RunFolder, refuse_inside_run
 from reasonpix.plugin.registry import nearest
 
 _FACTS = (
-    "`direct_instruction`, `edited_caption` and `candidates` (of which `chosen` is the index of "
-    "the one taken) belong to rewritten pairs; `selected`, `target` and `box` (XYXY in pixels of "
-    "the input image) to replaced objects. `source_id` names the image in its source."
+    "`part` is the part of the paper's dataset (I, II or III). `direct_instruction`, "
+    "`edited_caption` and `candidates` (of which `chosen` is the index of the one taken) belong to "
+    "rewritten pairs; `selected`, `target` and `box` (XYXY in pixels of the input image) to "
+    "replaced objects. `source_id` names the image in its source. `score_<filter>_<score>` is what "
+    "a filter measured, null where it did not measure the sample."
 )
-
 
 _TRIPLES = "triples of input image, reasoning instruction and edited image"
 
@@ -28,25 +30,24 @@ FORMS: Mapping[str, Form] = {
     "hf": Form(
         what=_TRIPLES,
         columns="`input_image`, `edit_prompt`, `edited_image` are what diffusers' InstructPix2Pix "
-        "trainer reads: `edit_prompt` is the reasoning instruction, images are lossless. "
-        f"{_FACTS} `scores` is JSON of what the filters measured.",
+        f"trainer reads: `edit_prompt` is the reasoning instruction, images are lossless. {_FACTS}",
         data="data/train-*.parquet",
-        features=writers.FEATURES,
     ),
     "instruct-pix2pix": Form(
         what=_TRIPLES,
         columns="A folder for each sample, listed in `seeds.json`: `0_0.jpg` before and `0_1.jpg` "
         "after (JPEG of quality 100, colours not subsampled); `prompt.json` with the caption "
-        "before (`input`), the reasoning instruction (`edit`) and the caption after (`output`); "
-        "`facts.jsonl` with what else is known. Where an object was replaced, `output` is "
-        "derived: the caption before, with the target's name for the selected category's. "
-        f"{_FACTS} `scores` is what the filters measured.",
+        "before (`input`), the reasoning instruction (`edit`) and the caption after (`output`). "
+        "`metadata.jsonl` has a row for each sample, so that `datasets.load_dataset` gives "
+        "`input_image`, `edit_prompt` (the reasoning instruction), `edited_image` and the other "
+        "columns. Where an object was replaced, `edited_caption` is derived: the caption before, "
+        f"with the target's name for the selected category's. {_FACTS}",
+        data=("metadata.jsonl", "*/0_?.jpg"),
     ),
     "webdataset": Form(
         what=_TRIPLES,
         columns="Each sample is `<record_id>.input.png`, `.edited.png` (both lossless) and "
-        "`.json`, where `edit_prompt` is the reasoning instruction and what is not known is left "
-        f"out. {_FACTS} `scores` is what the filters measured.",
+        f"`.json`, where `edit_prompt` is the reasoning instruction. {_FACTS}",
         data="data/train-*.tar",
     ),
     "preference": Form(
@@ -58,7 +59,6 @@ FORMS: Mapping[str, Form] = {
         "orders for either. `record_id` names the sample.",
         task="text-generation",
         data="data/train-*.parquet",
-        features=preference.FEATURES,
     ),
 }
 """The forms by the name that `reasonpix publish --to` takes."""
@@ -66,11 +66,13 @@ FORMS: Mapping[str, Form] = {
 Writer = Callable[[RunFolder, Iterator[Outcome], Path], Written]
 
 _WRITERS: Mapping[str, Writer] = {
-    "hf": lambda run, accepted, folder: writers.write_parquet(accepted, folder),
+    "hf": lambda run, accepted, folder: writers.write_parquet(accepted, folder, columns_of(run)),
     "instruct-pix2pix": lambda run, accepted, folder: writers.write_instruct_pix2pix(
-        accepted, folder
+        accepted, folder, columns_of(run)
     ),
-    "webdataset": lambda run, accepted, folder: writers.write_webdataset(accepted, folder),
+    "webdataset": lambda run, accepted, folder: writers.write_webdataset(
+        accepted, folder, columns_of(run)
+    ),
     "preference": lambda run, accepted, folder: preference.write_preference(
         accepted, folder, preference.prompt_of(run)
     ),
@@ -142,7 +144,8 @@ def _nothing_accepted(run: RunFolder) -> str:
     else:
         cure = "change the recipe, or plan more records with `--limit`"
     where = ", ".join(f"{stage} {status} {n:,}" for (stage, status), n in ended.items())
+    example = " ".join(counts.examples[stage, status].split())
     return (
-        f"{run} accepted none of its {counted(counts.total, 'record')}: {where}; {cure}; "
-        f"`reasonpix gallery {run}` shows the reasons"
+        f"{run} accepted none of its {counted(counts.total, 'record')}: {where} (such as: "
+        f"{example}); {cure}; `reasonpix gallery {run}` shows all reasons"
     )

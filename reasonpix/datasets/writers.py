@@ -12,8 +12,9 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +24,19 @@ from PIL import Image
 from reasonpix.core.images import UndecodableImage, decode, encode_png
 from reasonpix.core.parallel import Size, prefetch
 from reasonpix.core.text import strip_article
+from reasonpix.datasets.columns import (
+    IMAGE,
+    IMAGES,
+    TEXT,
+    Feature,
+    Row,
+    RunColumns,
+    schema_of,
+)
 from reasonpix.errors import RunError
 from reasonpix.generation.outcomes import Outcome
 from reasonpix.plugin.samples import Sample
 
-Row = dict[str, Any]
 FILE = Size(rows=1000, bytes=500_000_000)
 """Limit of a parquet file or tar of images: files are read in parallel, and there are few."""
 
@@ -40,86 +49,31 @@ class Written:
     """The result of a writer."""
 
     rows: int
+    features: Mapping[str, Feature] | None
+    """Features of the columns, for the head of the card; None if `datasets` reads them off."""
     notes: tuple[str, ...] = ()
     """Sentences for the card that depend on the data."""
-
-
-# -- Features: the types of columns, as `datasets` calls them -------------------------------------
-
-Feature = Mapping[str, Any]
-
-IMAGE: Feature = {"_type": "Image"}
-
-
-def value(dtype: str) -> Feature:
-    """A plain value, such as `string` or `float32`."""
-    return {"dtype": dtype, "_type": "Value"}
-
-
-def many(feature: Feature) -> Feature:
-    """A list of values or of structs (a mapping of names to features)."""
-    return {"feature": feature, "_type": "List"}
-
-
-TEXT = value("string")
-
-
-def schema_of(features: Mapping[str, Feature]) -> pa.Schema:
-    """The parquet schema of columns, with the metadata from which `datasets` reads features."""
-    info = json.dumps({"info": {"features": features}})
-    fields = [(name, _arrow(feature)) for name, feature in features.items()]
-    return pa.schema(fields, metadata={"huggingface": info})
-
-
-def _arrow(feature: Feature) -> pa.DataType:
-    match feature.get("_type"):
-        case "Image":
-            return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        case "Value":
-            return pa.type_for_alias(feature["dtype"])
-        case "List":
-            return pa.list_(_arrow(feature["feature"]))
-        case _:
-            return pa.struct([(name, _arrow(part)) for name, part in feature.items()])
-
-
-# diffusers' InstructPix2Pix trainer reads the first three. All parts share the columns, so their
-# datasets can be concatenated; columns that a part does not fill are null.
-FEATURES: Mapping[str, Feature] = {
-    "input_image": IMAGE,
-    "edit_prompt": TEXT,
-    "edited_image": IMAGE,
-    "direct_instruction": TEXT,
-    "record_id": TEXT,
-    "source_id": TEXT,
-    "caption": TEXT,
-    "edited_caption": TEXT,
-    "candidates": many(TEXT),
-    "chosen": value("int32"),
-    "selected": TEXT,
-    "target": TEXT,
-    "box": many(value("float32")),
-    "scores": TEXT,
-}
 
 
 # -- Hugging Face ---------------------------------------------------------------------------------
 
 
-def write_parquet(accepted: Iterator[Outcome], folder: Path, size: Size = FILE) -> Written:
-    """`data/train-00000.parquet` …: images as lossless PNG, `scores` as JSON."""
-    rows = prefetch(parquet_row, accepted)
-    return Written(write_rows(rows, schema_of(FEATURES), folder, size, GROUP, image_bytes))
+def write_parquet(
+    accepted: Iterator[Outcome], folder: Path, columns: RunColumns, size: Size = FILE
+) -> Written:
+    """`data/train-00000.parquet` …: images as lossless PNG."""
+    rows = prefetch(partial(parquet_row, columns), accepted)
+    schema = schema_of(columns.features)
+    total = write_rows(rows, schema, folder, size, GROUP, image_bytes)
+    return Written(total, columns.features)
 
 
-def parquet_row(outcome: Outcome) -> Row:
-    """A row of the columns `FEATURES`."""
+def parquet_row(columns: RunColumns, outcome: Outcome) -> Row:
+    """A row of `columns`."""
     before, after = _images(outcome.sample)
-    facts = facts_of(outcome)
-    return facts | {
+    return columns.facts(outcome) | {
         "input_image": {"bytes": encode_png(before), "path": None},
         "edited_image": {"bytes": after, "path": None},
-        "scores": json.dumps(facts["scores"], sort_keys=True),
     }
 
 
@@ -170,27 +124,6 @@ def _batches(rows: Iterator[Row], bound: Size, weigh: Callable[[Row], int]) -> I
         yield batch
 
 
-def facts_of(outcome: Outcome) -> Row:
-    """All facts about an edit except its images. None where the part of the paper has no value."""
-    sample = outcome.sample
-    plan, pair, selection = sample.plan, sample.item.pair, sample.selection
-    candidates = sample.candidates.candidates if sample.candidates else None
-    return {
-        "edit_prompt": sample.instruction,
-        "direct_instruction": pair.instruction if pair else None,
-        "record_id": sample.record_id,
-        "source_id": sample.item.native_id,
-        "caption": sample.caption.text if sample.caption else None,
-        "edited_caption": pair.caption if pair else None,
-        "candidates": [c.instruction for c in candidates] if candidates is not None else None,
-        "chosen": selection.chosen if selection else None,
-        "selected": plan.selected if plan else None,
-        "target": plan.target if plan else None,
-        "box": list(sample.box.xyxy) if plan else None,
-        "scores": dict(outcome.scores),
-    }
-
-
 def _images(sample: Sample) -> tuple[Image.Image, bytes]:
     """The input image as RGB, and the edited image as PNG."""
     try:
@@ -199,14 +132,12 @@ def _images(sample: Sample) -> tuple[Image.Image, bytes]:
         raise RunError(f"{sample.item.native_id}: {error}") from error
 
 
-def _without_nulls(facts: Row) -> Row:
-    return {name: fact for name, fact in facts.items() if fact not in (None, {})}
-
-
 # -- WebDataset -----------------------------------------------------------------------------------
 
 
-def write_webdataset(accepted: Iterator[Outcome], folder: Path, size: Size = FILE) -> Written:
+def write_webdataset(
+    accepted: Iterator[Outcome], folder: Path, columns: RunColumns, size: Size = FILE
+) -> Written:
     """`data/train-00000.tar` …: `<record id>.input.png`, `.edited.png` and `.json` of each sample.
 
     Time, owner and mode are fixed, so that equal samples give equal bytes.
@@ -214,7 +145,7 @@ def write_webdataset(accepted: Iterator[Outcome], folder: Path, size: Size = FIL
 
     def members(outcome: Outcome) -> list[tuple[str, bytes]]:
         before, after = _images(outcome.sample)
-        facts = json.dumps(_without_nulls(facts_of(outcome)), ensure_ascii=False, sort_keys=True)
+        facts = json.dumps(columns.facts(outcome), ensure_ascii=False, sort_keys=True)
         contents = {"edited.png": after, "input.png": encode_png(before), "json": facts.encode()}
         key = outcome.sample.record_id
         return [(f"{key}.{kind}", data) for kind, data in contents.items()]
@@ -233,7 +164,9 @@ def write_webdataset(accepted: Iterator[Outcome], folder: Path, size: Size = FIL
                 held, weight = held + 1, weight + sum(len(data) for _, data in sample)
                 sample = next(samples, None)
         total, files = total + held, files + 1
-    return Written(total)
+    facts = {name: kind for name, kind in sorted(columns.features.items()) if name not in IMAGES}
+    members_of = {"edited.png": IMAGE, "input.png": IMAGE, "json": facts}
+    return Written(total, {**members_of, "__key__": TEXT, "__url__": TEXT})
 
 
 def _member(name: str, data: bytes) -> tarfile.TarInfo:
@@ -248,28 +181,36 @@ _SEED = "0"
 """Each folder holds one edit."""
 
 
-def write_instruct_pix2pix(accepted: Iterator[Outcome], folder: Path) -> Written:
+def write_instruct_pix2pix(
+    accepted: Iterator[Outcome], folder: Path, columns: RunColumns
+) -> Written:
     """The layout of timothybrooks/instruct-pix2pix: a folder for each sample.
 
     ```
     seeds.json                [[dir, [seed]], …]
     0000000/prompt.json       {"input": caption, "edit": instruction, "output": edited caption}
-    0000000/facts.jsonl       all other facts
     0000000/0_0.jpg, 0_1.jpg  before, after
+    metadata.jsonl            a row for each sample, as `datasets` reads image folders
     ```
     """
     total = compared = difference = largest = 0
-    for sample in prefetch(_jpegs, accepted):
-        at = folder / f"{total:07d}"
-        at.mkdir()
-        (at / f"{_SEED}_0.jpg").write_bytes(sample.before)
-        (at / f"{_SEED}_1.jpg").write_bytes(sample.after)
-        _write_json(at / "prompt.json", sample.prompt)
-        _write_json(at / "facts.jsonl", sample.facts)
-        total += 1
-        compared += sample.compared
-        difference += sample.difference
-        largest = max(largest, sample.largest)
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
+        for sample in prefetch(partial(_jpegs, columns), accepted):
+            at = folder / f"{total:07d}"
+            at.mkdir()
+            names = [f"{_SEED}_{n}.jpg" for n in (0, 1)]
+            for name, data in zip(names, (sample.before, sample.after), strict=True):
+                (at / name).write_bytes(data)
+            _write_json(at / "prompt.json", sample.prompt)
+            # In the order of `FEATURES`: some trainers take columns by their place.
+            row = {"input_image_file_name": f"{at.name}/{names[0]}"}
+            row |= {"edit_prompt": sample.facts["edit_prompt"]}
+            row |= {"edited_image_file_name": f"{at.name}/{names[1]}", **sample.facts}
+            metadata.write(json.dumps(row, ensure_ascii=False) + "\n")
+            total += 1
+            compared += sample.compared
+            difference += sample.difference
+            largest = max(largest, sample.largest)
     with (folder / "seeds.json").open("w", encoding="utf-8") as seeds:
         for number in range(total):
             entry = json.dumps([f"{number:07d}", [_SEED]])
@@ -278,6 +219,7 @@ def write_instruct_pix2pix(accepted: Iterator[Outcome], folder: Path) -> Written
     loss = difference / max(compared, 1)
     return Written(
         total,
+        None,
         (
             "JPEG is lossy, also outside the box of an edit: the values of the images differ from "
             f"the lossless ones by {loss:.3f} of 255 on average, and by at most {largest}.",
@@ -295,14 +237,15 @@ class _Jpegs(NamedTuple):
     largest: int
 
 
-def _jpegs(outcome: Outcome) -> _Jpegs:
+def _jpegs(columns: RunColumns, outcome: Outcome) -> _Jpegs:
     before, png = _images(outcome.sample)
     after = decode(png)
-    facts = facts_of(outcome)
+    facts = columns.facts(outcome)
+    facts["edited_caption"] = facts["edited_caption"] or derived_caption(outcome.sample)
     prompt = {
-        "input": facts.pop("caption"),
-        "edit": facts.pop("edit_prompt"),
-        "output": facts.pop("edited_caption") or derived_caption(outcome.sample),
+        "input": facts["caption"],
+        "edit": facts["edit_prompt"],
+        "output": facts["edited_caption"],
     }
     if max(before.size) > 65500:
         raise RunError(
@@ -313,7 +256,6 @@ def _jpegs(outcome: Outcome) -> _Jpegs:
     losses = [_loss(*pair) for pair in zip((before, after), encoded, strict=True)]
     compared, difference = (sum(values) for values in list(zip(*losses, strict=True))[:2])
     largest = max(loss[2] for loss in losses)
-    facts = {"seed": int(_SEED), **_without_nulls(facts)}
     return _Jpegs(encoded[0], encoded[1], prompt, facts, compared, difference, largest)
 
 

@@ -18,19 +18,17 @@ from reasonpix.core.images import UndecodableImage, decode, pixel_digest
 from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.core.text import is_text, words_of
 from reasonpix.datasets.card import Form, render_card
+from reasonpix.datasets.columns import Row, RunColumns, columns_of, schema_of
 from reasonpix.datasets.formats import open_reader
 from reasonpix.datasets.publishing import accepted
 from reasonpix.datasets.reader import PairReader
 from reasonpix.datasets.writers import (
-    FEATURES,
     FILE,
     GROUP,
-    Row,
     Written,
     derived_caption,
     image_bytes,
     parquet_row,
-    schema_of,
     with_article,
     write_rows,
 )
@@ -57,9 +55,8 @@ _FORM = Form(
     "(the input's caption with the target in place of the selected category); "
     "`direct_instruction`, from a template drawn by the record; `edit_prompt` is the reasoning "
     "instruction. `selected` became `target` in `box` (XYXY in pixels of the input image). Images "
-    "are lossless. `scores` is JSON of what the filters measured.",
+    "are lossless. `score_<filter>_<score>` is what a filter measured.",
     data="data/test-*.parquet",
-    features=FEATURES,
     split="test",
 )
 
@@ -123,12 +120,13 @@ def build_benchmark(
         clean.sort(key=lambda record: seed_of(seed, "benchmark", record))
         chosen = set(clean[:wanted])
         picked = (it for it in accepted(run) if it.sample.record_id in chosen)
-        rows = prefetch(lambda outcome: _row(outcome, seed), picked, THREADS)
+        columns = columns_of(run)
+        rows = prefetch(lambda outcome: _row(columns, outcome, seed), picked, THREADS)
         written = write_rows(
-            rows, schema_of(FEATURES), draft, FILE, GROUP, image_bytes, split=_FORM.split
+            rows, schema_of(columns.features), draft, FILE, GROUP, image_bytes, split=_FORM.split
         )
         notes = _notes(disjoint_from, left_out, len(clean) - written, seed)
-        text = render_card(run, _FORM, Written(written, notes))
+        text = render_card(run, _FORM, Written(written, columns.features, notes))
         (draft / "README.md").write_text(text, encoding="utf-8")
     return BenchmarkSummary(written, left_out)
 
@@ -140,8 +138,8 @@ def _overlap(training: _TrainingData, outcome: Outcome) -> tuple[str, str | None
         raise RunError(f"{outcome.sample.item.native_id}: {error}") from error
 
 
-def _row(outcome: Outcome, seed: int) -> Row:
-    sample, row = outcome.sample, parquet_row(outcome)
+def _row(columns: RunColumns, outcome: Outcome, seed: int) -> Row:
+    sample, row = outcome.sample, parquet_row(columns, outcome)
     if sample.plan:
         template = TEMPLATES[seed_of(seed, "direct", sample.record_id) % len(TEMPLATES)]
         plan = sample.plan

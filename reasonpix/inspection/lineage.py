@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reasonpix.core.images import decode
-from reasonpix.datasets.writers import facts_of
+from reasonpix.datasets.columns import RunColumns, part_of, score_columns
 from reasonpix.errors import PluginError, ReasonpixError
 from reasonpix.generation.outcomes import Outcome, StageEntry, current_stages, source_of, verdicts
 from reasonpix.generation.pipeline import Stage, stages_of
@@ -135,7 +135,10 @@ def trace_record(run: RunFolder, reference: str, visit: Visit | None = None) -> 
     status, last_stage, reason = _outcome(trace, steps)
     published = None
     if status == "accepted" and trace.sample is not None:
-        published = facts_of(Outcome(trace.sample, "ok", last_stage, "", trace.scores(entries)))
+        columns = RunColumns(part_of(entries), score_columns(trace.scores(entries)))
+        published = columns.facts(
+            Outcome(trace.sample, "ok", last_stage, "", trace.scores(entries))
+        )
     plan = run.plan()
     return Lineage(
         run=str(run),

@@ -91,13 +91,14 @@ def test_the_head_is_what_the_hub_reads(run: RunFolder, tmp_path: Path) -> None:
     assert "5 triples of input image" in body
 
 
-def test_a_form_that_datasets_cannot_read_asks_for_no_viewer(
-    run: RunFolder, tmp_path: Path
-) -> None:
+def test_every_form_names_the_files_that_datasets_reads(run: RunFolder, tmp_path: Path) -> None:
     publish(run, tmp_path / "dataset", "instruct-pix2pix")
     head, _ = parts(tmp_path / "dataset")
-    assert head["viewer"] is False
-    assert "configs" not in head
+    [config] = head["configs"]
+    [files] = config["data_files"]
+    read = {path for pattern in files["path"] for path in (tmp_path / "dataset").glob(pattern)}
+    assert len(read) == 1 + 2 * 5
+    assert "viewer" not in head
 
 
 def test_it_tells_what_came_through_and_why_the_others_did_not(

@@ -20,8 +20,9 @@ from PIL import Image
 from reasonpix.core.images import encode_png
 from reasonpix.core.parallel import Size
 from reasonpix.datasets import writers
+from reasonpix.datasets.columns import FEATURES, RunColumns, columns_of
 from reasonpix.datasets.publishing import publish
-from reasonpix.datasets.writers import derived_caption, facts_of, with_article
+from reasonpix.datasets.writers import derived_caption, with_article
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import Outcome, read_outcomes
 from reasonpix.generation.recipe import load_recipe
@@ -72,6 +73,9 @@ def made(count: int, side: int = 16) -> Iterator[Outcome]:
         yield Outcome(Sample(f"{number:012d}", item, images), "ok", "", "")
 
 
+PLAIN = RunColumns("I")
+
+
 # -- Hugging Face
 
 
@@ -86,9 +90,11 @@ def test_rows_hold_the_accepted_records(run: RunFolder, tmp_path: Path) -> None:
     assert (row["selected"], row["target"], row["caption"]) == ("bee", "pear", "a bee and a rabbit")
     assert row["box"] == [8.0, 8.0, 24.0, 24.0]
     assert row["source_id"] == sample.item.native_id
-    scores = json.loads(row["scores"])
-    assert set(scores) == {"eq1.distance", "no-op.changed"}
-    assert scores["no-op.changed"] == 1.0
+    assert row["part"] == "III"
+    assert row["score_no_op_changed"] == 1.0
+    assert [row["score_eq1_distance"] for row in published] == [
+        outcome.scores["eq1.distance"] for outcome in known
+    ]
 
 
 def test_an_edit_is_the_input_outside_and_the_colour_inside(run: RunFolder, tmp_path: Path) -> None:
@@ -124,7 +130,7 @@ def test_datasets_loads_it_with_images(run: RunFolder, tmp_path: Path) -> None:
     """
     splits, columns, box, pixels, same = elsewhere(code, tmp_path)
     assert splits == ["train"]
-    assert columns == list(writers.FEATURES)
+    assert columns == [*FEATURES, "score_no_op_changed", "score_eq1_distance"]
     assert columns[:3] == ["input_image", "edit_prompt", "edited_image"]
     assert "float32" in box
     natives = [outcome.sample.item.native_id for outcome in accepted(run)]
@@ -132,7 +138,7 @@ def test_datasets_loads_it_with_images(run: RunFolder, tmp_path: Path) -> None:
     assert same  # the head of the card, which the hub's viewer reads, says what the files say
 
 
-@pytest.mark.parametrize("form", ["hf", "webdataset", "preference"])
+@pytest.mark.parametrize("form", ["hf", "webdataset", "instruct-pix2pix", "preference"])
 def test_datasets_has_nothing_to_warn_of(
     form: str, write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
@@ -233,7 +239,7 @@ def test_the_trainer_of_diffusers_takes_it_as_it_is(run: RunFolder, tmp_path: Pa
 
 
 def test_files_and_row_groups_end_where_they_should(tmp_path: Path) -> None:
-    written = writers.write_parquet(made(1250), tmp_path, Size(rows=300, bytes=1 << 40))
+    written = writers.write_parquet(made(1250), tmp_path, PLAIN, Size(rows=300, bytes=1 << 40))
     assert written.rows == 1250
     files = sorted((tmp_path / "data").iterdir())
     assert [file.name for file in files] == [f"train-{n:05d}.parquet" for n in range(5)]
@@ -247,8 +253,8 @@ def test_files_end_by_size_as_well(tmp_path: Path) -> None:
     (tmp_path / "parquet").mkdir()
     (tmp_path / "tar").mkdir()
     size = Size(rows=1000, bytes=100_000)
-    writers.write_parquet(made(250), tmp_path / "parquet", size)
-    writers.write_webdataset(made(250), tmp_path / "tar", size)
+    writers.write_parquet(made(250), tmp_path / "parquet", PLAIN, size)
+    writers.write_webdataset(made(250), tmp_path / "tar", PLAIN, size)
     rows = [pq.read_metadata(f).num_rows for f in sorted((tmp_path / "parquet/data").iterdir())]
     assert rows == [100, 100, 50]  # after a whole row group
     tars = sorted((tmp_path / "tar" / "data").iterdir())
@@ -270,7 +276,7 @@ def test_samples_are_written_as_they_come(tmp_path: Path, form: str) -> None:
             yield outcome
 
     writer = getattr(writers, f"write_{form}")
-    assert writer(watched(), tmp_path).rows == 400
+    assert writer(watched(), tmp_path, PLAIN).rows == 400
     assert max(waiting) < 150
 
 
@@ -296,9 +302,9 @@ def test_tars_hold_what_a_key_says_and_nothing_of_the_writing(
         )
     assert contents[0] == encode_png(known[0].sample.edited_image())
     assert contents[1] == encode_png(known[0].sample.image())
-    facts = {k: v for k, v in facts_of(known[0]).items() if v is not None}
-    assert json.loads(contents[2]) == facts
-    assert facts["scores"]["no-op.changed"] == 1.0
+    facts = json.loads(contents[2])
+    assert facts == columns_of(run).facts(known[0])
+    assert facts["score_no_op_changed"] == 1.0
 
 
 def test_webdataset_reads_it(run: RunFolder, tmp_path: Path) -> None:
@@ -382,31 +388,20 @@ def test_the_class_of_the_original_trainer_reads_it(run: RunFolder, tmp_path: Pa
                 assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (32, 32))
                 assert {component[1:3] for component in image.layer} == {(1, 1)}
     assert {path.name for path in (tmp_path / "dataset").iterdir()} == {
-        "README.md", "seeds.json", *(name for name, _ in listed)
+        "README.md", "seeds.json", "metadata.jsonl", *(name for name, _ in listed)
     }  # fmt: skip
-
-
-def test_datasets_finds_no_fault_with_that_layout(run: RunFolder, tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
-    publish(run, tmp_path / "dataset", "instruct-pix2pix")
-    code = """if True:
-        import datasets
-        print(len(datasets.load_dataset("dataset")["train"]))
-    """
-    assert elsewhere(code, tmp_path) == 2 * 5  # images, which is all that it can tell of them
 
 
 def test_what_that_layout_has_no_place_for_is_beside_it(run: RunFolder, tmp_path: Path) -> None:
     publish(run, tmp_path / "dataset", "instruct-pix2pix")
-    for number, outcome in enumerate(accepted(run)):
-        text = (tmp_path / "dataset" / f"{number:07d}" / "facts.jsonl").read_text()
-        assert text.count("\n") == 1
-        facts = json.loads(text)
-        assert facts["seed"] == 0
+    lines = (tmp_path / "dataset" / "metadata.jsonl").read_text().splitlines()
+    for number, (line, outcome) in enumerate(zip(lines, accepted(run), strict=True)):
+        facts = json.loads(line)
+        assert facts["input_image_file_name"] == f"{number:07d}/0_0.jpg"
         assert facts["record_id"] == outcome.sample.record_id
         assert facts["box"] == [8.0, 8.0, 24.0, 24.0]
-        assert facts["scores"] == outcome.scores
-        assert "direct_instruction" not in facts
+        assert facts["score_eq1_distance"] == outcome.scores["eq1.distance"]
+        assert facts["direct_instruction"] is None
 
 
 def test_a_rewritten_pair_keeps_its_own_captions(write_recipe: WriteRecipe, tmp_path: Path) -> None:
@@ -419,7 +414,7 @@ def test_a_rewritten_pair_keeps_its_own_captions(write_recipe: WriteRecipe, tmp_
     assert prompt == {
         "input": "a square", "edit": sample.instruction, "output": "a square with a hole"
     }  # fmt: skip
-    facts = json.loads((tmp_path / "dataset/0000001/facts.jsonl").read_text())
+    facts = json.loads((tmp_path / "dataset/metadata.jsonl").read_text().splitlines()[1])
     assert facts["direct_instruction"] == "make a hole"
     assert facts["candidates"][facts["chosen"]] == sample.instruction
 

@@ -95,7 +95,7 @@ def test_the_whole_way_of_an_accepted_record(write_recipe: WriteRecipe, tmp_path
     assert all(share is not None and share >= 0 for share in shares)
     assert told.published is not None
     assert told.published["edit_prompt"] == outcome.sample.instruction
-    assert told.published["scores"] == outcome.scores
+    assert told.published["score_eq1_distance"] == outcome.scores["eq1.distance"]
 
     assert json.loads(json.dumps(told.as_dict()))["steps"][4]["stage"] == "plan"
     text = "\n".join(lineage_lines(told))

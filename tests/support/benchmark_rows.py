@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from reasonpix.datasets.writers import FEATURES, schema_of
+from reasonpix.datasets.columns import FEATURES, schema_of
 from tests.support.pair_files import png
 
 
@@ -36,7 +36,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "selected": "bee",
         "target": "rabbit",
         "box": [16.0, 16.0, 41.0, 41.0],
-        "scores": "{}",
+        "part": "III",
     } | changes
 
 
