@@ -13,7 +13,7 @@ from reasonpix.datasets.columns import columns_of
 from reasonpix.datasets.writers import Written
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.outcomes import Outcome, outcome_counts, read_outcomes
-from reasonpix.generation.run_folder import RunFolder, refuse_inside_run
+from reasonpix.generation.run_folder import RunFolder, Status, refuse_inside_run
 from reasonpix.plugin.registry import nearest
 
 _FACTS = (
@@ -126,11 +126,8 @@ def _nothing_accepted(run: RunFolder) -> str:
     counts = outcome_counts(run)
     if counts.total == 0:
         return f"{run} has no records: its source listed none; see `reasonpix status {run}`"
-    ended = {
-        (stage, status): count[status]
-        for stage, count in counts.stages
-        for status in ("rejected", "failed")
-        if count[status]
+    ended: dict[tuple[str, Status], int] = {
+        (stage, status): dict(counts.stages)[stage][status] for stage, status in counts.examples
     }
     (stage, status), _ = max(ended.items(), key=lambda item: item[1])
     if stage in ("source", "read"):
