@@ -16,6 +16,11 @@ import pytest
 import yaml
 from hypothesis import settings
 
+# Servers of tests are on this machine; a test that needs a proxy sets one.
+for kind in ("http", "https", "all", "no"):
+    os.environ.pop(f"{kind}_proxy", None)
+    os.environ.pop(f"{kind}_proxy".upper(), None)
+
 # The same examples in every run, and no time limit on a busy machine.
 settings.register_profile("project", derandomize=True, database=None, deadline=None)
 settings.load_profile("project")

@@ -8,6 +8,7 @@ import click
 
 from reasonpix.cli import edit, evaluate, export, generate, recipes, runs, serve, train
 from reasonpix.cli.plugin_commands import PluggableGroup
+from reasonpix.core.proxies import exempt_this_machine
 
 
 class _Commands(PluggableGroup):
@@ -32,6 +33,7 @@ class _Commands(PluggableGroup):
 @click.option("--debug", is_flag=True, help="Show the traceback of errors.")
 def cli(debug: bool) -> None:
     """Make datasets for reasoning-based image editing; train, evaluate and serve models on them."""
+    exempt_this_machine()
 
 
 for module in (generate, runs, train, edit, evaluate, export, serve, recipes):

@@ -106,15 +106,38 @@ def _share_singular(a: str, b: str) -> bool:
 
 
 def canonical(name: str, names: Iterable[str]) -> str | None:
-    """The entry of `names` equal to `name`, ignoring case, plural, hyphens and spaces; or None."""
+    """The entry of `names` that `name` means, or None.
+
+    Case, number, punctuation, hyphens, spaces and a determiner make no difference ("The Bees" is
+    "bee"), but a more similar entry goes first.
+    """
     candidates = list(names)
     if name in candidates:
         return name
-    closed = "".join(words_of(name))
-    for candidate in candidates:
-        if closed and _share_singular(closed, "".join(words_of(candidate))):
-            return candidate
+    for wording in (words_of, _undetermined):
+        closed = "".join(wording(name))
+        for candidate in candidates:
+            if closed and _share_singular(closed, "".join(wording(candidate))):
+                return candidate
     return None
+
+
+_DETERMINERS = frozenset(
+    words_of(
+        """
+        a an any both each every few her his its many my one our several some that the their these
+        this those your two three four five six seven eight nine ten
+        """
+    )
+)
+
+
+def _undetermined(name: str) -> list[str]:
+    """The words of a name without the determiners in front of it: "the two bees" is "bees"."""
+    words = words_of(name)
+    while len(words) > 1 and (words[0] in _DETERMINERS or words[0].isdecimal()):
+        del words[0]
+    return words
 
 
 FUNCTION_WORDS = frozenset(
@@ -160,7 +183,8 @@ def is_text(value: object) -> bool:
 
 def strip_article(name: str) -> str:
     """A name without its article and surrounding punctuation."""
-    return re.sub(r"^(an?|the) (?=\w)", "", one_line(name).strip(" .,;:!?\"'"), flags=re.IGNORECASE)
+    bare = one_line(name).strip(" .,;:!?\"'`*“”„‘’«»")
+    return re.sub(r"^(an?|the) (?=\w)", "", bare, flags=re.IGNORECASE)
 
 
 def head_nouns(name: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from reasonpix.core.proxies import check_hub_proxy
 from reasonpix.errors import RunError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def check(name: str) -> None:
     """Check, before publishing, that a dataset can be pushed to `name` (USER/NAME).
 
     Raises `RunError` if huggingface_hub, the network or a valid token is missing, if the name is
-    invalid, or if the hub already has a dataset of this name.
+    invalid, or if the hub already has a dataset of this name, and `ReasonpixError` for a proxy that
+    cannot be used.
     """
     api = _api()
     with _explain_errors(name):
@@ -70,6 +72,7 @@ def _api() -> HfApi:
         raise RunError(
             "--push-to-hub needs the package huggingface_hub: pip install 'reasonpix[hub]'"
         ) from error
+    check_hub_proxy()
     return HfApi(library_name="reasonpix")
 
 

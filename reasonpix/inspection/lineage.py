@@ -18,10 +18,10 @@ from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
 from reasonpix.generation.run_recipe import packages_of, recipe_of
 from reasonpix.inspection.lookup import RecordRows, find_record, read_record_rows
+from reasonpix.inspection.stored_answers import ReplayLedger, build_replayed
 from reasonpix.llm.ledger import StoredAnswer
 from reasonpix.llm.ledger_sync import ledger_file
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.llm.stored_answers import ReplayLedger, build_replayed
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Source
 from reasonpix.plugin.samples import Sample

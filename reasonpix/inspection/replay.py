@@ -16,8 +16,8 @@ from reasonpix.generation.outcomes import StageEntry, source_of
 from reasonpix.generation.pipeline import Stage
 from reasonpix.generation.run_folder import Row, RunFolder, Shard
 from reasonpix.inspection.lineage import Lineage, trace_record
+from reasonpix.inspection.stored_answers import ReplayLedger, build_replayed
 from reasonpix.llm.planner import LLMPlanner
-from reasonpix.llm.stored_answers import ReplayLedger, build_replayed
 from reasonpix.plugin.components import Component, Source
 from reasonpix.plugin.samples import Sample
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from reasonpix.errors import ReasonpixError
+from reasonpix.llm.answers import read_answer
 from reasonpix.llm.dispatch import STOPPED, Dispatcher, make_dispatcher
 from reasonpix.llm.ledger import Ledger
-from reasonpix.llm.prompts import Prompt, explain
+from reasonpix.llm.prompts import Prompt
 from reasonpix.llm.tasks import (
     REPLACE,
     RESOLVE,
@@ -32,7 +33,7 @@ from reasonpix.llm.tasks import (
     Task,
     quote,
 )
-from reasonpix.llm.types import Attempt, Completion, Conversation, Price
+from reasonpix.llm.types import Attempt, Conversation, Price
 from reasonpix.plugin.components import Options, Planner, PlannerTask
 from reasonpix.plugin.types import (
     Choice,
@@ -45,7 +46,7 @@ from reasonpix.plugin.types import (
     SelectRequest,
 )
 
-_VERSION = "2"
+_VERSION = "3"
 # Raise it when messages, validation or repair change: it makes earlier results stale.
 
 
@@ -225,9 +226,11 @@ class LLMPlanner(Planner[P_co]):
                     results[index] = Problem(status="rejected", reason=reason)
                     continue
                 try:
-                    results[index] = task.read(requests[index], _parse(completion, task.answer))
+                    results[index] = read_answer(task, requests[index], completion)
                 except InvalidAnswer as problem:
                     reason = f"no usable answer, even after a repair: {problem}"
+                    if completion.finish_reason == "length":
+                        reason += f" (max_tokens is {self.max_answer_tokens or 'not set'})"
                     results[index] = Problem(status="rejected", reason=reason)
                     repairs[index] = prompt.repaired(conversation, completion.text, problem)
             pending = repairs
@@ -243,22 +246,3 @@ class LLMPlanner(Planner[P_co]):
                     ledger = self._memory = Ledger(None)
                 self._dispatcher = make_dispatcher(self, ledger)
             return self._dispatcher
-
-
-def _parse(completion: Completion, answer: type[AnswerT]) -> AnswerT:
-    """Parse the answer in a completion's text. Raises `InvalidAnswer`."""
-    try:
-        return answer.model_validate_json(_json_of(completion.text))
-    except ValidationError as error:
-        cut = "the answer was cut off, it is too long; "
-        problems = "; ".join(explain(error))
-        is_cut = completion.finish_reason == "length"
-        raise InvalidAnswer(cut + problems if is_cut else problems) from error
-
-
-def _json_of(text: str) -> str:
-    """The JSON object in a text, which may wrap it in a ``` fence or in prose."""
-    start, end = text.find("{"), text.rfind("}")
-    if text.lstrip().startswith("[") or start < 0 or end < start:
-        return text
-    return text[start : end + 1]

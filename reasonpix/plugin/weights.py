@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonpix.core.atomic import atomic_dir, lock
+from reasonpix.core.proxies import check_hub_proxy
 from reasonpix.errors import WeightsError
 
 __all__ = [
@@ -37,7 +38,7 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     `loader` is any class with the `from_pretrained` of transformers or diffusers; `arguments`
     (`subfolder`, `dtype`, `use_safetensors`, …) are passed on. Remote code is never run.
     Raises `WeightsError` with the actual cause: a missing folder, a folder without the file, or a
-    hub that cannot be reached.
+    hub that cannot be reached, and `ReasonpixError` for a proxy that cannot be used.
     """
     model = options.model
     check_weights(options)
@@ -56,7 +57,9 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     _show_progress(downloads=not folder)
     try:
         return loader.from_pretrained(model, **arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
+        if not folder:
+            check_hub_proxy()
         where = arguments.get("subfolder")
         part = f"{loader.__name__}{f' ({where})' if where else ''}"
         if folder:
@@ -134,7 +137,8 @@ def find_gguf(options: ModelOptions, gguf_file: str | None = None) -> Path | Non
                 options.model, gguf_file, revision=options.revision, cache_dir=options.cache_dir
             )
         )
-    except OSError as error:
+    except (OSError, ImportError) as error:
+        check_hub_proxy()
         raise WeightsError(
             f"model: cannot get {gguf_file!r} of {options.model!r}: {error}"
         ) from error

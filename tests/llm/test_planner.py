@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 from reasonpix.errors import ReasonpixError, RecipeError
-from reasonpix.llm.ledger import Ledger
+from reasonpix.llm.ledger import Ledger, Request, Settlement
 from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
+from reasonpix.llm.requests import request_key
+from reasonpix.llm.tasks import REPLACE, InvalidAnswer
 from reasonpix.llm.types import Completion, Conversation, Unavailable
 from reasonpix.plugin import testing
 from reasonpix.plugin.components import Options, PlannerTask
@@ -317,6 +319,44 @@ def test_a_ledger_answers_what_it_holds(parrot: Teach, tmp_path: Path) -> None:
         planner.ledger.close()
 
 
+def test_answers_that_an_earlier_version_rejected_are_read_again(
+    parrot: Teach, tmp_path: Path
+) -> None:
+    """It kept them, paid for a repair that was as unreadable to it, and rejected the record."""
+    wrapped = f"It is {{dog}}.\n<think>{text(target='dog')}</think>\n{text()}"
+    conversation = parrot({}).prompt(REPLACE).conversation(request())
+    unreadable = InvalidAnswer("Invalid JSON: key must be a string at line 1 column 2")
+    repair = parrot({}).prompt(REPLACE).repaired(conversation, wrapped, unreadable)
+    planner = parrot({})
+    planner.ledger = Ledger(tmp_path / "answers.sqlite")
+    for asked in (conversation, repair):
+        sent = planner.ledger.send(
+            [Request("replace", request_key(planner.parameters, asked), asked)], planner.parameters
+        )
+        planner.ledger.settle([Settlement(sent[0], Completion(text=wrapped))])
+    assert planner.replace([request()]) == [GOOD]
+    assert planner.asked == []
+    planner.ledger.close()
+
+
+def test_a_repair_that_an_earlier_version_paid_for_is_found(parrot: Teach, tmp_path: Path) -> None:
+    """Under the words with which it was asked for."""
+    bad = "{so: it} is { said }"
+    told = InvalidAnswer("Invalid JSON: key must be a string at line 1 column 2")
+    planner = parrot({})
+    conversation = planner.prompt(REPLACE).conversation(request())
+    planner.ledger = Ledger(tmp_path / "answers.sqlite")
+    repair = planner.prompt(REPLACE).repaired(conversation, bad, told)
+    for asked, said in ((conversation, bad), (repair, text())):
+        sent = planner.ledger.send(
+            [Request("replace", request_key(planner.parameters, asked), asked)], planner.parameters
+        )
+        planner.ledger.settle([Settlement(sent[0], Completion(text=said))])
+    assert planner.replace([request()]) == [GOOD]
+    assert planner.asked == []
+    planner.ledger.close()
+
+
 class Broke(Parrot):
     def say(self, conversation: Conversation) -> Reply:
         raise ReasonpixError("the account is empty")
@@ -384,6 +424,7 @@ def test_a_close_while_it_is_asked_keeps_what_was_finished_and_fails_nothing() -
         "Sure!\n\n```json\n{}\n```\nI hope this helps.",
         "  {}\n",
         "Here: {}",
+        "[{}]",
     ],
 )
 def test_json_is_found_in_its_wrapping(parrot: Teach, wrapped: str) -> None:
@@ -401,7 +442,6 @@ def test_json_is_found_in_its_wrapping(parrot: Teach, wrapped: str) -> None:
         "[" * 100_000,
         '{"a":' * 100_000,
         "null",
-        f"[{text()}]",
         text()[:-1],
         text(extra=1),
         text(target=3),

@@ -152,6 +152,11 @@ def read(**changes: Any) -> EditPlan:
         ("christmastree", "Christmas tree"),
         ("glasses", "glass"),
         ("Shelf", "shelves"),
+        ("The Dog", "dog"),
+        ("a dog", "dog"),
+        ("'dog'.", "dog"),
+        ("two dogs", "dog"),
+        ("the Christmas trees", "Christmas tree"),
     ],
 )
 def test_selected_becomes_the_category_it_means(said: str, meant: str) -> None:
@@ -176,6 +181,7 @@ def test_an_exact_category_goes_before_a_similar_one() -> None:
         ({"target": "dog"}, "not be in the picture"),
         ({"target": "Dogs"}, "not be in the picture"),
         ({"target": "glasses"}, "not be in the picture"),
+        ({"target": "some glasses"}, "not be in the picture"),
         ({"target": "shelf"}, "not be in the picture"),
         ({"target": "puppies"}, "another word for dog"),
         ({"target_synonyms": ["Dog"]}, "another word for dog"),

@@ -113,7 +113,6 @@ class Run:
 def server() -> Iterator[Server]:
     with served() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", KEY)
-        patch.setenv("NO_PROXY", "127.0.0.1")
         yield server
 
 
@@ -173,7 +172,6 @@ def ordeal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ordeal]:
     folder = tmp_path_factory.mktemp("ordeal")
     with served() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", KEY)
-        patch.setenv("NO_PROXY", "127.0.0.1")
         server.script(latency=0.05, faults=FAULTS)
         run = prepared(folder, server, timeout_s=0.8, max_retries=1)
         kills = []

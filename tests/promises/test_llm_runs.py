@@ -119,6 +119,33 @@ def test_every_answer_is_kept_and_paid_for_once(path: Path, tmp_path: Path) -> N
     assert asked(tmp_path) == 7
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "<think>A {{pear}}, or {0}?</think>\nIt is {{selected}}:\n{0}",
+        "```json\n{0}\n```\nThe {{target}} goes well with the {{selected}}.",
+        '{{"thought": "a pear is sweet"}} {{"answer": {0}}}',
+    ],
+)
+def test_paid_answers_that_were_rejected_become_records_without_a_request(
+    path: Path, tmp_path: Path, wrapped: str
+) -> None:
+    run = generate(load_recipe(path), tmp_path / "run")
+    [plans] = (tmp_path / "run" / "stages").glob("plan-*")
+    before = [shard.read_bytes() for shard in sorted(plans.iterdir())]
+    with sqlite3.connect(tmp_path / "run" / "llm.sqlite") as answers:
+        for key, text in answers.execute("SELECT key, text FROM answers").fetchall():
+            answers.execute(
+                "UPDATE answers SET text = ? WHERE key = ?", (wrapped.format(text), key)
+            )
+    answers.close()
+    for shard in plans.iterdir():  # an earlier version rejected them: its results are stale
+        shard.unlink()
+    generate(load_recipe(path), tmp_path / "run")
+    assert [shard.read_bytes() for shard in sorted(plans.iterdir())] == before
+    assert asked(tmp_path) == spending(run).answers == 7
+
+
 def test_raw_answers_can_be_read(path: Path, tmp_path: Path) -> None:
     generate(load_recipe(path), tmp_path / "run")
     rows = sqlite3.connect(tmp_path / "run" / "llm.sqlite").execute("SELECT text FROM answers")

@@ -59,7 +59,7 @@ TESTED_THROUGH = {
     "plugin/test_registry.py": "core/lazy plugin/hookspecs",
     "plugin/test_testing.py": "plugin/components plugin/testing/base plugin/testing/data "
     "plugin/testing/editing plugin/testing/perception plugin/testing/planning",
-    "promises/test_llm_runs.py": "inspection/cost_estimate llm/stored_answers",
+    "promises/test_llm_runs.py": "inspection/cost_estimate inspection/stored_answers",
     "training/test_feature_cache.py": "core/parallel training/features",
     "training/test_trainer.py": "training/batches training/checkpointing training/distributed "
     "training/loss training/optimization training/randomness training/session training/setup "

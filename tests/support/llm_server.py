@@ -13,6 +13,9 @@ from typing import Any
 
 SCRIPT = Path(__file__).parent / "openai_server.py"
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# A test may set proxies for what it tests.
+
 
 class Server:
     """What to tell it, and what to ask it."""
@@ -27,10 +30,10 @@ class Server:
 
     def tell(self, path: str, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self.root}/{path}", content)).close()
+        _DIRECT.open(urllib.request.Request(f"{self.root}/{path}", content)).close()
 
     def log(self, path: str = "requests") -> Any:
-        with urllib.request.urlopen(f"{self.root}/{path}") as response:
+        with _DIRECT.open(f"{self.root}/{path}") as response:
             return json.load(response)
 
     def bodies(self) -> list[dict[str, Any]]:

@@ -31,7 +31,6 @@ def s3_server() -> Iterator[dict[str, str]]:
             "AWS_ACCESS_KEY_ID": "id",
             "AWS_SECRET_ACCESS_KEY": "a-secret-key",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "NO_PROXY": "127.0.0.1",
         }
         process.stdin.close()
         if "s3fs" in sys.modules:  # which remembers the server

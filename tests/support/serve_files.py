@@ -180,7 +180,7 @@ def faked(
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         try:
-            with httpx2.Client(base_url=url, timeout=20) as client:
+            with httpx2.Client(base_url=url, timeout=20, trust_env=False) as client:
                 yield service, client
         finally:
             model.free.set()

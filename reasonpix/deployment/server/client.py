@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from reasonpix.core.images import UndecodableImage, decode, encode_png, rgb
+from reasonpix.core.proxies import http_transport, proxy_for
 from reasonpix.errors import ReasonpixError, require_extra
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ class Client:
         self._url = url.rstrip("/")
         self._timeout = timeout
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        proxy = proxy_for(self._url)
+        self._where = f"{self._url} (through the proxy of {proxy.variable})" if proxy else self._url
         try:
             # One connection for each thread that edits.
-            limits = httpx2.Limits(max_connections=None)
-            self._http = httpx2.Client(base_url=self._url, headers=headers, limits=limits)
+            transport = http_transport(self._url, limits=httpx2.Limits(max_connections=None))
+            self._http = httpx2.Client(base_url=self._url, headers=headers, transport=transport)
         except (httpx2.InvalidURL, ValueError) as error:
             raise ReasonpixError(f"{url}: not a server address: {error}") from error
 
@@ -80,13 +83,13 @@ class Client:
                 break
             seconds = _retry_after(response)
             if response.status_code not in _RETRY_STATUSES or monotonic() + seconds > deadline:
-                raise ReasonpixError(f"{self._url}: {_error_detail(response)}")
+                raise ReasonpixError(f"{self._where}: {_error_detail(response)}")
             sleep(seconds)
         try:
             return decode(response.content)
         except UndecodableImage as error:
             raise ReasonpixError(
-                f"{self._url}: the answer is not an image ({error}); is this a reasonpix server?"
+                f"{self._where}: the answer is not an image ({error}); is this a reasonpix server?"
             ) from error
 
     def _post(
@@ -98,12 +101,12 @@ class Client:
             return self._http.post("/v1/edits", data=fields, files=files, timeout=max(0, seconds))
         except httpx2.TimeoutException as error:
             raise ReasonpixError(
-                f"{self._url}: no answer within {self._timeout:g} s; use a longer timeout "
+                f"{self._where}: no answer within {self._timeout:g} s; use a longer timeout "
                 "or fewer steps"
             ) from error
         except httpx2.HTTPError as error:
             raise ReasonpixError(
-                f"{self._url} cannot be reached: {error}; is the server running?"
+                f"{self._where} cannot be reached: {error}; is the server running?"
             ) from error
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from reasonpix.core.proxies import check_hub_proxy
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import ItemTexts, file_bytes
@@ -140,7 +141,9 @@ def open_dataset(path: str, split: str, revision: str | None = None) -> Any:
         if folder.is_file():
             return datasets.load_dataset("parquet", data_files=path, split=split)
         return datasets.load_dataset(path, split=split, revision=revision)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if not saved and not folder.exists():
+            check_hub_proxy()
         raise SourceError(f"path: cannot open dataset {path!r}: {error}") from error
 
 

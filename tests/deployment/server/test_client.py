@@ -34,6 +34,42 @@ def test_edits_of_open_images_and_of_files(tmp_path: Path) -> None:
         assert client.edit(picture(2, (300, 200)), "invert").size == (300, 200)
 
 
+@pytest.mark.parametrize(
+    ("variable", "proxy"),
+    [
+        ("HTTP_PROXY", "http://127.0.0.1:9"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("all_proxy", "what is this?"),
+    ],
+)
+def test_a_server_on_this_machine_is_reached_past_proxies(
+    monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    with faked(FakeModel()) as (_, http), Client(str(http.base_url)) as client:
+        assert client.edit(picture(), "invert")
+
+
+@pytest.mark.parametrize(
+    ("variable", "proxy", "told"),
+    [
+        ("HTTP_PROXY", "http://me:secret@127.0.0.1:9", r"through the proxy of HTTP_PROXY\) cannot"),
+        ("ALL_PROXY", "socks5://me:secret@127.0.0.1:9", r"ALL_PROXY names a SOCKS proxy"),
+        ("http_proxy", "http://me:secret@ 127.0.0.1:9", r"http_proxy is not the URL of a proxy"),
+    ],
+)
+def test_a_proxy_that_fails_is_named_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    with (
+        pytest.raises(ReasonpixError, match=told) as error,
+        Client("http://edits.example:8000", timeout=5) as client,
+    ):
+        client.edit(picture(), "invert")
+    assert "secret" not in str(error.value)
+
+
 def test_settings_reach_the_server() -> None:
     model = FakeModel()
     with faked(model) as (_, http), Client(f"{http.base_url}/") as client:
