@@ -25,8 +25,8 @@ from reasonpix.plugin import (
 from reasonpix.plugin.weights import digest
 
 from .cleaning import Cleaned, clean
+from .selection import things
 from .tags import Word
-from .things import things
 from .words import WORDS, Dictionary
 
 if TYPE_CHECKING:
