@@ -138,9 +138,9 @@ def inspect_command(run: str, record: str, replay: bool, as_json: bool) -> None:
 @click.option(
     "--limit",
     type=click.IntRange(0),
-    default=200,
+    default=1000,
     show_default=True,
-    help="Maximum number of accepted pairs to show, and of other pairs.",
+    help="Maximum number of accepted records to show, and of other records.",
 )
 def gallery_command(run: str, limit: int) -> None:
     """Write an HTML page that shows RUN, and print its path."""

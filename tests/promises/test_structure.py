@@ -51,7 +51,7 @@ TESTED_THROUGH = {
     "generation/test_run_folder.py": "generation/outcomes",
     "generation/test_stages.py": "generation/pipeline generation/replace_stages "
     "generation/rewrite_stages generation/scoring plugin/samples",
-    "inspection/test_gallery.py": "generation/statistics",
+    "inspection/test_gallery.py": "generation/statistics inspection/cards inspection/reasons",
     "inspection/test_lineage.py": "inspection/lineage_text inspection/lookup",
     "llm/test_dispatch.py": "llm/batch_jobs llm/live_calls llm/types",
     "llm/test_ledger.py": "llm/budget llm/requests",

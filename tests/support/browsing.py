@@ -49,5 +49,6 @@ def opened(
     context.close()
     messages = [text for text in messages if not text.startswith(besides)]
     assert not messages, messages
-    foreign = [url for url in urls if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+    own = ("http://127.0.0.1:", "file:///", "data:", "blob:")
+    foreign = [url for url in urls if not url.startswith(own)]
     assert not foreign, foreign
