@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 @click.option("--dino", metavar="MODEL", help="Model for DINO.")
 @click.option("--split", default="test", show_default=True, help="Split of BENCHMARK to read.")
 @options.revision_option
+@options.variant_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 def export_command(
     model: str,
@@ -82,6 +83,7 @@ def export_command(
     dino: str | None,
     split: str,
     revision: str | None,
+    variant: str | None,
     device: str,
 ) -> None:
     """Export MODEL's UNet for another runtime and verify its edits against PyTorch's on BENCHMARK.
@@ -96,7 +98,7 @@ def export_command(
 
     measures = {"clip": clip, "dino": dino}
     request = ExportRequest(
-        model=ModelOptions(model=model, revision=revision, device=device),
+        model=ModelOptions(model=model, revision=revision, variant=variant, device=device),
         format=format,
         benchmark=BenchmarkOptions(path=samples, split=split, limit=count),
         precision=precision,

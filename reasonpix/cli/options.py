@@ -43,6 +43,12 @@ port_option = click.option(
     help="Port to listen on; 0 picks a free one.",
 )
 revision_option = click.option("--revision", help="Commit or tag of the hub repository.")
+variant_option = click.option(
+    "--variant",
+    metavar="NAME",
+    help="Variant of the weight files, such as fp16. By default the plain files, or the only "
+    "variant there.",
+)
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
 )
@@ -73,6 +79,7 @@ class EditingModelArguments:
 
     model: str
     revision: str | None
+    variant: str | None
     runtime: Runtime
     device: str
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
@@ -86,6 +93,7 @@ class EditingModelArguments:
         return ReasonPix2Pix.from_pretrained(
             self.model,
             revision=self.revision,
+            variant=self.variant,
             device=self.device,
             dtype=self.dtype,
             batch_size=self.batch_size,
@@ -101,13 +109,14 @@ def editing_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *,
         model: str,
         revision: str | None,
+        variant: str | None,
         runtime: Runtime,
         device: str,
         dtype: Literal["auto", "float32", "float16", "bfloat16"],
         batch_size: int,
         **others: Any,
     ) -> Any:
-        named = EditingModelArguments(model, revision, runtime, device, dtype, batch_size)
+        named = EditingModelArguments(model, revision, variant, runtime, device, dtype, batch_size)
         return command(model=named, **others)
 
     for option in (
@@ -122,6 +131,7 @@ def editing_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         dtype_option,
         device_option,
         runtime_option("auto"),
+        variant_option,
         revision_option,
         click.option(
             "--model",

@@ -15,9 +15,11 @@ __all__ = [
     "TorchNetwork",
     "UNetGraph",
     "check_pipeline",
+    "check_scheduler",
     "denoise",
     "load_checkpoint",
     "read_parts",
+    "read_scheduler",
     "save_checkpoint",
     "vae_scale_factor",
     "working_size",
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from reasonpix.editing.runtimes.base import TorchNetwork
     from reasonpix.editing.runtimes.modules import UNetGraph
     from reasonpix.editing.sampler import GuidanceBranches, denoise
+    from reasonpix.editing.schedulers import check_scheduler, read_scheduler
 else:
     __getattr__ = lazy_exports(
         __name__,
@@ -45,5 +48,6 @@ else:
             "runtimes.base": ("TorchNetwork",),
             "runtimes.modules": ("UNetGraph",),
             "sampler": ("GuidanceBranches", "denoise"),
+            "schedulers": ("check_scheduler", "read_scheduler"),
         },
     )

@@ -37,14 +37,13 @@ from reasonpix.editing.model import EditingModel, expand_input_channels
 from reasonpix.editing.pipeline_parts import (
     PipelineParts,
     check_channels,
-    find_file,
     open_pipeline,
-    read_json,
     read_parts,
 )
 from reasonpix.errors import WeightsError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import MLLMEncoder, ModelOptions
+from reasonpix.plugin.model_files import find_file, read_json
 from reasonpix.plugin.spec import ComponentSpec, check, read_spec
 
 OWN_FOLDER = "."
@@ -195,7 +194,11 @@ def _encoder_of(facts: dict[str, Any], options: ModelOptions) -> tuple[bool, Com
 
     own_text = isinstance(block, dict) and block.get("model") == OWN_FOLDER
     if own_text:
-        block = block | {"model": options.model, "revision": options.revision}
+        block = block | {
+            "model": options.model,
+            "revision": options.revision,
+            "variant": options.variant,
+        }
     spec = read_spec("encoder", block, ("encoder",), complain)
     if spec is None:
         made_with = f" (made with {facts['package']})" if "package" in facts else ""
@@ -240,6 +243,7 @@ def save_checkpoint(folder: Path, checkpoint: LoadedModel) -> None:
         model.text.tokenizer.save_pretrained(folder / "tokenizer")
     if checkpoint.own_text:
         encoder.pop("revision", None)
+        encoder.pop("variant", None)
         encoder |= {"model": OWN_FOLDER}
     (folder / "connector").mkdir(exist_ok=True)
     _write_json(folder / "connector" / "config.json", model.connector.config.model_dump())

@@ -74,6 +74,7 @@ class EditingModelMethod(Method[EditingModelOptions]):
         self._model = ReasonPix2Pix.from_pretrained(
             options.model,
             revision=options.revision,
+            variant=options.variant,
             device=options.device,
             dtype=options.dtype,
             cache_dir=options.cache_dir,

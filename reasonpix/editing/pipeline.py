@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,6 +38,7 @@ from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.editing.runtimes.names import Runtime
 from reasonpix.editing.runtimes.select import choose_runtime, load_networks
 from reasonpix.editing.sampler import GuidanceBranches, denoise, stack_branches
+from reasonpix.editing.schedulers import check_steps
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import MLLMEncoder, ModelOptions
 from reasonpix.plugin.spec import check
@@ -136,6 +136,7 @@ class ReasonPix2Pix:
         model: str | Path,
         *,
         revision: str | None = None,
+        variant: str | None = None,
         device: str = "auto",
         dtype: Literal["auto", "float32", "float16", "bfloat16"] | torch.dtype = "auto",
         cache_dir: str | Path | None = None,
@@ -147,6 +148,7 @@ class ReasonPix2Pix:
         - `model`: a folder that `reasonpix train` wrote, a hub id, or a name such as
           mini/reasonpix2pix. A plain InstructPix2Pix pipeline (timbrooks/instruct-pix2pix) works.
         - `revision`: commit or tag of a hub id. `cache_dir`: where downloads are kept.
+        - `variant`: of the weight files, such as "fp16"; see `ModelOptions`.
         - `device`: "cpu", "cuda", "cuda:1", "mps"; "auto" takes the GPU if there is one.
         - `dtype`: of UNet and VAE; "auto" is float32 on a CPU, float16 on a GPU. The encoder keeps
           the precision it was trained with.
@@ -162,6 +164,7 @@ class ReasonPix2Pix:
             {
                 "model": str(model),
                 "revision": revision,
+                "variant": variant,
                 "dtype": str(dtype).removeprefix("torch."),
                 "device": device,
                 "cache_dir": cache_dir,
@@ -245,21 +248,7 @@ class ReasonPix2Pix:
         )
         if settings is None:
             raise ReasonpixError("\n".join(problems))
-        steps = settings.num_inference_steps
-        trained = int(self._scheduler.config.num_train_timesteps)
-        if steps > trained:
-            raise ReasonpixError(
-                f"num_inference_steps: {steps} steps exceed the {trained} that the model was "
-                "trained with"
-            )
-        try:
-            # On a copy, as another thread may be sampling.
-            deepcopy(self._scheduler).set_timesteps(steps)
-        except ValueError as error:  # such as fewer than the solver's order
-            raise ReasonpixError(
-                f"num_inference_steps: {type(self._scheduler).__name__} cannot take {steps}: "
-                f"{error}"
-            ) from error
+        check_steps(self._scheduler, settings.num_inference_steps)
         return settings
 
     def edit(

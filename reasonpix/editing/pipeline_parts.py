@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,9 +14,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from reasonpix.editing.model import ClipTextEncoder
+from reasonpix.editing.schedulers import read_scheduler
 from reasonpix.errors import WeightsError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
+from reasonpix.plugin.model_files import read_json
 from reasonpix.plugin.weights import check_weights, pretrained
 
 
@@ -69,44 +70,31 @@ def read_parts(options: ModelOptions, unet_weights: bool = True) -> PipelinePart
     Raises `WeightsError` for missing or damaged files.
     """
     options, index = open_pipeline(options)
+    scheduler = read_scheduler(options)
     text = None
     if (index.get("text_encoder") or [None])[0]:
         text = ClipTextEncoder(
-            pretrained(CLIPTextModel, options, subfolder="text_encoder", use_safetensors=True),
+            pretrained(CLIPTextModel, options, subfolder="text_encoder"),
             pretrained(CLIPTokenizer, options, subfolder="tokenizer"),
         )
         text.encoder.float()
     return PipelineParts(
         options,
         _read_unet(options, unet_weights),
-        pretrained(AutoencoderKL, options, subfolder="vae", use_safetensors=True).float(),
-        pretrained(_scheduler_class(index, options), options, subfolder="scheduler"),
+        pretrained(AutoencoderKL, options, subfolder="vae").float(),
+        scheduler,
         text,
     )
 
 
 def _read_unet(options: ModelOptions, weights: bool) -> UNet2DConditionModel:
     if weights:
-        return pretrained(
-            UNet2DConditionModel, options, subfolder="unet", use_safetensors=True
-        ).float()
+        return pretrained(UNet2DConditionModel, options, subfolder="unet").float()
     config = read_json(options, "unet/config.json")
     if config is None:
         raise WeightsError(f"model: {options.model!r} lacks unet/config.json")
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(config)
-
-
-def _scheduler_class(index: dict[str, Any], options: ModelOptions) -> type[SchedulerMixin]:
-    import diffusers
-
-    name = (index.get("scheduler") or [None, None])[1]
-    scheduler = getattr(diffusers, str(name), None)
-    if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
-        raise WeightsError(
-            f"model: {options.model!r} names {name!r}, which is not a scheduler of diffusers"
-        )
-    return scheduler
 
 
 def check_channels(parts: PipelineParts, init: str) -> None:
@@ -126,8 +114,12 @@ def check_channels(parts: PipelineParts, init: str) -> None:
 
 
 def check_pipeline(options: ModelOptions) -> None:
-    """Raise `WeightsError` if `options.model` is not a pipeline. Reads no weights."""
-    open_pipeline(options)
+    """Raise `WeightsError` if `options.model` is not a pipeline that can sample.
+
+    Reads no weights.
+    """
+    options, _ = open_pipeline(options)
+    read_scheduler(options)
 
 
 def open_pipeline(options: ModelOptions) -> tuple[ModelOptions, dict[str, Any]]:
@@ -135,10 +127,12 @@ def open_pipeline(options: ModelOptions) -> tuple[ModelOptions, dict[str, Any]]:
     name = options.model
     if carried := registry.checkpoint(name):
         options = options.model_copy(update={"model": str(carried)})
-    check_weights(options)
+    if not os.path.isdir(options.model):
+        check_weights(options)
     index = read_json(options, "model_index.json")
     if index is None:
         raise WeightsError(f"model: {_why_no_pipeline(name, options)}")
+    check_weights(options)
     return options, index
 
 
@@ -158,42 +152,3 @@ def _why_no_pipeline(name: str, options: ModelOptions) -> str:
         f"{name!r} is not an editing model: it has no model_index.json; name a model that "
         "`reasonpix train` wrote, or an InstructPix2Pix pipeline"
     )
-
-
-def read_json(options: ModelOptions, name: str) -> dict[str, Any] | None:
-    """Read a JSON mapping of the model; None if the model has no such file."""
-    file = find_file(options, name)
-    if file is None:
-        return None
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(
-            f"model: {name} of {options.model!r} is not valid JSON: {error}"
-        ) from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"model: {name} of {options.model!r} is not a JSON object")
-    return values
-
-
-def find_file(options: ModelOptions, name: str) -> Path | None:
-    """Find a file of the model, downloading it if needed; None if the model does not have it."""
-    if os.path.isdir(options.model):
-        file = Path(options.model, name)
-        return file if file.is_file() else None
-    from transformers.utils.hub import cached_file
-
-    try:
-        downloaded = cached_file(
-            options.model,
-            name,
-            revision=options.revision,
-            cache_dir=options.cache_dir,
-            _raise_exceptions_for_missing_entries=False,
-        )
-    except OSError as error:
-        raise WeightsError(
-            f"model: cannot get {name} of {options.model!r}: {error}; name a local folder, or "
-            "check the connection to the hub"
-        ) from error
-    return Path(downloaded) if downloaded else None

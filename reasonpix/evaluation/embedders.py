@@ -225,7 +225,7 @@ class Clip(ImageModel[ClipOptions]):
 
         self.preprocessing = _preprocessing(pretrained(CLIPImageProcessorPil, self.options))
         self._tokenizer = pretrained(AutoTokenizer, self.options)
-        model = pretrained(CLIPModel, self.options, use_safetensors=True)
+        model = pretrained(CLIPModel, self.options)
         self._max_tokens: int = model.config.text_config.max_position_embeddings
         return model
 
@@ -257,7 +257,7 @@ class Dino(ImageModel[DinoOptions]):
     def _load_model(self) -> Any:
         from transformers import ViTModel
 
-        model = pretrained(ViTModel, self.options, use_safetensors=True, add_pooling_layer=False)
+        model = pretrained(ViTModel, self.options, add_pooling_layer=False)
         side = model.config.image_size
         # 256 and 224 pixels, as DINO is evaluated on ImageNet; other sizes in proportion.
         self.preprocessing = Preprocessing(

@@ -99,10 +99,10 @@ def _check_components(components: Mapping[str, Component[Any]]) -> None:
     for path, component in components.items():
         options = component.options
         try:
+            component.check()
             for field in options.weights if isinstance(options, ModelOptions) else ():
                 if weights := getattr(options, field):
                     check_weights(options.model_copy(update={"model": weights}))
-            component.check()
         except ReasonpixError as error:
             problems.append(f"{path}: {error}")
     if problems:

@@ -23,7 +23,6 @@ from reasonpix.plugin.components import (
     Planner,
     PlannerTask,
     Scorer,
-    SlotSpec,
     Source,
     SourceItem,
     SourcePair,
@@ -31,6 +30,7 @@ from reasonpix.plugin.components import (
 from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.samples import Sample, SampleImage
+from reasonpix.plugin.slots import SlotSpec
 from reasonpix.plugin.stages import Result, StageSpec, check_results
 from reasonpix.plugin.types import (
     Box,

@@ -61,6 +61,12 @@ class ModelOptions(Options):
 
     model: str = Field(description="Hub id, local folder, or checkpoint name such as mini/blip2")
     revision: str | None = Field(None, description="Commit or tag of the hub repository")
+    variant: str | None = Field(
+        None,
+        min_length=1,
+        description="Variant of the weight files, such as fp16; by default the plain files, or the "
+        "only variant there",
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Computing precision; auto is float32 on a CPU, float16 on a GPU"
     )
@@ -350,51 +356,3 @@ class Method(Component[O_co]):
     @abstractmethod
     def apply(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
         """One edited RGB image for each request, of the size of its input."""
-
-
-@dataclass(frozen=True)
-class SlotSpec:
-    """Declares a slot: core's are in `SLOTS`, a plugin adds its own with the hook `slots`."""
-
-    name: str
-    component: type[Component[Any]]
-    """The abstract class of its components."""
-    hook: str
-    """The hook with which plugins offer components, such as `captioners`."""
-    description: str
-    in_pipeline: bool = True
-    """Whether it is a key under `pipeline:`."""
-    filled_by: str = ""
-    """Another slot whose components fill this one too."""
-    task: PlannerTask | None = None
-    """The task that filters need from the planner in this slot."""
-    contract: str = ""
-    """Its contract, `module:Class`; by default named after `component` in `plugin.testing`."""
-
-    @property
-    def kind(self) -> str:
-        """The slot whose components fill this one."""
-        return self.filled_by or self.name
-
-
-_SLOTS = (
-    SlotSpec("source", Source, "sources", "Where input images come from", in_pipeline=False),
-    SlotSpec("captioner", Captioner, "captioners", "Left out when the source gives captions"),
-    SlotSpec("extractor", EntityExtractor, "extractors", "Categories from a caption (Eq. 4)"),
-    SlotSpec("grounder", Grounder, "grounders", "Boxes for categories (Eq. 5)"),
-    SlotSpec("planner", Planner, "planners", "The change, and the instruction (Eq. 2, 3, 6)"),
-    SlotSpec("editor", Editor, "editors", "Object replacement (Eq. 7)"),
-    SlotSpec("resolver", Planner, "planners", "Asked by filters", True, "planner", "resolve"),
-    SlotSpec(
-        "encoder",
-        MLLMEncoder,
-        "encoders",
-        "Reads image and instruction (Eq. 8)",
-        in_pipeline=False,
-        contract="reasonpix.plugin.testing:EncoderContract",
-    ),
-    SlotSpec("method", Method, "methods", "An editing method to evaluate", in_pipeline=False),
-    SlotSpec("filter", Scorer, "scorers", "Scores edits, rejects some", in_pipeline=False),
-)
-SLOTS: Mapping[str, SlotSpec] = {slot.name: slot for slot in _SLOTS}
-"""Core's slots by name, in the order in which the pipeline uses them."""

@@ -28,7 +28,8 @@ from typing import Any
 
 import pluggy
 
-from reasonpix.plugin.components import SLOTS, Component, SlotSpec
+from reasonpix.plugin.components import Component
+from reasonpix.plugin.slots import SLOTS, SlotSpec
 from reasonpix.plugin.stages import StageSpec
 
 hookspec = pluggy.HookspecMarker("reasonpix")

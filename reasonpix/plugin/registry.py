@@ -18,7 +18,9 @@ import pluggy
 from reasonpix.core.api_version import check_api_version
 from reasonpix.errors import PluginError
 from reasonpix.plugin import hookspecs
-from reasonpix.plugin.components import SLOTS, Component, ModelOptions, Options, SlotSpec
+from reasonpix.plugin.components import Component, ModelOptions, Options
+from reasonpix.plugin.model_files import automatic_variants
+from reasonpix.plugin.slots import SLOTS, SlotSpec
 from reasonpix.plugin.stages import StageSpec
 from reasonpix.plugin.weights import digest
 
@@ -301,5 +303,7 @@ def fingerprint_facts(slot_name: str, name: str, options: Options) -> dict[str, 
             if named and Path(named).exists():
                 # The content counts, not the path.
                 facts.setdefault("weights", {})[field] = digest(Path(named))
+                if os.path.isdir(named) and (variants := automatic_variants(named)):
+                    facts.setdefault("variants", {})[field] = variants
                 facts["options"].pop(field)
     return facts | {"component": dict(component.fingerprint_facts())}

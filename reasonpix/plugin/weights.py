@@ -6,14 +6,20 @@ GGUF files are unpacked once, into a cache of safetensors: see `find_gguf` and `
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonpix.core.atomic import atomic_dir, lock
+from reasonpix.core.memory import is_out_of_memory
 from reasonpix.core.proxies import check_hub_proxy
 from reasonpix.errors import WeightsError
+from reasonpix.plugin.model_files import check_folder, choose_variant
 
 __all__ = [
     "check_weights",
@@ -36,9 +42,10 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     """`loader.from_pretrained` for the model that `options` names.
 
     `loader` is any class with the `from_pretrained` of transformers or diffusers; `arguments`
-    (`subfolder`, `dtype`, `use_safetensors`, …) are passed on. Remote code is never run.
-    Raises `WeightsError` with the actual cause: a missing folder, a folder without the file, or a
-    hub that cannot be reached, and `ReasonpixError` for a proxy that cannot be used.
+    (`subfolder`, `dtype`, …) are passed on. Remote code is never run, and weights are safetensors:
+    the plain files, `options.variant`, or the only variant there. Raises `WeightsError` with the
+    actual cause: a missing folder, what lies there instead of weights, weights of another class, or
+    a hub that cannot be reached, and `ReasonpixError` for a proxy that cannot be used.
     """
     model = options.model
     check_weights(options)
@@ -54,14 +61,18 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
         arguments |= {"revision": options.revision, "cache_dir": options.cache_dir}
     if loader.__name__.startswith("Auto"):
         arguments["trust_remote_code"] = False  # or it may ask at the terminal
+    where = arguments.get("subfolder", "")
+    part = f"{loader.__name__}{f' ({where})' if where else ''}"
     _show_progress(downloads=not folder)
     try:
-        return loader.from_pretrained(model, **arguments)
+        if not _reads_weights(loader):
+            return loader.from_pretrained(model, **arguments)
+        library = loader.__module__.partition(".")[0]
+        arguments["variant"] = choose_variant(options, where, library, part)
+        return _load_network(loader, options, part, arguments)
     except (OSError, ValueError, ImportError) as error:
         if not folder:
             check_hub_proxy()
-        where = arguments.get("subfolder")
-        part = f"{loader.__name__}{f' ({where})' if where else ''}"
         if folder:
             raise WeightsError(
                 f"model: folder {model!r} holds no usable {part}: {error}"
@@ -77,6 +88,74 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
         ) from error
 
 
+def _reads_weights(loader: Any) -> bool:
+    import torch
+
+    return loader.__name__.startswith("AutoModel") or issubclass(loader, torch.nn.Module)
+
+
+def _load_network(loader: Any, options: ModelOptions, part: str, arguments: dict[str, Any]) -> Any:
+    """A network with all of its weights: libraries fill what a file lacks with random numbers."""
+    report = arguments.pop("output_loading_info", False)
+    with _quiet_libraries():
+        try:
+            network, info = loader.from_pretrained(
+                options.model, **arguments, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, ImportError, MemoryError):
+            raise
+        # Libraries raise nearly anything for a damaged file or the weights of another class.
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise WeightsError(
+                f"model: {options.model!r} holds no usable {part}: {type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else 'damaged'}"
+                f"{_declared_class(options, arguments)}"
+            ) from error
+    if report:
+        return network, info
+    if missing := sorted(info["missing_keys"]):
+        raise WeightsError(
+            f"model: {options.model!r} holds the weights of another class than {part}: "
+            f"{len(missing)} of {len(network.state_dict())} tensors are missing, such as "
+            f"{missing[0]}{_declared_class(options, arguments)}"
+        )
+    return network
+
+
+def _declared_class(options: ModelOptions, arguments: dict[str, Any]) -> str:
+    """The class that the configuration of a folder names, as the end of a sentence."""
+    file = Path(options.model, arguments.get("subfolder", ""), "config.json")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    named = [config.get("_class_name"), *(config.get("architectures") or ())]
+    names = ", ".join(filter(None, named)) or config.get("model_type")
+    return f"; its config.json names {names}" if names else ""
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Silence the reports of missing and unexpected weights; `pretrained` says what matters."""
+    from transformers.utils import logging
+
+    libraries = [logging]
+    if "diffusers" in sys.modules:
+        from diffusers.utils import logging as of_diffusers
+
+        libraries.append(of_diffusers)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+
+
 def _show_progress(downloads: bool) -> None:
     """Show progress bars for downloads only; for local files they would cover the run's own."""
     from transformers.utils import logging
@@ -85,7 +164,7 @@ def _show_progress(downloads: bool) -> None:
 
 
 def check_weights(options: ModelOptions) -> None:
-    """Raise `WeightsError` if `options.model` looks like a path that does not exist."""
+    """Raise `WeightsError` if `options.model` is a path without weights. Reads no weights."""
     model = options.model
     if model.endswith(".gguf"):
         if not os.path.isfile(model):
@@ -96,6 +175,8 @@ def check_weights(options: ModelOptions) -> None:
         raise WeightsError(
             f"model: no folder {model!r}; give a hub id such as 'owner/name', or a folder"
         )
+    if os.path.isdir(model):
+        check_folder(Path(model))
 
 
 def find_gguf(options: ModelOptions, gguf_file: str | None = None) -> Path | None:

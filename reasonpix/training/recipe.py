@@ -33,6 +33,9 @@ class Start(_Block):
 
     model: str = Field(description="Hub id, local folder, or checkpoint name")
     revision: str | None = Field(None, description="Commit or tag of the hub repository")
+    variant: str | None = Field(
+        None, min_length=1, description="Variant of the weight files, such as fp16"
+    )
     cache_dir: Path | None = Field(None, description="Where hub downloads are kept")
     init: Literal["sd15", "ip2p"] = Field(
         "ip2p",
@@ -49,7 +52,9 @@ class Start(_Block):
     @property
     def weights(self) -> ModelOptions:
         """The weights as options of a model."""
-        return ModelOptions(model=self.model, revision=self.revision, cache_dir=self.cache_dir)
+        return ModelOptions.model_validate(
+            self.model_dump(include={"model", "revision", "variant", "cache_dir"})
+        )
 
 
 class Align(_Block):

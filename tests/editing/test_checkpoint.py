@@ -304,10 +304,13 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "width": (change("connector/config.json", h_width=4), "is damaged.*size mismatch"),
     "no null": (without_null, "is damaged.*null"),
     "short": (short_file, "is damaged"),
-    "no unet": (lose("unet/diffusion_pytorch_model.safetensors"), "no usable UNet2DCondition"),
+    "no unet": (
+        lose("unet/diffusion_pytorch_model.safetensors"),
+        "no usable UNet2DCondition",
+    ),
     "scheduler": (
         change("model_index.json", scheduler=["diffusers", "UNet2DModel"]),
-        "names 'UNet2DModel', which is not a scheduler of diffusers",
+        "scheduler UNet2DModel in .*, which is not a scheduler of diffusers",
     ),
 }
 

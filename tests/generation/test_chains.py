@@ -27,7 +27,7 @@ from reasonpix.inspection.gallery import write_gallery
 from reasonpix.inspection.lineage import trace_record
 from reasonpix.inspection.status import read_status
 from reasonpix.plugin import registry
-from reasonpix.plugin.components import SLOTS
+from reasonpix.plugin.slots import SLOTS
 from reasonpix.plugin.testing import ScorerContract
 from reasonpix.plugin.types import EditPlan, Record
 from tests.conftest import Distribution, WriteRecipe

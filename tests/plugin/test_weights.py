@@ -55,4 +55,4 @@ def test_a_folder_that_is_none(model: str) -> None:
 
 def test_a_hub_id_or_a_folder_may_be_there(tmp_path: Path) -> None:
     check_weights(ModelOptions(model="Salesforce/blip2-opt-2.7b"))
-    check_weights(ModelOptions(model=str(tmp_path)))
+    check_weights(ModelOptions(model=str(weights(tmp_path / "one", **{"model.safetensors": "1"}))))

@@ -210,7 +210,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_checkpoint_says_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="holds no usable AutoImageProcessor"):
+    with pytest.raises(WeightsError, match="the folder is empty"):
         loaded(model=str(tmp_path))
 
 
@@ -218,7 +218,7 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(MINI, folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="no usable Blip2ForConditionalGeneration"):
+    with pytest.raises(WeightsError, match="it has pickles only"):
         loaded(model=str(folder))
 
 

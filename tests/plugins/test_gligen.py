@@ -485,3 +485,20 @@ def test_the_mini_checkpoint_draws_the_target_and_leaves_the_rest() -> None:
     assert figures["judged_target_empty_prompt"] >= 0.7
     assert figures["psnr_in_box"] > figures["psnr_in_box_no_edit"] + 3
     assert figures["outside_equal"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("FlowMatchEulerDiscreteScheduler", "is for models of flow matching"),
+        ("RePaintScheduler", "cannot sample"),
+        ("AutoencoderKL", "is not a scheduler of diffusers"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit(tmp_path: Path, name: str, message: str) -> None:
+    model = shutil.copytree(MINI, tmp_path / "gligen")
+    (model / "scheduler/scheduler_config.json").write_text(json.dumps({"_class_name": name}))
+    editor = Gligen(GligenOptions(model=str(model)))
+    for refuse in (editor.check, editor.load):
+        with pytest.raises(WeightsError, match=f"scheduler {name} .*{message}.*DDIMScheduler"):
+            refuse()

@@ -521,7 +521,7 @@ def test_weights_that_cannot_be_used(tmp_path: Path, llama: Path) -> None:
         loaded(tiny(tmp_path / "mamba", mamba))
     pickled = Path(shutil.copytree(llama, tmp_path / "pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="holds no usable AutoModelForCausalLM"):
+    with pytest.raises(WeightsError, match="it has pickles only"):
         loaded(pickled)
     endless = Path(shutil.copytree(llama, tmp_path / "endless"))
     (endless / "generation_config.json").write_text("{}")

@@ -19,7 +19,7 @@ from reasonpix.evaluation import recipe as evaluation_recipe
 from reasonpix.generation import recipe
 from reasonpix.generation.recipe_catalog import Command, command_of, shipped
 from reasonpix.plugin import API_VERSION, hookspecs, registry
-from reasonpix.plugin.components import SLOTS
+from reasonpix.plugin.slots import SLOTS
 from reasonpix.training import recipe as training_recipe
 
 ROOT = Path(__file__).parents[2]

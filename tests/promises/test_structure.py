@@ -56,7 +56,7 @@ TESTED_THROUGH = {
     "llm/test_dispatch.py": "llm/batch_jobs llm/live_calls llm/types",
     "llm/test_ledger.py": "llm/budget llm/requests",
     "llm/test_ledger_sync.py": "llm/ledger_merge",
-    "plugin/test_registry.py": "core/lazy plugin/hookspecs",
+    "plugin/test_registry.py": "core/lazy plugin/hookspecs plugin/slots",
     "plugin/test_testing.py": "plugin/components plugin/testing/base plugin/testing/data "
     "plugin/testing/editing plugin/testing/perception plugin/testing/planning",
     "promises/test_llm_runs.py": "inspection/cost_estimate inspection/stored_answers",

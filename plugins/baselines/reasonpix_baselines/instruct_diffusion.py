@@ -12,7 +12,14 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from PIL.Image import Image
 
-from reasonpix.editing import GuidanceBranches, TorchNetwork, UNetGraph, denoise, load_checkpoint
+from reasonpix.editing import (
+    GuidanceBranches,
+    TorchNetwork,
+    UNetGraph,
+    check_scheduler,
+    denoise,
+    load_checkpoint,
+)
 from reasonpix.plugin import MethodRequest, ReasonpixError, WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype
 from reasonpix_baselines import InstructDiffusionOptions
@@ -55,6 +62,7 @@ class InstructDiffusionEditor:
         self._scheduler = EulerAncestralDiscreteScheduler.from_config(
             checkpoint.scheduler.config, timestep_spacing="linspace"
         )
+        check_scheduler(self._scheduler, options.model)
         if options.num_inference_steps > self._scheduler.config.num_train_timesteps:
             raise ReasonpixError(
                 f"num_inference_steps: {options.num_inference_steps} are more than the "

@@ -56,7 +56,6 @@ class Blip2(Captioner[Blip2Options]):
             Blip2ForConditionalGeneration,
             options,
             dtype=choose_dtype(options, device),
-            use_safetensors=True,
         )
         self._model: Any = model.to(device).eval()
         # Put together here: older revisions of the hub's checkpoints lack processor_config.json,

@@ -64,6 +64,12 @@ class Gligen(Editor[GligenOptions]):
     name = "gligen"
     Options = GligenOptions
 
+    def check(self) -> None:
+        """Check that the model's scheduler can sample. Raises `WeightsError`."""
+        from reasonpix.editing import read_scheduler
+
+        read_scheduler(self.options)
+
     def load(self) -> None:
         """Read the weights. Raises `WeightsError` when they cannot be found, read, or used."""
         from reasonpix_gligen.sampler import Sampler

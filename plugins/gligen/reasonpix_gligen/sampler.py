@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention import GatedSelfAttentionDense
 from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from reasonpix.editing import read_scheduler
 from reasonpix.plugin import WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 from reasonpix_gligen.geometry import cells
@@ -62,7 +62,7 @@ class Sampler:
         self.dtype = choose_dtype(options, self.device)
         self.batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else options.batch_size
         self._tokenizer = pretrained(CLIPTokenizer, options, subfolder="tokenizer")
-        self._scheduler = pretrained(_Scheduler, options, subfolder="scheduler")
+        self._scheduler = read_scheduler(options)
         self._text_encoder = self._network(CLIPTextModel, "text_encoder")
         self._vae = self._network(AutoencoderKL, "vae")
         self._unet = self._network(UNet2DConditionModel, "unet")
@@ -150,9 +150,7 @@ class Sampler:
         return known * mask + latents * (1 - mask)
 
     def _network(self, loader: Any, part: str) -> Any:
-        network = pretrained(
-            loader, self.options, subfolder=part, dtype=self.dtype, use_safetensors=True
-        )
+        network = pretrained(loader, self.options, subfolder=part, dtype=self.dtype)
         return network.to(self.device).eval().requires_grad_(False)
 
     def _noise(self, generators: Sequence[torch.Generator], like: torch.Tensor) -> torch.Tensor:
@@ -206,16 +204,3 @@ class _Ready(nn.Module):
 
     def forward(self, objs: torch.Tensor) -> torch.Tensor:
         return objs
-
-
-class _Scheduler:
-    """Loads whichever scheduler a checkpoint names: PNDM, DDIM, …"""
-
-    @classmethod
-    def from_pretrained(cls, model: str, **arguments: Any) -> Any:
-        config = diffusers.DDIMScheduler.load_config(model, **arguments)
-        kind = getattr(diffusers, str(config.get("_class_name")), None)
-        if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-            raise ValueError(f"diffusers has no scheduler {config.get('_class_name')!r}")
-        scheduler: Any = kind
-        return scheduler.from_config(config)

@@ -72,7 +72,6 @@ class GroundingDino(Grounder[GroundingDinoOptions]):
             GroundingDinoForObjectDetection,
             options,
             dtype=choose_dtype(options, device),
-            use_safetensors=True,
         )
         self._model: Any = model.to(device).eval()
         # The network subtracts the batch's largest attention weight, which moves the last bits of

@@ -36,7 +36,6 @@ class TextEncoder:
             options,
             subfolder="text_encoder",
             dtype=choose_dtype(options, self.device),
-            use_safetensors=True,
         )
         self._model = model.to(self.device).eval()
         tokens, vocabulary = len(self._tokenizer), model.config.vocab_size

@@ -106,7 +106,7 @@ class Reader:
         """Options that name the language model as `model`."""
         assert self.options.language_model
         source = self.options.model_copy(
-            update={"model": self.options.language_model, "revision": None}
+            update={"model": self.options.language_model, "revision": None, "variant": None}
         )
         try:
             if file := find_gguf(source):
@@ -129,7 +129,7 @@ class Reader:
 
     def _joined(self, config: LlavaConfig, source: LlavaOptions) -> Any:
         """Tower and projector of `model`, and the language model of another checkpoint."""
-        language = pretrained(AutoModel, source, dtype=self.dtype, use_safetensors=True)
+        language = pretrained(AutoModel, source, dtype=self.dtype)
         wanted, width = config.text_config.hidden_size, language.config.hidden_size
         if wanted != width:
             raise WeightsError(
@@ -155,7 +155,6 @@ class Reader:
                 self.options,
                 config=config,
                 dtype=self.dtype,
-                use_safetensors=True,
                 output_loading_info=True,
             )
         finally:

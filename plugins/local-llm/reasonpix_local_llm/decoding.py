@@ -104,7 +104,7 @@ class Writer:
         added = self._tokenizer.added_tokens_decoder.values()
         self._control_tokens = [token.content for token in added if token.special]
         self._template = _undated(self._tokenizer.get_chat_template())
-        model = pretrained(AutoModelForCausalLM, source, dtype=dtype, use_safetensors=True)
+        model = pretrained(AutoModelForCausalLM, source, dtype=dtype)
         if model._is_stateful:
             raise WeightsError(
                 f"model: {options.model!r} ({model.config.model_type}) keeps a recurrent state, "

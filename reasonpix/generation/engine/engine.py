@@ -202,9 +202,9 @@ def _check_components(
             continue
         for spec in stage.components:
             component = spec.build()
+            component.check()
             if isinstance(component.options, ModelOptions):
                 check_weights(component.options)
-            component.check()
             if max_cost is not None and isinstance(component, LLMPlanner):
                 check_price(component)
 
