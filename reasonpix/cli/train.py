@@ -77,6 +77,11 @@ def _print_result(result: TrainingResult) -> None:
         row, reason = result.skipped[0]
         rows = f"{len(result.skipped)} row{'s' * (len(result.skipped) != 1)}"
         click.echo(f"{rows} left out, such as {row}: {reason}")
+    if result.hidden_views:
+        views = f"{len(result.hidden_views)} view{'s' * (len(result.hidden_views) != 1)}"
+        click.echo(f"{views} left out that show no edit, such as {result.hidden_views[0]}")
+    if result.skipped or result.hidden_views:
+        click.echo(f"all of them: {shlex.quote(str(result.model.parent / 'left-out.jsonl'))}")
     folder = shlex.quote(str(result.model))
     click.echo(f"the model is in {folder}; edit with it:")
     click.echo(f"reasonpix edit IMAGE --instruction TEXT --model {folder}")

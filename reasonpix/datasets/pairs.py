@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -19,10 +19,11 @@ from reasonpix.core.parallel import THREADS, Report, prefetch, quiet
 from reasonpix.core.text import is_text
 from reasonpix.datasets.formats import open_reader
 from reasonpix.datasets.reader import PairReader, Texts
+from reasonpix.datasets.views import SMALLEST_CROP, Fit, View
 from reasonpix.errors import SourceError
 
-SMALLEST_CROP = 0.8
-"""The side of the smallest crop, as a share of the centre crop's, so that most of an edit stays."""
+ImagePair = tuple[Image.Image, Image.Image]
+"""An input image and the edited image."""
 
 _ROWS_IN_MESSAGE = 10
 
@@ -56,8 +57,16 @@ class Data(BaseModel):
         False,
         description="Use each pair mirrored too; breaks instructions that mention left or right",
     )
+    fit: Fit = Field(
+        "stretch",
+        description="How an image becomes a square: `stretch` resizes the whole of it, as in "
+        "InstructPix2Pix; `crop` takes its centre square, without the sides of a wide image",
+    )
     crops: int = Field(
-        1, ge=1, description="Crops of each pair: the centre, and others chosen at random once"
+        1,
+        ge=1,
+        description="Views of each pair: the whole image (or its centre square), and crops chosen "
+        "at random once, of at least 80 % of its sides",
     )
 
     @field_validator("instructions")
@@ -82,31 +91,6 @@ class Example:
     """The column of the instruction."""
     plain: str | None = None
     """The text of the column `align`, if the row has one."""
-
-
-class View(NamedTuple):
-    """A square crop, the same for both images of a pair.
-
-    Its side is `scale` times the image's shorter side. `x` and `y` in [0, 1] are its position
-    within the remaining width and height.
-    """
-
-    scale: float
-    x: float
-    y: float
-    flip: bool
-
-    def of(self, image: Image.Image, resolution: int) -> Image.Image:
-        """The square, `resolution` pixels wide and high; mirrored when `flip` is set.
-
-        Scaled with Lanczos, as in InstructPix2Pix, unless it already has this size.
-        """
-        side = max(1, round(self.scale * min(image.size)))
-        left = int(self.x * (image.width - side))
-        top = int(self.y * (image.height - side))
-        box = (left, top, left + side, top + side)
-        square = image.crop(box).resize((resolution, resolution), Image.Resampling.LANCZOS)
-        return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else square
 
 
 class Pairs:
@@ -142,11 +126,15 @@ class Pairs:
         """Skip broken rows, or raise `SourceError` if `broken: stop` is set."""
         if broken and self.data.broken == "stop":
             raise refusal(broken)
-        self._skipped.update(broken)
+        self.leave_out(broken)
+
+    def leave_out(self, rows: Mapping[str, str]) -> None:
+        """Skip rows that are not broken. Raises `SourceError` if none is left."""
+        self._skipped.update(rows)
         if not self.usable():
             raise SourceError(f"data: no row can be used\n{shown_rows(self._skipped)}")
 
-    def images(self, example: int) -> tuple[Image.Image, Image.Image]:
+    def images(self, example: int) -> ImagePair:
         """The full input and edited image, RGB, both of the input's size.
 
         Raises a `SourceError` that names the row.
@@ -156,14 +144,14 @@ class Pairs:
             raise SourceError(f"{self.examples[example].row}: {images}")
         return images
 
-    def opened(self, example: int) -> tuple[Image.Image, Image.Image] | str:
+    def opened(self, example: int) -> ImagePair | str:
         """The full input and edited image, or why they cannot be used."""
         try:
             return self._decoded(example)
         except (OSError, UndecodableImage) as error:
             return str(error)
 
-    def _decoded(self, index: int) -> tuple[Image.Image, Image.Image]:
+    def _decoded(self, index: int) -> ImagePair:
         example = self.examples[index]
         rows, row = self._locations[index]
         images = []
@@ -188,43 +176,46 @@ class Pairs:
         return before, after
 
     def geometry(self, example: int, view: int) -> View:
-        """The crop of a view, from 0 to `views` - 1: with `flip`, every other one is mirrored.
+        """The part that a view shows, from 0 to `views` - 1: with `flip`, every other is mirrored.
 
-        The first crop is the centre; the others are chosen by the input image's SHA-256.
+        The first is the whole image, or its centre square; the others are chosen by the input
+        image's SHA-256.
         """
         if not 0 <= view < self.views:
             raise IndexError(f"view {view} of {self.views}")
         crop, flip = divmod(view, 2) if self.data.flip else (view, 0)
         if crop == 0:
-            return View(1.0, 0.5, 0.5, bool(flip))
+            return View(self.data.fit, 1.0, 0.5, 0.5, bool(flip))
         drawn = hashlib.sha256(f"{self.examples[example].input_image} {crop}".encode()).digest()
         size, x, y = (int.from_bytes(drawn[i : i + 4]) / 2**32 for i in (0, 4, 8))
-        return View(SMALLEST_CROP + (1 - SMALLEST_CROP) * size, x, y, bool(flip))
+        return View(self.data.fit, SMALLEST_CROP + (1 - SMALLEST_CROP) * size, x, y, bool(flip))
 
-    def view(self, example: int, view: int) -> tuple[Image.Image, Image.Image]:
-        """The same view of the input and the edited image: RGB, `resolution` pixels a side."""
-        return self.cut(self.images(example), example, view)
+    def check(
+        self,
+        report: Report = quiet,
+        visit: Callable[[int, ImagePair], None] = lambda example, images: None,
+    ) -> None:
+        """Decode every pair once. Broken rows are skipped, or named in one `SourceError`.
 
-    def cut(
-        self, images: tuple[Image.Image, Image.Image], example: int, view: int
-    ) -> tuple[Image.Image, Image.Image]:
-        """A view of an example's `images`."""
-        crop = self.geometry(example, view)
-        before, after = (crop.of(image, self.data.resolution) for image in images)
-        return before, after
+        `visit` gets the images of the first example of each row, from several threads.
+        """
+        self.skip(self._undecodable(report, visit))
 
-    def check(self, report: Report = quiet) -> None:
-        """Decode every pair once. Broken rows are skipped, or named in one `SourceError`."""
-        self.skip(self._undecodable(report))
-
-    def _undecodable(self, report: Report) -> dict[str, str]:
+    def _undecodable(
+        self,
+        report: Report,
+        visit: Callable[[int, ImagePair], None] = lambda example, images: None,
+    ) -> dict[str, str]:
         first = {self.examples[i].row: i for i in reversed(self.usable())}
         order = sorted(first.values())
         broken: dict[str, str] = {}
 
         def problem_of(example: int) -> str:
             images = self.opened(example)
-            return images if isinstance(images, str) else ""  # images are not kept
+            if isinstance(images, str):
+                return images
+            visit(example, images)
+            return ""  # images are not kept
 
         for done, why in enumerate(prefetch(problem_of, iter(order), THREADS), 1):
             if why:

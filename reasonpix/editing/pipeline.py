@@ -32,7 +32,7 @@ from reasonpix.editing.checkpoint import LoadedModel, load_checkpoint
 from reasonpix.editing.config import SamplingSettings
 from reasonpix.editing.connectors import ConditioningTokens
 from reasonpix.editing.model import Conditioner
-from reasonpix.editing.pipeline_parts import vae_scale_factor, working_size
+from reasonpix.editing.pipeline_parts import unet_stride, vae_scale_factor, working_image
 from reasonpix.editing.runtimes.base import Networks
 from reasonpix.editing.runtimes.modules import torch_networks
 from reasonpix.editing.runtimes.names import Runtime
@@ -122,8 +122,7 @@ class ReasonPix2Pix:
         self.runtime = self._networks.runtime
         self._scaling_factor = float(vae.config.scaling_factor)
         self._vae_scale_factor = vae_scale_factor(vae)
-        self._stride = self._vae_scale_factor * int(2 ** (len(unet.config.block_out_channels) - 1))
-        """Pixels per side of a cell at the UNet's coarsest level."""
+        self._stride = unet_stride(unet, vae)
         small = sum(weight.numel() for weight in unet.parameters()) <= SMALL_UNET
         self.rows = (
             batch_size if device.type != "cpu" else min(batch_size, CPU_ROWS) if small else 1
@@ -316,11 +315,11 @@ class ReasonPix2Pix:
             image = rgb(task.image)
         except UndecodableImage as error:
             return Problem(status="failed", reason=str(error))
-        return image.size, resized(image, self.working_size(image.size, settings.resolution))
+        return image.size, self.working_image(image, settings.resolution)
 
-    def working_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
-        """Width and height at which the model works on an image of `size`."""
-        return working_size(size, resolution, self._stride)
+    def working_image(self, image: Image.Image, resolution: int) -> Image.Image:
+        """The image at the size at which the model works on it."""
+        return working_image(image, resolution, self._stride)
 
     def _condition(
         self, h: np.ndarray[Any, np.dtype[np.float32]], instruction: str, branches: GuidanceBranches

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from reasonpix.editing.model import ClipTextEncoder
@@ -52,6 +53,11 @@ def vae_scale_factor(vae: AutoencoderKL) -> int:
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
+def unet_stride(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
+    """Pixels per side of a cell at the UNet's coarsest level: 64 for Stable Diffusion."""
+    return vae_scale_factor(vae) * int(2 ** (len(unet.config.block_out_channels) - 1))
+
+
 def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[int, int]:
     """Width and height at which the model works: the longer side is about `resolution` pixels.
 
@@ -61,6 +67,15 @@ def working_size(size: tuple[int, int], resolution: int, stride: int) -> tuple[i
     cells = (round(Fraction(side * resolution, max(size) * stride)) for side in size)
     width, height = (max(1, count) * stride for count in cells)
     return width, height
+
+
+def working_image(image: Image.Image, resolution: int, stride: int) -> Image.Image:
+    """The whole image at its `working_size`: what encoder and UNet see of it at inference.
+
+    Scaled with Lanczos, as in InstructPix2Pix, unless it already has this size.
+    """
+    size = working_size(image.size, resolution, stride)
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def read_parts(options: ModelOptions, unet_weights: bool = True) -> PipelineParts:

@@ -13,7 +13,8 @@ from PIL import Image
 from reasonpix.core.atomic import write_atomically
 from reasonpix.core.parallel import THREADS, Report, Size, prefetch, quiet
 from reasonpix.core.tensor_store import SHARD, Shards
-from reasonpix.datasets.pairs import Pairs
+from reasonpix.datasets.pairs import ImagePair, Pairs
+from reasonpix.datasets.views import largest_change
 from reasonpix.errors import RunError
 from reasonpix.plugin import registry
 from reasonpix.plugin.spec import ComponentSpec
@@ -22,8 +23,8 @@ from reasonpix.training.features import (
     VAE_IMAGES,
     VERSION,
     Feature,
-    ImagePair,
     OnlineFeatures,
+    PairView,
     Request,
     hash_of,
     vae_digest,
@@ -66,12 +67,17 @@ class _Pending:
             self.moments.append((key, images))
 
 
+def _change_key(latents: str) -> str:
+    """The key of how much the edit changes, beside the key of its latents."""
+    return f"{latents}-change"
+
+
 class CachedFeatures:
     """Features that are computed once, stored in shards of `folder`, and read from there.
 
     ```
     folder/h-<fingerprint>/          states of the encoder, and encoder.json, which describes it
-    folder/latents-<fingerprint>/    outputs of the VAE
+    folder/latents-<fingerprint>/    outputs of the VAE, and how much the edit changes
     ```
     A fingerprint covers the component with its version, options, prompt and weights; keys cover the
     image's bytes, the view and the instruction. So stale features are never read, and valid ones
@@ -84,11 +90,12 @@ class CachedFeatures:
         pairs: Pairs,
         encoder: ComponentSpec,
         vae: AutoencoderKL,
+        stride: int,
         batch: int = 32,
         size: Size = SHARD,
     ) -> None:
         self.pairs = pairs
-        self._online = OnlineFeatures(pairs, encoder, vae, batch)
+        self._online = OnlineFeatures(pairs, encoder, vae, stride, batch)
         self._encoder_facts = registry.fingerprint_facts("encoder", encoder.name, encoder.options)
         self._fingerprints = (
             hash_of(VERSION, self._encoder_facts),
@@ -108,7 +115,7 @@ class CachedFeatures:
         square = (pair.input_image, *geometry, self.pairs.data.resolution)
         h, latents = self._fingerprints
         return (
-            hash_of(h, square, pair.instruction)[:32],
+            hash_of(h, square, self._online.stride, pair.instruction)[:32],
             hash_of(latents, square, pair.edited_image)[:32],
         )
 
@@ -162,18 +169,21 @@ class CachedFeatures:
                 keys = [(example, *self._keys(example, view)) for example in examples]
                 if without_h := [example for example, key, _ in keys if key not in self._h]:
                     states.append((view, without_h))
-                if keys[0][2] not in self._latents:
+                if not self._has_latents(keys[0][2]):
                     moments.append(view)
             if states or moments:
                 yield _Missing(examples[0], states, moments)
 
-    def _load(self, row: _Missing) -> tuple[_Missing, dict[int, ImagePair] | str]:
+    def _has_latents(self, key: str) -> bool:
+        return key in self._latents and _change_key(key) in self._latents
+
+    def _load(self, row: _Missing) -> tuple[_Missing, dict[int, PairView] | str]:
         """The row's views that are needed, or why its images cannot be used."""
         images = self.pairs.opened(row.example)
         if isinstance(images, str):
             return row, images
         views = {view for view, _ in row.states} | set(row.moments)
-        return row, {view: self.pairs.cut(images, row.example, view) for view in views}
+        return row, {view: self._online.cut(images, row.example, view) for view in views}
 
     def _compute_rows(
         self, rows: Sequence[_Missing], problems: dict[str, str], report: Report
@@ -193,13 +203,14 @@ class CachedFeatures:
             if stop and len(problems) >= _MANY_PROBLEMS:
                 return
 
-    def _enqueue(self, row: _Missing, views: Mapping[int, ImagePair], pending: _Pending) -> None:
+    def _enqueue(self, row: _Missing, views: Mapping[int, PairView], pending: _Pending) -> None:
         for view, examples in row.states:
             for example in examples:
                 instruction = self.pairs.examples[example].instruction
-                pending.add_states(self._keys(example, view)[0], views[view][0], instruction)
+                pending.add_states(self._keys(example, view)[0], views[view].shown, instruction)
         for view in row.moments:
-            pending.add_moments(self._keys(row.example, view)[1], views[view])
+            squares = (views[view].before, views[view].after)
+            pending.add_moments(self._keys(row.example, view)[1], squares)
 
     def _compute_batches(self, pending: _Pending, problems: dict[str, str], last: bool) -> None:
         """Compute all full batches, and after the last row also what remains."""
@@ -215,8 +226,9 @@ class CachedFeatures:
         size = VAE_IMAGES // 2
         while len(pending.moments) >= size or (last and pending.moments):
             keys, pairs = zip(*pending.moments[:size], strict=True)
-            for key, latents in zip(keys, self._online.moments(pairs), strict=True):
+            for key, pair, latents in zip(keys, pairs, self._online.moments(pairs), strict=True):
                 self._latents.add(key, latents)
+                self._latents.add(_change_key(key), latents.new_tensor(largest_change(*pair)))
             del pending.moments[:size]
 
     def usable(self) -> list[int]:
@@ -240,7 +252,15 @@ class CachedFeatures:
 
     def _has(self, example: int, view: int) -> bool:
         h, latents = self._keys(example, view)
-        return h in self._h and latents in self._latents
+        return h in self._h and self._has_latents(latents)
+
+    def change(self, example: int, view: int) -> int:
+        """`largest_change` of a view that has features."""
+        return int(self._latents[_change_key(self._keys(example, view)[1])])
+
+    def view(self, example: int, view: int) -> PairView:
+        """A view of an example. Raises a `SourceError` that names the row."""
+        return self._online.view(example, view)
 
     def get(self, requests: Sequence[Request]) -> list[Feature]:
         """Read the features of the views, in order. Raises `RunError` if any is missing."""

@@ -1,6 +1,8 @@
 """The frozen networks' view of a pair: h of the encoder, and the VAE's latent distributions.
 
-Features are computed per view, so flips and crops are exact, and rounded to float16.
+The encoder is given the part of the image that a view shows as at inference, in its own aspect
+ratio; the VAE gets it as a square. Features are computed per view, so flips and crops are exact,
+and rounded to float16.
 `OnlineFeatures` computes them each time, `CachedFeatures` once; both give the same bits, and so the
 same loss.
 """
@@ -17,7 +19,9 @@ import numpy as np
 from PIL import Image
 
 from reasonpix.core.parallel import THREADS, Report, prefetch, quiet
-from reasonpix.datasets.pairs import Pairs
+from reasonpix.datasets.pairs import ImagePair, Pairs
+from reasonpix.datasets.views import largest_change
+from reasonpix.editing.pipeline_parts import working_image
 from reasonpix.errors import PluginError, RunError, SourceError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import MLLMEncoder
@@ -31,14 +35,22 @@ if TYPE_CHECKING:
 Request = tuple[int, int]
 """The numbers of an example and of a view of it."""
 
-ImagePair = tuple[Image.Image, Image.Image]
-"""The same view of the input image and of the edited image."""
-
 VAE_IMAGES = 8
 """Batch size of the VAE, always: kernels round differently for other ones."""
 
-VERSION = "1"
+VERSION = "2"
 """Increase it when views or features are computed differently; cached ones are then ignored."""
+
+
+class PairView(NamedTuple):
+    """A view of a pair, as the frozen networks are given it. RGB."""
+
+    shown: Image.Image
+    """The input image for the encoder: what `ReasonPix2Pix` gives it of the same image."""
+    before: Image.Image
+    """The input image as a square for the VAE, scaled with Lanczos, as in InstructPix2Pix."""
+    after: Image.Image
+    """The edited image likewise."""
 
 
 class Feature(NamedTuple):
@@ -58,16 +70,18 @@ class OnlineFeatures:
     """Features computed on request.
 
     The encoder is loaded when first needed and gets `batch` examples at a time; `vae` stays on its
-    device.
+    device. `stride` is that of the UNet.
     """
 
     def __init__(
-        self, pairs: Pairs, encoder: ComponentSpec, vae: AutoencoderKL, batch: int = 32
+        self, pairs: Pairs, encoder: ComponentSpec, vae: AutoencoderKL, stride: int, batch: int = 32
     ) -> None:
         self.pairs = pairs
         self.encoder_spec = encoder
         self.vae = vae
+        self.stride = stride
         self.batch = batch
+        self._changes: dict[tuple[str, int], int] = {}
         self._encoder: MLLMEncoder[Any] | None = None
 
     @cached_property
@@ -78,8 +92,19 @@ class OnlineFeatures:
         return hash_of(VERSION, facts, vae_digest(self.vae))
 
     def compute(self, report: Report = quiet) -> None:
-        """Check that every image can be decoded; see `Pairs.check`."""
-        self.pairs.check(report)
+        """Check that every image can be decoded, see `Pairs.check`, and measure every edit."""
+
+        def measure(example: int, images: ImagePair) -> None:
+            for view in range(self.pairs.views):
+                seen = self.cut(images, example, view)
+                change = largest_change(seen.before, seen.after)
+                self._changes[self.pairs.examples[example].row, view] = change
+
+        self.pairs.check(report, measure)
+
+    def change(self, example: int, view: int) -> int:
+        """`largest_change` of a view, after `compute`."""
+        return self._changes[self.pairs.examples[example].row, view]
 
     def usable(self) -> list[int]:
         """The numbers of the examples that have features."""
@@ -93,10 +118,11 @@ class OnlineFeatures:
         """
         views = dict(prefetch(self._view, iter(requests), THREADS))
         pairs = {self._pixel_key(*request): views[request] for request in requests}
-        moments = dict(zip(pairs, self.moments(list(pairs.values())), strict=True))
+        squares = [(seen.before, seen.after) for seen in pairs.values()]
+        moments = dict(zip(pairs, self.moments(squares), strict=True))
         examples = self.pairs.examples
         texts = [examples[number].instruction for number, _ in requests]
-        states = self.states([views[request][0] for request in requests], texts)
+        states = self.states([views[request].shown for request in requests], texts)
         features: list[Feature] = []
         for request, text, h in zip(requests, texts, states, strict=True):
             if isinstance(h, Problem):
@@ -108,8 +134,21 @@ class OnlineFeatures:
             features.append(Feature(h, *moments[self._pixel_key(*request)]))
         return features
 
-    def _view(self, request: Request) -> tuple[Request, ImagePair]:
-        return request, self.pairs.view(*request)
+    def _view(self, request: Request) -> tuple[Request, PairView]:
+        return request, self.view(*request)
+
+    def view(self, example: int, view: int) -> PairView:
+        """A view of an example. Raises a `SourceError` that names the row."""
+        return self.cut(self.pairs.images(example), example, view)
+
+    def cut(self, images: ImagePair, example: int, view: int) -> PairView:
+        """A view of an example's `images`."""
+        side, geometry = self.pairs.data.resolution, self.pairs.geometry(example, view)
+        before, after = (geometry.of(image) for image in images)
+        return PairView(
+            working_image(before, side, self.stride),
+            *(image.resize((side, side), Image.Resampling.LANCZOS) for image in (before, after)),
+        )
 
     def _pixel_key(self, example: int, view: int) -> tuple[object, ...]:
         """Equal for requests with the same pixels."""

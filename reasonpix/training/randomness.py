@@ -6,7 +6,7 @@ drawn per micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,13 +31,13 @@ class StepNoise(NamedTuple):
 
 
 class StepSampler:
-    """Draws the examples and the noise of every step."""
+    """Draws the examples, one of the `views` of each, and the noise of every step."""
 
     def __init__(
         self,
         seed: int,
         examples: Sequence[int],
-        views: int,
+        views: Mapping[int, Sequence[int]],
         batch_size: int,
         *,
         shape: Sequence[int],
@@ -54,12 +54,14 @@ class StepSampler:
         drops the instruction if r < 2p and the image if p ≤ r < 3p.
         """
         epoch, index = divmod(step * self.batch_size + position, len(self.examples))
+        example = self.examples[_order(self.seed, epoch, len(self.examples))[index]]
+        views = self.views[example]
         generator = _generator(self.seed, 1, step, position)
         r = torch.rand((), generator=generator).item()
         p = self.dropout
         return StepNoise(
-            self.examples[_order(self.seed, epoch, len(self.examples))[index]],
-            int(torch.randint(self.views, (), generator=generator)),
+            example,
+            views[int(torch.randint(len(views), (), generator=generator))],
             torch.randn(self.shape, generator=generator),
             torch.randn(self.shape, generator=generator),
             int(torch.randint(self.timesteps, (), generator=generator)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,12 @@ from reasonpix.datasets.pairs import Pairs, read_pairs
 from reasonpix.editing.checkpoint import LoadedModel
 from reasonpix.editing.connectors import CONNECTORS
 from reasonpix.editing.model import EditingModel
-from reasonpix.editing.pipeline_parts import PipelineParts, read_parts, vae_scale_factor
+from reasonpix.editing.pipeline_parts import (
+    PipelineParts,
+    read_parts,
+    unet_stride,
+    vae_scale_factor,
+)
 from reasonpix.training.batches import BatchLoader, Stage
 from reasonpix.training.checkpointing import checkpoints, read_state
 from reasonpix.training.distributed import explain_out_of_memory, raise_in_all_processes
@@ -30,6 +35,7 @@ from reasonpix.training.setup import (
     examples_with_align_text,
     initial_model,
     split_examples,
+    trainable_views,
 )
 from reasonpix.training.state import TrainingState
 
@@ -42,7 +48,10 @@ class Session:
     out: Path
     accelerator: Accelerator
     features: CachedFeatures | OnlineFeatures
-    validation_examples: Sequence[int]
+    validation_views: Sequence[tuple[int, int]]
+    """The held-out examples, each with a view of it."""
+    hidden_views: Sequence[str]
+    """Views of rows that show no edit, and are not trained on."""
     checkpoint: LoadedModel
     """The model; its networks are those that `loss` trains."""
     loss: DiffusionLoss
@@ -75,13 +84,16 @@ def prepare_session(
     check_recipe_fits(recipe, parts, accelerator.num_processes)
     pairs = read_pairs(recipe.data, report=report("rows"))
     vae = parts.vae.requires_grad_(False).eval().to(accelerator.device)
-    features = _prepare_features(recipe, out, pairs, vae, accelerator, report("features"))
-    training, held_out = split_examples(recipe, pairs, features.usable())
-    data = data_digest(pairs, training, features.fingerprint)
+    stride = unet_stride(parts.unet, parts.vae)
+    features = _prepare_features(recipe, out, pairs, vae, stride, accelerator, report("features"))
+    views = trainable_views(features)
+    training, held_out = split_examples(recipe, pairs, list(views.by_example))
+    training_views = {number: views.by_example[number] for number in training}
+    data = data_digest(pairs, training_views, features.fingerprint)
 
     count = CONNECTORS[recipe.model.connector.kind].calibration_examples
     calibration = training[:: max(1, len(training) // count)]
-    h = [feature.h for feature in features.get([(number, 0) for number in calibration])]
+    h = [feature.h for feature in features.get([(n, training_views[n][0]) for n in calibration])]
     checkpoint = initial_model(recipe, parts, h)
     model = checkpoint.model
     if recipe.gradient_checkpointing:
@@ -89,7 +101,7 @@ def prepare_session(
     loss = DiffusionLoss(model, checkpoint.scheduler)
     timesteps = int(loss.noise.config.num_train_timesteps)
     batches = BatchLoader(
-        stages=_stages(recipe, parts, pairs, training, timesteps),
+        stages=_stages(recipe, parts, pairs, training_views, timesteps),
         features=features,
         scaling_factor=float(vae.config.scaling_factor),
         micro_batch_size=recipe.micro_batch_size,
@@ -101,7 +113,18 @@ def prepare_session(
     if model.text:
         model.text.encoder.to(accelerator.device)
     state = _resume(recipe, out, model, data)
-    return Session(recipe, out, accelerator, features, held_out, checkpoint, loss, batches, state)
+    return Session(
+        recipe=recipe,
+        out=out,
+        accelerator=accelerator,
+        features=features,
+        validation_views=[(number, views.by_example[number][0]) for number in held_out],
+        hidden_views=views.hidden,
+        checkpoint=checkpoint,
+        loss=loss,
+        batches=batches,
+        state=state,
+    )
 
 
 def _prepare_features(
@@ -109,15 +132,16 @@ def _prepare_features(
     out: Path,
     pairs: Pairs,
     vae: AutoencoderKL,
+    stride: int,
     accelerator: Accelerator,
     report: Report,
 ) -> CachedFeatures | OnlineFeatures:
     if recipe.cache is False:
-        online = OnlineFeatures(pairs, recipe.encoder, vae)
+        online = OnlineFeatures(pairs, recipe.encoder, vae, stride)
         online.compute(report)
         return online
     folder = out / "features" if recipe.cache is True else recipe.cache
-    cached = CachedFeatures(folder, pairs, recipe.encoder, vae, batch=128)
+    cached = CachedFeatures(folder, pairs, recipe.encoder, vae, stride, batch=128)
     with (
         raise_in_all_processes(),
         explain_out_of_memory("set a lower batch_size of the encoder"),
@@ -130,7 +154,7 @@ def _stages(
     recipe: TrainingRecipe,
     parts: PipelineParts,
     pairs: Pairs,
-    examples: Sequence[int],
+    views: Mapping[int, Sequence[int]],
     timesteps: int,
 ) -> list[Stage]:
     side = recipe.data.resolution // vae_scale_factor(parts.vae)
@@ -139,7 +163,7 @@ def _stages(
         return StepSampler(
             recipe.seed,
             examples,
-            pairs.views,
+            views,
             batch_size,
             shape=(parts.vae.config.latent_channels, side, side),
             timesteps=timesteps,
@@ -148,9 +172,9 @@ def _stages(
 
     stages: list[Stage] = []
     if recipe.align:
-        aligned = sampler(examples_with_align_text(pairs, examples), recipe.align.batch_size)
+        aligned = sampler(examples_with_align_text(pairs, list(views)), recipe.align.batch_size)
         stages.append(Stage("align", 0, recipe.align.steps, aligned))
-    train = sampler(examples, recipe.batch_size)
+    train = sampler(list(views), recipe.batch_size)
     return [*stages, Stage("train", recipe.align_steps, recipe.steps, train)]
 
 

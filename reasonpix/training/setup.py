@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor
 
 from reasonpix.datasets.pairs import Pairs
+from reasonpix.datasets.views import VISIBLE_CHANGE
 from reasonpix.editing.checkpoint import LoadedModel, initialize_model
 from reasonpix.editing.config import ConnectorConfig, SamplingSettings
 from reasonpix.editing.connectors import build_connector
 from reasonpix.editing.model import EditingModel
-from reasonpix.editing.pipeline_parts import PipelineParts, check_channels, vae_scale_factor
+from reasonpix.editing.pipeline_parts import PipelineParts, check_channels, unet_stride
 from reasonpix.errors import RecipeError, SourceError, WeightsError
+from reasonpix.training.feature_cache import CachedFeatures
+from reasonpix.training.features import OnlineFeatures
 from reasonpix.training.recipe import TrainingRecipe
 
 
@@ -73,7 +77,7 @@ def _connector_config(
 
 
 def _check_resolution(recipe: TrainingRecipe, parts: PipelineParts) -> None:
-    stride = vae_scale_factor(parts.vae) * 2 ** (len(parts.unet.config.block_out_channels) - 1)
+    stride = unet_stride(parts.unet, parts.vae)
     if recipe.data.resolution % stride:
         raise RecipeError(
             [
@@ -130,11 +134,50 @@ def examples_with_align_text(pairs: Pairs, examples: Sequence[int]) -> list[int]
     return aligned
 
 
-def data_digest(pairs: Pairs, examples: Sequence[int], features: str) -> str:
-    """SHA-256 of the training examples in order, and of the fingerprint of their `features`."""
+@dataclass(frozen=True)
+class TrainableViews:
+    """The views of each example in which its edit shows."""
+
+    by_example: Mapping[int, Sequence[int]]
+    """Of each example with any, in order."""
+    hidden: Sequence[str]
+    """The other views of their rows."""
+
+
+def trainable_views(features: CachedFeatures | OnlineFeatures) -> TrainableViews:
+    """Leave out the views, and rows, in which training would see no edit.
+
+    Two images that look the same, with an instruction, teach the model to change nothing, as the
+    pairs do that Eq. 1 drops. Raises `SourceError` if no row is left.
+    """
+    pairs = features.pairs
+    by_example: dict[int, list[int]] = {}
+    hidden: dict[str, None] = {}  # a row may have several examples
+    left_out: dict[str, str] = {}
+    for number in features.usable():
+        changes = [features.change(number, view) for view in range(pairs.views)]
+        row = pairs.examples[number].row
+        if shows := [view for view, change in enumerate(changes) if change > VISIBLE_CHANGE]:
+            by_example[number] = shows
+            hidden |= {
+                f"{row} view {view}": None for view in range(pairs.views) if view not in shows
+            }
+        else:
+            left_out[row] = (
+                "no edit is visible in what training sees of it: its colours change by "
+                f"{max(changes)} of 255 levels"
+            )
+    pairs.leave_out(left_out)
+    return TrainableViews(by_example, list(hidden))
+
+
+def data_digest(pairs: Pairs, views: Mapping[int, Sequence[int]], features: str) -> str:
+    """SHA-256 of the training examples with their views, and of their features' fingerprint."""
     total = sha256(features.encode())
-    for example in (pairs.examples[number] for number in examples):
+    for number, seen in views.items():
+        example = pairs.examples[number]
         facts = (example.input_image, example.edited_image, example.instruction, example.plain)
+        total.update(f"{tuple(seen)}".encode())
         total.update(f"{facts}".encode())
     return total.hexdigest()
 

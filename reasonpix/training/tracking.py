@@ -1,15 +1,22 @@
-"""Logs of a training run: a line for each step, curves, and validation images."""
+"""What a training run tells: steps, curves, validation images, and which rows were left out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from PIL.Image import Image
+
+from reasonpix.core.atomic import write_atomically
+from reasonpix.training.recipe import TrainingRecipe
+
+_NAMED_IN_CARD = 200
+"""Rows and views that a model's card names at most."""
 
 
 class TrainingLog:
@@ -65,3 +72,60 @@ class TrainingLog:
         if self._file:
             self._file.close()
         self._accelerator.end_training()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the recipe's data contain and the model was not trained on."""
+
+    rows: Mapping[str, str]
+    """Rows and the reason for each."""
+    views: Sequence[str]
+    """Views that show no edit, of rows with other views that do."""
+
+    def write(self, file: Path) -> None:
+        """Write a line of JSON for each row and view."""
+        entries = [{"row": row, "reason": reason} for row, reason in self._reasons().items()]
+        text = "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries)
+        write_atomically(file, text.encode())
+
+    def card(self, recipe: TrainingRecipe, examples: int) -> str:
+        """`README.md` of the trained model, which tells what it was trained on."""
+        data = recipe.data
+        paths = [data.path] if isinstance(data.path, str) else data.path
+        facts = {
+            "start": f"`{recipe.model.model}` (`init: {recipe.model.init}`)",
+            "encoder": f"`{recipe.encoder.name}`",
+            "data": ", ".join(f"`{path}`" for path in paths) + f", split `{data.split}`",
+            "examples": f"{examples} (a row counts once for each instruction)",
+            "images": f"{data.resolution} pixels, `fit: {data.fit}`, `crops: {data.crops}`, "
+            f"`flip: {str(data.flip).lower()}`",
+            "steps": f"{recipe.total_steps} of {recipe.batch_size} examples",
+        }
+        reasons = list(self._reasons().items())
+        lines = [f"- {row}: {reason}" for row, reason in reasons[:_NAMED_IN_CARD]]
+        if len(reasons) > _NAMED_IN_CARD:
+            lines.append(f"- … and {len(reasons) - _NAMED_IN_CARD} more")
+        return "\n".join(
+            [
+                "---",
+                "library_name: diffusers",
+                "pipeline_tag: image-to-image",
+                "tags: [reasonpix]",
+                "---",
+                "",
+                "# An image editing model",
+                "",
+                "| | |",
+                "|---|---|",
+                *(f"| {name} | {fact} |" for name, fact in facts.items()),
+                "",
+                f"## Left out: {len(self.rows)} rows, {len(self.views)} views of other rows",
+                "",
+                *(lines or ["Everything was used."]),
+                "",
+            ]
+        )
+
+    def _reasons(self) -> dict[str, str]:
+        return dict(self.rows) | dict.fromkeys(self.views, "this view shows no edit")

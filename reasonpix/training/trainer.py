@@ -9,6 +9,7 @@ out/
   features/         h and latents, if the recipe says cache: true
   state/<step>/     checkpoints: weights, averages, optimizer
   log.jsonl         a line for each step
+  left-out.jsonl    a line for each row, or view of a row, that was not trained on
   tensorboard/      the same as curves, and the validation images
   validation/       rows of input, edit, ground truth
   model/            the trained model, averaged: see `reasonpix.editing.checkpoint`
@@ -43,7 +44,7 @@ from reasonpix.training.optimization import optimizer_step
 from reasonpix.training.recipe import TrainingRecipe, load_training_recipe
 from reasonpix.training.session import Session, build_optimizer, prepare_session
 from reasonpix.training.setup import check_trackers
-from reasonpix.training.tracking import TrainingLog
+from reasonpix.training.tracking import LeftOut, TrainingLog
 from reasonpix.training.validation import validation_grid
 
 _TIMEOUT = timedelta(hours=6)
@@ -74,6 +75,8 @@ class TrainingResult:
     """The folder of the trained model."""
     skipped: list[tuple[str, str]]
     """The rows that were left out, each with its reason."""
+    hidden_views: list[str]
+    """The views without a visible edit that were left out, of rows with other views."""
 
 
 def train(
@@ -114,9 +117,11 @@ def train(
         accelerator.wait_for_everyone()
         session = prepare_session(recipe, out, accelerator, report_stage)
         # Each process has checked only the images of its share.
-        skipped = dict(gather_object(session.pairs.skipped))
-        model = _training_loop(session, report, should_stop)
-        return TrainingResult(model, list(skipped.items()))
+        left_out = LeftOut(dict(gather_object(session.pairs.skipped)), session.hidden_views)
+        if accelerator.is_main_process:
+            left_out.write(out / "left-out.jsonl")
+        model = _training_loop(session, left_out, report, should_stop)
+        return TrainingResult(model, list(left_out.rows.items()), list(left_out.views))
 
 
 def _precision(recipe: TrainingRecipe) -> str:
@@ -128,7 +133,7 @@ def _precision(recipe: TrainingRecipe) -> str:
 
 
 def _training_loop(
-    session: Session, report: ProgressCallback, should_stop: Callable[[], bool]
+    session: Session, left_out: LeftOut, report: ProgressCallback, should_stop: Callable[[], bool]
 ) -> Path:
     """Take every step that is left, alignment first; return the folder of the model."""
     recipe, state = session.recipe, session.state
@@ -168,7 +173,7 @@ def _training_loop(
             report(Progress(stage.name, step, stage.steps, loss, speed.examples_per_second))
             if stop and state.step < total:
                 raise KeyboardInterrupt
-        return _save_model(session)
+        return _save_model(session, left_out)
 
 
 class _Speed:
@@ -201,7 +206,7 @@ def _validate(session: Session, log: TrainingLog, step: int) -> None:
             sheet, instructions = validation_grid(
                 session.checkpoint,
                 session.features,
-                session.validation_examples,
+                session.validation_views,
                 session.accelerator.device,
             )
         session.model.requires_grad_(True)  # inference has frozen it
@@ -214,10 +219,12 @@ def _save_state(session: Session) -> None:
     session.accelerator.wait_for_everyone()
 
 
-def _save_model(session: Session) -> Path:
+def _save_model(session: Session, left_out: LeftOut) -> Path:
     folder = session.out / "model"
     if session.accelerator.is_main_process:
         with session.state.averaged(), replace_dir(folder) as draft:
             save_checkpoint(draft, session.checkpoint)
+            card = left_out.card(session.recipe, len(session.batches.stages[-1].sampler.examples))
+            (draft / "README.md").write_text(card, encoding="utf-8")
     session.accelerator.wait_for_everyone()
     return folder

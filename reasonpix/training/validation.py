@@ -9,35 +9,42 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from reasonpix.core.images import resized
 from reasonpix.editing.checkpoint import LoadedModel
 from reasonpix.editing.image_grid import arrange_grid
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.plugin.components import MLLMEncoder, Options
 from reasonpix.plugin.types import Problem
 from reasonpix.training.feature_cache import CachedFeatures
-from reasonpix.training.features import OnlineFeatures
+from reasonpix.training.features import OnlineFeatures, Request
 
 
 def validation_grid(
     checkpoint: LoadedModel,
     features: CachedFeatures | OnlineFeatures,
-    examples: Sequence[int],
+    requests: Sequence[Request],
     device: torch.device,
 ) -> tuple[Image, list[str]]:
-    """Edit `examples` with the model's settings; return a grid of rows, and instructions."""
-    pairs = features.pairs
-    views = [pairs.view(number, 0) for number in examples]
-    instructions = [pairs.examples[number].instruction for number in examples]
-    computed = features.get([(number, 0) for number in examples])
+    """Edit views of held-out examples with the model's settings, in their own aspect ratio.
+
+    Returns a grid with a row of input, edit and ground truth for each, and the instructions.
+    """
+    views = [features.view(*request) for request in requests]
+    instructions = [features.pairs.examples[number].instruction for number, _ in requests]
     encoder = CachedEncoder(
         {
-            (view.tobytes(), instruction): feature.h.float().numpy()
-            for (view, _), instruction, feature in zip(views, instructions, computed, strict=True)
+            (view.shown.tobytes(), instruction): feature.h.float().numpy()
+            for view, instruction, feature in zip(
+                views, instructions, features.get(requests), strict=True
+            )
         }
     )
     model = ReasonPix2Pix(checkpoint, encoder, device=device, dtype=torch.float32)
-    edited = model([before for before, _ in views], instructions)
-    rows = [[before, after, truth] for (before, truth), after in zip(views, edited, strict=True)]
+    edited = model([view.shown for view in views], instructions)
+    rows = [
+        [view.shown, edit, resized(view.after, edit.size)]
+        for view, edit in zip(views, edited, strict=True)
+    ]
     return arrange_grid(rows), instructions
 
 

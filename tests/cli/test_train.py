@@ -63,12 +63,14 @@ def test_it_tells_where_the_model_is_and_the_model_is_of_use(here: Path) -> None
     content = rows(8)
     content[3]["edit_prompt"] = ""
     content[5]["edited_image"] = {"bytes": b"no image", "path": None}
+    content[6]["edited_image"] = content[6]["input_image"]
     parquet(here / "pairs.parquet", content)
     write_training(here, data__broken="skip")
     result = call("train", "recipe.yaml", "--out", "my run", "--set", "steps=1")
     assert result.exit_code == 0, result.output
-    left_out, where, how = result.stdout.splitlines()
-    assert left_out.startswith("2 rows left out, such as ") and "pairs.parquet" in left_out
+    left_out, which, where, how = result.stdout.splitlines()
+    assert left_out.startswith("3 rows left out, such as ") and "pairs.parquet" in left_out
+    assert which == "all of them: 'my run/left-out.jsonl'"
     assert where == "the model is in 'my run/model'; edit with it:"
     picture(1).save("one.png")
     words = how.replace("IMAGE", "one.png").replace("TEXT", "'make it rain'")

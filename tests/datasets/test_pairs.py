@@ -500,80 +500,73 @@ def wide(tmp_path: Path) -> Path:
     return parquet(tmp_path / "wide.parquet", rows(3, size=(64, 40)))
 
 
-def test_one_view_is_the_centre(wide: Path) -> None:
-    pairs = read(wide, resolution=40)
+@pytest.mark.parametrize(("fit", "box"), [("stretch", (0, 0, 64, 40)), ("crop", (12, 0, 52, 40))])
+def test_the_first_view_is_the_whole_or_the_centre(
+    wide: Path, fit: str, box: tuple[int, int, int, int]
+) -> None:
+    pairs = read(wide, fit=fit)
     assert pairs.views == 1
     for number in range(3):
-        for shown, seed in zip(pairs.view(number, 0), (2 * number, 2 * number + 1), strict=True):
-            assert same(shown, picture(seed, (64, 40)).crop((12, 0, 52, 40)))
+        for image, seed in zip(pairs.images(number), (2 * number, 2 * number + 1), strict=True):
+            assert same(pairs.geometry(number, 0).of(image), picture(seed, (64, 40)).crop(box))
 
 
-def test_the_centre_is_scaled_to_the_resolution(wide: Path) -> None:
-    centre = picture(0, (64, 40)).crop((12, 0, 52, 40))
-    shown, _ = read(wide, resolution=16).view(0, 0)
-    assert same(shown, centre.resize((16, 16), Image.Resampling.LANCZOS))
+def test_the_whole_is_the_default(wide: Path) -> None:
+    assert read(wide).geometry(0, 0) == View("stretch", 1.0, 0.5, 0.5, flip=False)
 
 
-def test_a_flip_mirrors_both_images(wide: Path) -> None:
-    pairs = read(wide, flip=True)
-    assert pairs.views == 2
-    for plain, mirrored in zip(pairs.view(1, 0), pairs.view(1, 1), strict=True):
-        assert same(mirrored, plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-        assert not same(mirrored, plain)
+def test_with_a_flip_every_other_view_is_mirrored(wide: Path) -> None:
+    pairs = read(wide, flip=True, crops=2)
+    assert pairs.views == 4
+    views = [pairs.geometry(1, view) for view in range(4)]
+    assert [view.flip for view in views] == [False, True, False, True]
+    assert [view._replace(flip=False) for view in views[::2]] == [
+        view._replace(flip=False) for view in views[1::2]
+    ]
 
 
-def test_a_crop_is_the_same_of_both_images(tmp_path: Path) -> None:
-    content = rows(1, size=(64, 40))
-    content[0]["edited_image"] = content[0]["input_image"]
-    pairs = read(parquet(tmp_path / "a.parquet", content), crops=6, flip=True)
-    assert pairs.views == 12
-    seen = set()
-    for view in range(12):
-        before, after = pairs.view(0, view)
-        assert same(before, after)
-        assert before.size == (32, 32)
-        seen.add(before.tobytes())
-    assert len(seen) == 12
-
-
-def test_a_crop_is_the_same_of_a_smaller_copy(tmp_path: Path) -> None:
-    smooth = picture(3, (8, 5)).resize((128, 80), Image.Resampling.BICUBIC)
-    small = smooth.resize((64, 40), Image.Resampling.BOX)
-    content = rows(1)
-    content[0]["input_image"] = {"bytes": png(smooth), "path": None}
-    content[0]["edited_image"] = {"bytes": png(small), "path": None}
-    pairs = read(parquet(tmp_path / "a.parquet", content), crops=4)
-    for view in range(4):
-        before, after = (np.asarray(image, float) for image in pairs.view(0, view))
-        assert np.abs(before - after).mean() < 4
-    other, _ = pairs.view(0, 1)
-    assert np.abs(np.asarray(other, float) - np.asarray(pairs.view(0, 2)[0], float)).mean() > 12
-
-
-def test_crops_keep_most_of_the_image(wide: Path) -> None:
-    pairs = read(wide, crops=50)
-    drawn = [pairs.geometry(0, view) for view in range(50)]
-    assert drawn[0] == View(1.0, 0.5, 0.5, flip=False)
-    assert all(0.8 <= shown.scale < 1 for shown in drawn[1:])
-    assert min(shown.x for shown in drawn) < 0.1 < 0.9 < max(shown.x for shown in drawn)
-    assert pairs.geometry(1, 1) != pairs.geometry(0, 1)
-
-
-def test_views_are_the_same_each_time(wide: Path) -> None:
-    one, two = (read(wide, crops=3, flip=True) for _ in range(2))
-    order = [(number, view) for number in range(3) for view in range(6)]
-    shown = {request: one.view(*request) for request in order}
-    for request in reversed(order):
-        for image, again in zip(shown[request], two.view(*request), strict=True):
-            assert same(image, again)
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_views_are_chosen_by_the_image(wide: Path, fit: str) -> None:
+    pairs, again = (read(wide, crops=50, flip=True, fit=fit) for _ in range(2))
+    drawn = [[pairs.geometry(number, view) for view in range(0, 100, 2)] for number in range(3)]
+    for number, views in enumerate(drawn):
+        assert views[0] == View(pairs.data.fit, 1.0, 0.5, 0.5, flip=False)
+        assert all(view.fit == fit and 0.8 <= view.scale < 1 for view in views[1:])
+        assert min(view.x for view in views) < 0.1 < 0.9 < max(view.x for view in views)
+        assert len(set(views)) == 50
+        assert views == [again.geometry(number, view) for view in range(0, 100, 2)]
+    assert drawn[0][1:] != drawn[1][1:]
     with pytest.raises(IndexError):
-        one.view(0, 6)
+        pairs.geometry(0, 100)
 
 
-def test_tiny_images_have_views(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", rows(1, size=(1, 1)))
-    before, after = read(path, crops=2, flip=True, resolution=8).view(0, 3)
-    assert before.size == after.size == (8, 8)
+def test_the_images_of_every_row_are_shown_to_a_visitor(tmp_path: Path) -> None:
+    content = rows(4)
+    for row in content:
+        row["direct_instruction"] = "the same"
+    content[2]["edited_image"] = {"bytes": b"broken", "path": None}
+    pairs = read(
+        parquet(tmp_path / "a.parquet", content),
+        broken="skip",
+        instructions=["edit_prompt", "direct_instruction"],
+    )
+    seen: dict[int, bytes] = {}
+
+    def visit(example: int, images: tuple[Image.Image, Image.Image]) -> None:
+        seen[example] = images[1].tobytes()
+
+    pairs.check(visit=visit)
+    assert seen == {2 * row: picture(2 * row + 1).tobytes() for row in (0, 1, 3)}
+
+
+def test_rows_may_be_left_out_though_none_is_broken(tmp_path: Path) -> None:
+    pairs = read(parquet(tmp_path / "a.parquet", rows(3)))
+    first, second, third = (example.row for example in pairs.examples)
+    pairs.leave_out({second: "no edit is visible"})
+    assert pairs.usable() == [0, 2]
+    assert pairs.skipped == [(second, "no edit is visible")]
+    with pytest.raises(SourceError, match=rf"no row can be used\n  {second}: no edit is visible"):
+        pairs.leave_out({first: "too", third: "too"})
 
 
 def test_it_loads_where_a_process_has_no_affinity() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from reasonpix.editing.checkpoint import LoadedModel
 from reasonpix.editing.config import ConnectorKind
 from reasonpix.editing.pipeline import CPU_ROWS, EditTask, ReasonPix2Pix
-from reasonpix.editing.pipeline_parts import working_size
+from reasonpix.editing.pipeline_parts import working_image, working_size
 from reasonpix.editing.sampler import GuidanceBranches
 from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import MLLMEncoder, Options
@@ -347,6 +347,19 @@ def test_the_working_size_of_usual_photographs() -> None:
     assert working_size((1080, 1920), 512, 64) == (256, 512)
     assert working_size((1080, 1900), 512, 64) == (320, 512)
     assert working_size((10, 4000), 256, 64) == (64, 256)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (64, 48), (48, 64), (128, 72), (126, 54), (300, 20)])
+def test_the_model_works_on_the_whole_image(size: tuple[int, int]) -> None:
+    image = picture(0, size)
+    shown = working_image(image, 32, 8)
+    expected = image.resize(working_size(size, 32, 8), Image.Resampling.LANCZOS)
+    assert shown.size == expected.size and shown.tobytes() == expected.tobytes()
+    assert working_image(shown, 32, 8) is shown
+    for x, y in ((0, 0), (size[0] - 1, size[1] - 1)):
+        edge = image.copy()
+        edge.paste((255, 0, 0), (max(0, x - 4), max(0, y - 4), x + 1, y + 1))
+        assert working_image(edge, 32, 8).tobytes() != shown.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from reasonpix.deployment.server.process import uvicorn_config
 from reasonpix.deployment.server.service import Limits, Service
 from reasonpix.editing.config import SamplingSettings
 from reasonpix.editing.pipeline import EditTask, ReasonPix2Pix
-from reasonpix.editing.pipeline_parts import working_size
+from reasonpix.editing.pipeline_parts import working_image
 from reasonpix.plugin.types import Problem
 
 SERVE = "from reasonpix.cli.serve import serve_command; serve_command()"
@@ -135,8 +135,8 @@ class FakeModel:
         if not held:
             self.free.set()
 
-    def working_size(self, size: tuple[int, int], resolution: int) -> tuple[int, int]:
-        return working_size(size, resolution, 8)
+    def working_image(self, image: Image.Image, resolution: int) -> Image.Image:
+        return working_image(image, resolution, 8)
 
     def resolve_settings(self, **changes: float | None) -> SamplingSettings:
         given = {name: it for name, it in changes.items() if it is not None}

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 
 from reasonpix.core.parallel import Size
 from reasonpix.datasets.pairs import Data, Pairs, read_pairs
+from reasonpix.datasets.views import VISIBLE_CHANGE
+from reasonpix.editing.pipeline_parts import working_image
 from reasonpix.errors import PluginError, RunError, SourceError
 from reasonpix.plugin import registry
 from reasonpix.plugin.spec import ComponentSpec
@@ -28,6 +31,7 @@ from tests.datasets.test_publishing import largest_file
 from tests.support.pair_files import pair, parquet, picture, png, rows
 
 SMALL = Size(rows=4, bytes=1_000_000)
+STRIDE = 4
 
 ENCODER = '''
 import hashlib, os
@@ -130,8 +134,8 @@ def vae() -> AutoencoderKL:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Six pairs of 24x16 pixels with two instructions each."""
-    content = rows(6, size=(24, 16))
+    """Six pairs of 48x32 pixels with two instructions each."""
+    content = rows(6, size=(48, 32))
     for number, row in enumerate(content):
         row["direct_instruction"] = "turn it " + "and again " * number
     return parquet(tmp_path / "pairs.parquet", content)
@@ -176,11 +180,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_features_are_those_of_the_models(path: Path, vae: AutoencoderKL) -> None:
     pairs = read(path, flip=True)
-    features = OnlineFeatures(pairs, fake(), vae).get([(3, 1)])
+    online = OnlineFeatures(pairs, fake(), vae, STRIDE)
+    features = online.get([(3, 1)])
     [(h, source, mean, logvar)] = features
-    before, after = pairs.view(3, 1)
+    shown, before, after = online.view(3, 1)
     encoder = fake().build()
-    [states] = encoder.encode([before], [pairs.examples[3].instruction])  # type: ignore[attr-defined]
+    [states] = encoder.encode([shown], [pairs.examples[3].instruction])  # type: ignore[attr-defined]
     assert torch.equal(h, torch.from_numpy(states).half())
     assert all(tensor.dtype == torch.float16 for tensor in features[0])
     assert source.shape == mean.shape == logvar.shape == (4, 8, 8)
@@ -193,9 +198,64 @@ def test_features_are_those_of_the_models(path: Path, vae: AutoencoderKL) -> Non
             torch.testing.assert_close(one.float(), other[0], atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("size", "at_inference"),
+    [
+        ((24, 24), (16, 16)),
+        ((24, 16), (16, 12)),
+        ((32, 18), (16, 8)),
+        ((18, 32), (8, 16)),
+        ((42, 18), (16, 8)),
+        ((64, 4), (16, 4)),
+    ],
+)
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_training_sees_what_is_seen_at_inference(
+    fit: str,
+    size: tuple[int, int],
+    at_inference: tuple[int, int],
+    vae: AutoencoderKL,
+    tmp_path: Path,
+) -> None:
+    """The encoder gets the very image, the VAE the same part of it as a square."""
+    pairs = read(parquet(tmp_path / "p.parquet", rows(1, size=size)), instructions=None, fit=fit)
+    seen = OnlineFeatures(pairs, fake(), vae, STRIDE).view(0, 0)
+    image, edited = pairs.images(0)
+    if fit == "crop":
+        side, (left, top) = min(size), ((length - min(size)) // 2 for length in size)
+        box = (left, top, left + side, top + side)
+        image, edited = image.crop(box), edited.crop(box)
+        at_inference = (16, 16)
+    shown = working_image(image, 16, STRIDE)
+    assert shown.size == seen.shown.size == at_inference
+    assert seen.shown.tobytes() == shown.tobytes()
+    for square, whole in ((seen.before, image), (seen.after, edited)):
+        assert square.tobytes() == whole.resize((16, 16), Image.Resampling.LANCZOS).tobytes()
+    if image.width == image.height:
+        assert seen.before.tobytes() == seen.shown.tobytes()
+
+
+def test_how_much_an_edit_changes_is_known_of_every_view(
+    vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    content = rows(3)
+    content[1]["edited_image"] = content[1]["input_image"]
+    pairs = read(parquet(tmp_path / "p.parquet", content), instructions=None, crops=3)
+    online = OnlineFeatures(pairs, fake(), vae, STRIDE)
+    online.compute()
+    cached = CachedFeatures(tmp_path / "f", pairs, fake(), vae, STRIDE)
+    cached.compute()
+    again = CachedFeatures(tmp_path / "f", pairs, fake(), vae, STRIDE)
+    again.compute()  # from files
+    for example, view in everything(pairs):
+        change = online.change(example, view)
+        assert change == cached.change(example, view) == again.change(example, view)
+        assert (change > VISIBLE_CHANGE) == (example != 1)
+
+
 def test_h_is_ragged(path: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
     pairs = read(path)
-    features = CachedFeatures(tmp_path / "f", pairs, fake(), vae)
+    features = CachedFeatures(tmp_path / "f", pairs, fake(), vae, STRIDE)
     features.compute()
     lengths = [len(feature.h) for feature in features.get([(i, 0) for i in range(1, 12, 2)])]
     assert lengths == [2, 4, 6, 8, 10, 12]
@@ -206,8 +266,8 @@ def test_cached_features_are_the_computed_ones(
 ) -> None:
     pairs = read(path, flip=True, crops=3)
     online, cached = (
-        OnlineFeatures(pairs, fake(), vae),
-        CachedFeatures(tmp_path / "f", pairs, fake(), vae),
+        OnlineFeatures(pairs, fake(), vae, STRIDE),
+        CachedFeatures(tmp_path / "f", pairs, fake(), vae, STRIDE),
     )
     cached.compute()
     requests = everything(pairs)
@@ -219,14 +279,15 @@ def test_cached_features_are_the_computed_ones(
     for size in (1, 3, 7):  # what is computed together changes nothing
         some = [f for at in range(0, 72, size) for f in online.get(shuffled[at : at + size])]
         assert equal(some, [read_back[i] for i in order])
-    assert len({feature.mean.numpy().tobytes() for feature in read_back}) == 36
+    distinct = {online.view(*request).after.tobytes() for request in requests}
+    assert len({feature.mean.numpy().tobytes() for feature in read_back}) == len(distinct) > 30
 
 
 def test_a_reader_may_write_into_what_it_got(
     path: Path, vae: AutoencoderKL, tmp_path: Path
 ) -> None:
     pairs = read(path)
-    cached = CachedFeatures(tmp_path / "f", pairs, fake(), vae)
+    cached = CachedFeatures(tmp_path / "f", pairs, fake(), vae, STRIDE)
     cached.compute()
     [first] = cached.get([(0, 0)])
     kept = Feature(*(tensor.clone() for tensor in first))
@@ -245,7 +306,7 @@ def test_nothing_is_computed_twice(
     seen: list[int] = []
     vae.encoder.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
     told: list[tuple[int, int]] = []
-    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, batch=4)
+    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, batch=4)
     cached.compute(lambda done, total: told.append((done, total)))
     assert told == [(done, 6) for done in range(1, 7)]
     assert notes.read_text().splitlines()[0] == "load"
@@ -253,7 +314,7 @@ def test_nothing_is_computed_twice(
     assert len(encoded(notes)) == 24
     assert sum(seen) == 6 * 2 * 2  # two instructions share the latents of a view
     cached.compute()
-    again = CachedFeatures(tmp_path / "f", read(path, flip=True), noted(), vae, batch=4)
+    again = CachedFeatures(tmp_path / "f", read(path, flip=True), noted(), vae, STRIDE, batch=4)
     again.compute()
     assert equal(again.get(everything(pairs)), cached.get(everything(pairs)))
     assert notes.read_text() == ""  # not even loaded
@@ -265,17 +326,17 @@ def test_more_data_computes_what_is_new(
 ) -> None:
     columns = ["edit_prompt"]
     CachedFeatures(
-        tmp_path / "f", read(path, limit=4, instructions=columns), noted(), vae, 4
+        tmp_path / "f", read(path, limit=4, instructions=columns), noted(), vae, STRIDE, 4
     ).compute()
     assert encoded(notes) == [f"make it number {i}" for i in range(4)]
-    more = CachedFeatures(tmp_path / "f", read(path, instructions=columns), noted(), vae, 4)
+    more = CachedFeatures(tmp_path / "f", read(path, instructions=columns), noted(), vae, STRIDE, 4)
     with pytest.raises(RunError, match="lacks features of 2 of 6 examples; compute them"):
         more.usable()
     more.compute()
     assert encoded(notes) == ["make it number 4", "make it number 5"]
     assert more.usable() == list(range(6))
     flipped = CachedFeatures(
-        tmp_path / "f", read(path, instructions=columns, flip=True), noted(), vae, 4
+        tmp_path / "f", read(path, instructions=columns, flip=True), noted(), vae, STRIDE, 4
     )
     flipped.compute()
     assert len(encoded(notes)) == 6
@@ -286,7 +347,7 @@ def test_another_encoder_is_another_cache(
 ) -> None:
     def computed(**options: Any) -> int:
         pairs = read(path, instructions=["edit_prompt"])
-        CachedFeatures(tmp_path / "f", pairs, noted(**options), vae, 4).compute()
+        CachedFeatures(tmp_path / "f", pairs, noted(**options), vae, STRIDE, 4).compute()
         return len(encoded(notes))
 
     assert computed() == 6
@@ -316,7 +377,7 @@ def test_another_image_or_instruction_is_computed(
     def computed(**options: Any) -> tuple[int, int]:
         seen.clear()
         pairs = read(parquet(path, content), instructions=["edit_prompt"], **options)
-        CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4).compute()
+        CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4).compute()
         return len(encoded(notes)), sum(seen)
 
     assert computed() == (6, 16)  # padded to eights
@@ -337,9 +398,9 @@ def test_another_vae_is_another_cache(path: Path, notes: Path, tmp_path: Path) -
     assert vae_digest(one) == vae_digest(tiny_vae(0)) != vae_digest(two)
     assert vae_digest(tiny_vae(0).half()) != vae_digest(one)
     for vae in (one, two):
-        cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4)
+        cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4)
         cached.compute()
-        wanted = OnlineFeatures(pairs, noted(), vae, 4).get([(0, 0)])
+        wanted = OnlineFeatures(pairs, noted(), vae, STRIDE, 4).get([(0, 0)])
         assert equal(cached.get([(0, 0)]), wanted)
     assert len(list((tmp_path / "f").glob("latents-*"))) == 2
     assert len(list((tmp_path / "f").glob("h-*"))) == 1
@@ -348,7 +409,7 @@ def test_another_vae_is_another_cache(path: Path, notes: Path, tmp_path: Path) -
 def test_equal_requests_are_computed_once(vae: AutoencoderKL, notes: Path, tmp_path: Path) -> None:
     content = rows(1, size=(24, 16)) * 3
     pairs = read(parquet(tmp_path / "a.parquet", content), instructions=["edit_prompt"])
-    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4)
+    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4)
     cached.compute()
     assert len(encoded(notes)) == 1
     assert cached.usable() == [0, 1, 2]
@@ -358,12 +419,12 @@ def test_processes_can_share_the_work(
     path: Path, vae: AutoencoderKL, notes: Path, tmp_path: Path
 ) -> None:
     pairs = read(path, flip=True)
-    ranks = [CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4) for _ in range(2)]
+    ranks = [CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4) for _ in range(2)]
     ranks[0].compute(rank=0, world=2)
     assert len(encoded(notes)) == 12
     ranks[1].compute(rank=1, world=2)
     assert len(encoded(notes)) == 12
-    alone = CachedFeatures(tmp_path / "g", pairs, noted(), vae, 4)
+    alone = CachedFeatures(tmp_path / "g", pairs, noted(), vae, STRIDE, 4)
     alone.compute()
     for rank in ranks:
         assert rank.usable() == list(range(12))
@@ -391,7 +452,7 @@ KILLED = """if True:
     options = registry.find("encoder", "noted-encoder").Options(model="a/b")
     use = ComponentSpec("encoder", "noted-encoder", options)
     vae = AutoencoderKL.from_pretrained("vae")
-    CachedFeatures(Path("f"), read_pairs(data), use, vae, 4, Size(3, 1_000_000)).compute(kill)
+    CachedFeatures(Path("f"), read_pairs(data), use, vae, 4, 4, Size(3, 1_000_000)).compute(kill)
 """
 
 
@@ -399,7 +460,7 @@ def test_a_killed_computation_goes_on(
     path: Path, vae: AutoencoderKL, notes: Path, tmp_path: Path
 ) -> None:
     pairs, size = read(path, flip=True), Size(3, 1_000_000)
-    whole = CachedFeatures(tmp_path / "whole", pairs, noted(), vae, 4, size)
+    whole = CachedFeatures(tmp_path / "whole", pairs, noted(), vae, STRIDE, 4, size)
     whole.compute()
     assert len(encoded(notes)) == 24
     vae.save_pretrained(tmp_path / "vae")
@@ -412,7 +473,7 @@ def test_a_killed_computation_goes_on(
         assert before.items() <= files(tmp_path / "f").items()
         before = files(tmp_path / "f")
         assert 3 * len(list(tmp_path.glob("f/h-*/*.safetensors"))) == kept
-    resumed = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4, size)
+    resumed = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4, size)
     resumed.compute()
     assert len(encoded(notes)) == 24 - 9
     assert files(tmp_path / "f") == files(tmp_path / "whole")
@@ -429,7 +490,7 @@ def test_a_damaged_shard_is_computed_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pairs = read(path)
-    CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4, SMALL).compute()
+    CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4, SMALL).compute()
     assert len(encoded(notes)) == 12
     whole = files(tmp_path / "f")
     shard = sorted(tmp_path.glob("f/h-*/*.safetensors"))[1]
@@ -437,14 +498,15 @@ def test_a_damaged_shard_is_computed_again(
     content[-3] ^= 4
     spoilt = {"bit": content, "cut": content[:-9], "empty": b"", "text": b"{}"}
     shard.write_bytes(spoilt[damage])
-    again = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4, SMALL)
+    again = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4, SMALL)
     with caplog.at_level(logging.WARNING):
         again.compute()
     assert f"{shard} is damaged; its tensors are computed again" in caplog.text
     assert len(encoded(notes)) == 4
     assert files(tmp_path / "f") == whole
     assert equal(
-        again.get(everything(pairs)), OnlineFeatures(pairs, noted(), vae, 4).get(everything(pairs))
+        again.get(everything(pairs)),
+        OnlineFeatures(pairs, noted(), vae, STRIDE, 4).get(everything(pairs)),
     )
 
 
@@ -452,14 +514,14 @@ def test_a_full_disk_is_told_and_keeps_what_was_finished(
     path: Path, vae: AutoencoderKL, notes: Path, tmp_path: Path
 ) -> None:
     pairs = read(path)
-    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4, SMALL)
+    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4, SMALL)
     with (
         largest_file(3000),
         pytest.raises(RunError, match=r"cannot be written: .*; make room, then"),
     ):
         cached.compute()
     kept = files(tmp_path / "f")
-    again = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4, SMALL)
+    again = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4, SMALL)
     again.compute()
     assert kept.items() <= files(tmp_path / "f").items()
     assert not list(tmp_path.glob("f/*/.*"))
@@ -470,19 +532,19 @@ def test_drafts_of_killed_processes_are_removed(
     path: Path, vae: AutoencoderKL, tmp_path: Path
 ) -> None:
     pairs = read(path)
-    CachedFeatures(tmp_path / "f", pairs, fake(), vae).compute()
+    CachedFeatures(tmp_path / "f", pairs, fake(), vae, STRIDE).compute()
     folder = next(tmp_path.glob("f/h-*"))
     old, new = folder / ".a.safetensors.1.tmp", folder / ".b.safetensors.2.tmp"
     for draft in (old, new):
         draft.write_text("half")
     os.utime(old, (0, 0))
-    CachedFeatures(tmp_path / "f", pairs, fake(), vae).compute()
+    CachedFeatures(tmp_path / "f", pairs, fake(), vae, STRIDE).compute()
     assert not old.exists()
     assert new.exists()  # somebody may be writing it
 
 
 def test_features_that_were_not_computed(path: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
-    cached = CachedFeatures(tmp_path / "f", read(path), fake(), vae)
+    cached = CachedFeatures(tmp_path / "f", read(path), fake(), vae, STRIDE)
     with pytest.raises(RunError, match="f lacks features of 12 of 12 examples; compute them"):
         cached.usable()
     with pytest.raises(RunError, match=r"f lacks features of .*parquet row 0; compute them"):
@@ -507,7 +569,7 @@ def test_the_encoders_problems_stop_when_all_else_is_computed(
 ) -> None:
     path = odd(tmp_path, *ODD)
     cached = CachedFeatures(
-        tmp_path / "f", read(path, instructions=["edit_prompt"]), noted(), vae, 4
+        tmp_path / "f", read(path, instructions=["edit_prompt"]), noted(), vae, STRIDE, 4
     )
     with pytest.raises(SourceError) as raised:
         cached.compute()
@@ -521,7 +583,7 @@ def test_the_encoders_problems_stop_when_all_else_is_computed(
         cached.compute()
     assert len(encoded(notes)) == 3  # a later version may do better
     with pytest.raises(SourceError, match=r"row 1: .* problem with 'reject it': too odd"):
-        OnlineFeatures(cached.pairs, noted(), vae, 4).get([(0, 0), (1, 0)])
+        OnlineFeatures(cached.pairs, noted(), vae, STRIDE, 4).get([(0, 0), (1, 0)])
 
 
 def test_the_encoders_problems_are_skipped_and_counted(
@@ -529,13 +591,18 @@ def test_the_encoders_problems_are_skipped_and_counted(
 ) -> None:
     path = odd(tmp_path, *ODD)
     pairs = read(path, instructions=["edit_prompt"], broken="skip")
-    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4)
+    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4)
     cached.compute()
     assert cached.usable() == [0, 3]
     assert dict(pairs.skipped)[f"{path} row 1 (edit_prompt)"] == "too odd"
     assert len(pairs.skipped) == 3
     again = CachedFeatures(
-        tmp_path / "f", read(path, instructions=["edit_prompt"], broken="skip"), noted(), vae, 4
+        tmp_path / "f",
+        read(path, instructions=["edit_prompt"], broken="skip"),
+        noted(),
+        vae,
+        STRIDE,
+        4,
     )
     again.compute()
     assert again.usable() == [0, 3]
@@ -545,7 +612,7 @@ def test_the_encoders_problems_are_skipped_and_counted(
 def test_many_problems_stop_early(vae: AutoencoderKL, notes: Path, tmp_path: Path) -> None:
     path = odd(tmp_path, *["reject it"] * 40)
     cached = CachedFeatures(
-        tmp_path / "f", read(path, instructions=["edit_prompt"]), noted(), vae, 4
+        tmp_path / "f", read(path, instructions=["edit_prompt"]), noted(), vae, STRIDE, 4
     )
     with pytest.raises(SourceError, match=r"data: 12 broken rows\n"):
         cached.compute()
@@ -557,7 +624,7 @@ def test_lost_results_are_the_plugins_fault(
 ) -> None:
     pairs = read(odd(tmp_path, "lost", "found"), instructions=["edit_prompt"])
     with pytest.raises(PluginError, match="'noted-encoder' returned 1 results for 2 pairs"):
-        CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4).compute()
+        CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4).compute()
     assert notes.read_text().endswith("close\n")
 
 
@@ -566,7 +633,7 @@ def test_a_vae_that_gives_no_numbers(path: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         vae.encoder.conv_in.bias.fill_(float("nan"))
     with pytest.raises(RunError, match=r"infinity in torch.float32; load it in float32"):
-        OnlineFeatures(read(path), fake(), vae).get([(0, 0)])
+        OnlineFeatures(read(path), fake(), vae, STRIDE).get([(0, 0)])
 
 
 def broken_images(tmp_path: Path) -> Path:
@@ -583,8 +650,8 @@ def test_broken_images_stop_before_any_more_is_computed(
     path = broken_images(tmp_path)
     pairs = read(path, instructions=["edit_prompt"])
     for features in (
-        CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4),
-        OnlineFeatures(pairs, noted(), vae),
+        CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4),
+        OnlineFeatures(pairs, noted(), vae, STRIDE),
     ):
         with pytest.raises(SourceError) as raised:
             features.compute()
@@ -600,8 +667,8 @@ def test_broken_images_are_skipped(vae: AutoencoderKL, tmp_path: Path) -> None:
     for times in range(2):
         pairs = read(path, instructions=["edit_prompt"], broken="skip")
         cached, online = (
-            CachedFeatures(tmp_path / "f", pairs, fake(), vae),
-            OnlineFeatures(pairs, fake(), vae),
+            CachedFeatures(tmp_path / "f", pairs, fake(), vae, STRIDE),
+            OnlineFeatures(pairs, fake(), vae, STRIDE),
         )
         cached.compute()
         assert cached.usable() == online.usable() == [0, 1, 3, 4, 6, 7], times
@@ -616,7 +683,7 @@ def test_a_broken_row_takes_nothing_from_one_that_is_like_it(
     content[0] = content[0] | {"edited_image": {"bytes": after[:200], "path": None}}
     path = parquet(tmp_path / "a.parquet", content)
     pairs = read(path, instructions=["edit_prompt"], broken="skip")
-    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4)
+    cached = CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4)
     cached.compute()
     assert cached.usable() == [1]
 
@@ -627,5 +694,5 @@ def test_examples_that_are_alike_share_their_problem(
     path = parquet(tmp_path / "a.parquet", [row | {"edit_prompt": "reject"} for row in rows(1)] * 2)
     pairs = read(path, instructions=["edit_prompt"])
     with pytest.raises(SourceError, match=r"2 broken rows\n.*row 0 .*\n.*row 1 .*too odd"):
-        CachedFeatures(tmp_path / "f", pairs, noted(), vae, 4).compute()
+        CachedFeatures(tmp_path / "f", pairs, noted(), vae, STRIDE, 4).compute()
     assert encoded(notes) == ["reject"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import random
 import re
@@ -30,11 +31,12 @@ from reasonpix.plugin.components import ModelOptions
 from reasonpix.plugin.fakes import FakeEncoder
 from reasonpix.training.loss import DiffusionLoss
 from reasonpix.training.randomness import StepSampler
+from reasonpix.training.session import prepare_session
 from reasonpix.training.tracking import TrainingLog
 from reasonpix.training.trainer import Progress, train
 from tests.datasets.test_publishing import largest_file
 from tests.editing.test_checkpoint import needs_clip_text, plain
-from tests.support.pair_files import parquet, picture, rows
+from tests.support.pair_files import parquet, picture, png, rows
 from tests.support.tiny_model import RESOLUTION, write_tiny
 from tests.support.tiny_training import (
     LONG,
@@ -188,6 +190,21 @@ def test_validation_shows_what_was_never_trained_on(whole: Path) -> None:
     used = noted(StepSampler, "draw", whole, out="noted", **LONG)
     assert {draw.example for draw in used}.isdisjoint(shown)
     assert len({draw.example for draw in used}) == 8
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [((64, 40), (32, 16)), ((27, 48), (16, 32)), ((90, 30), (32, 8))]
+)
+@pytest.mark.parametrize("cache", [True, False])
+def test_validation_edits_images_as_inference_does(
+    size: tuple[int, int], shown: tuple[int, int], cache: bool, tmp_path: Path
+) -> None:
+    """Its states of h are found by the image that inference gives the encoder."""
+    parquet(tmp_path / "pairs.parquet", rows(6, size=size))
+    run(tmp_path, steps=1, cache=cache, validation={"examples": 2, "every": 1})
+    (sheet,) = (tmp_path / "out" / "validation").glob("*.png")
+    with Image.open(sheet) as grid:
+        assert grid.size == (3 * shown[0] + 16, 2 * shown[1] + 8)
 
 
 def test_learning_rates(tmp_path: Path) -> None:
@@ -387,6 +404,7 @@ def test_more_steps_are_learnt_and_less_are_refused(tmp_path: Path) -> None:
     [
         ({"learning_rate": 0.5}, "learning_rate"),
         ({"data__resolution": 16}, "data.resolution"),
+        ({"data__fit": "crop", "data__crops": 2}, "data.crops, data.fit"),
         ({"model__connector__depth": 2, "betas": [0.5, 0.9]}, "betas, model.connector.depth"),
         ({"validation": {"examples": 1, "every": 100}}, "validation.examples"),
         ({"steps": 9, "schedule": "cosine"}, "schedule, steps"),
@@ -527,6 +545,87 @@ def test_broken_rows_stop_before_any_step_or_are_counted(
     trained = run(tmp_path, cache=cache, data__broken="skip", steps=1)
     assert len(trained.skipped) == 2
     assert all(why in reason for _, reason in trained.skipped)
+
+
+def painted(size: tuple[int, int], box: tuple[int, int, int, int]) -> dict[str, Any]:
+    """A row whose edit is in the box alone."""
+    edited = picture(1, size)
+    edited.paste((255, 0, 0), box)
+    images = {"input_image": picture(1, size), "edited_image": edited}
+    cells = {name: {"bytes": png(image), "path": None} for name, image in images.items()}
+    return cells | {"edit_prompt": "paint it red"}
+
+
+HIDDEN = {
+    "nothing": painted((40, 40), (0, 0, 0, 0)),
+    "left": painted((80, 32), (0, 0, 16, 32)),
+    "right": painted((57, 32), (48, 4, 57, 30)),
+    "above": painted((32, 64), (0, 0, 32, 12)),
+    "below": painted((30, 90), (2, 70, 20, 90)),
+    "centre": painted((80, 32), (30, 0, 60, 32)),
+}
+"""Edits in nothing but a part, the sides of which a square from the centre does not hold."""
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    ("fit", "left_out"),
+    [("stretch", ["nothing"]), ("crop", ["nothing", "left", "right", "above", "below"])],
+)
+def test_pairs_without_a_visible_edit_are_named_and_not_trained_on(
+    fit: str, left_out: list[str], cache: bool, tmp_path: Path
+) -> None:
+    file = parquet(tmp_path / "pairs.parquet", list(HIDDEN.values()))
+    numbers = [list(HIDDEN).index(name) for name in left_out]
+    expected = [f"{file} row {number}" for number in numbers]
+    trained = run(tmp_path, data__fit=fit, cache=cache, steps=1)
+    assert [row for row, _ in trained.skipped] == expected
+    assert all("no edit is visible" in reason for _, reason in trained.skipped)
+    lines = (tmp_path / "out" / "left-out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == expected
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert f"## Left out: {len(expected)} rows, 0 views of other rows" in card
+    assert all(f"- {row}: no edit is visible" in card for row in expected)
+    assert f"`fit: {fit}`" in card
+    AcceleratorState._reset_state(True)
+    session = prepare_session(
+        recipe(tmp_path, data__fit=fit, cache=cache, steps=1),
+        tmp_path / "out",
+        Accelerator(cpu=True),
+        lambda stage: lambda done, total: None,
+    )
+    used = session.batches.stages[-1].sampler.examples
+    assert used == [number for number in range(len(HIDDEN)) if number not in numbers]
+
+
+def test_views_without_a_visible_edit_are_left_out_of_rows_with_others(tmp_path: Path) -> None:
+    content = [painted((80, 32), (0, 0, 20, 32)), painted((80, 32), (30, 0, 60, 32))]
+    file = parquet(tmp_path / "pairs.parquet", content)
+    options = {"data__fit": "crop", "data__crops": 5, "data__flip": False, "steps": 1}
+    trained = run(tmp_path, **options)
+    session = prepare_session(
+        recipe(tmp_path, **options),
+        tmp_path / "out",
+        Accelerator(cpu=True),
+        lambda stage: lambda done, total: None,
+    )
+    views = session.batches.stages[-1].sampler.views
+    assert views[1] == [0, 1, 2, 3, 4]
+    assert 0 not in views[0] and views[0]  # the centre shows nothing, a crop does
+    hidden = [f"{file} row 0 view {view}" for view in range(5) if view not in views[0]]
+    assert trained.hidden_views == hidden
+    assert not trained.skipped
+    draws = [session.batches.stages[-1].sampler.draw(step, 0) for step in range(60)]
+    assert {draw.view for draw in draws if draw.example == 0} == set(views[0])
+    lines = (tmp_path / "out" / "left-out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == hidden
+    assert f"{len(hidden)} views of other rows" in (tmp_path / "out/model/README.md").read_text()
+
+
+def test_data_without_any_visible_edit_is_refused(tmp_path: Path) -> None:
+    parquet(tmp_path / "pairs.parquet", [HIDDEN["nothing"]] * 3)
+    with pytest.raises(SourceError, match=r"no row can be used\n.*no edit is visible.*by 0 of 255"):
+        run(tmp_path, steps=1)
 
 
 def log_is_empty(folder: Path) -> bool:

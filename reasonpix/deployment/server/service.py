@@ -128,4 +128,4 @@ class Service:
     ) -> tuple[Image, tuple[int, int]]:
         """The image at the model's working size, so that little waits in memory; and its size."""
         image = decode_image(file.read(), self.limits.max_pixels)
-        return resized(image, self.model.working_size(image.size, settings.resolution)), image.size
+        return self.model.working_image(image, settings.resolution), image.size

@@ -294,10 +294,8 @@ def test_on_a_cpu_a_batch_is_at_most_so_large(batch_size: int, rows: int) -> Non
         batch_size=batch_size,
     )
     assert model.rows == rows
-    assert model.working_size((2 * RESOLUTION, RESOLUTION), RESOLUTION) == (
-        RESOLUTION,
-        RESOLUTION // 2,
-    )
+    wide = Image.new("RGB", (2 * RESOLUTION, RESOLUTION))
+    assert model.working_image(wide, RESOLUTION).size == (RESOLUTION, RESOLUTION // 2)
 
 
 def test_without_the_packages_of_exports_all_else_works(model: Path, tmp_path: Path) -> None:
