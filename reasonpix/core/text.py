@@ -122,6 +122,28 @@ def canonical(name: str, names: Iterable[str]) -> str | None:
     return None
 
 
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """The entry of `names` that somebody who had to choose one means by `name`, or None.
+
+    It is `canonical`, or the only entry that ends like `name`: "hydrant" and "the red fire hydrant"
+    are "fire hydrant". A name that mentions other entries too ("bowl of soup") is none of them.
+    """
+    candidates = list(dict.fromkeys(names))
+    if (same := canonical(name, candidates)) is not None:
+        return same
+    alike = [candidate for candidate in candidates if _end_alike(name, candidate)]
+    mentioned = [candidate for candidate in candidates if mentions(name, candidate)]
+    if len(alike) == 1 and all(mentions(alike[0], other) for other in mentioned):
+        return alike[0]
+    return None
+
+
+def _end_alike(name: str, other: str) -> bool:
+    """Whether one name consists of the last words of the other."""
+    pairs = list(zip(reversed(words_of(name)), reversed(words_of(other)), strict=False))
+    return bool(pairs) and all(_share_singular(a, b) for a, b in pairs)
+
+
 _DETERMINERS = frozenset(
     words_of(
         """

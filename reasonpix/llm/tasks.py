@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from reasonpix.core.text import (
     canonical,
+    closest,
     content_words,
     head_nouns,
     mentions,
@@ -181,7 +182,7 @@ def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
     }
     problems = []
 
-    selected = canonical(answer.selected, categories)
+    selected = closest(answer.selected, categories)
     if selected is None:
         problems.append(
             f"selected must be one of {', '.join(categories)}, not {quote(answer.selected)}"

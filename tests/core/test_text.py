@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reasonpix.core.text import (
     FUNCTION_WORDS,
     canonical,
+    closest,
     content_words,
     head_nouns,
     mentions,
@@ -244,3 +245,29 @@ def test_canonical_is_the_name_as_it_is_written_there(
     name: str, names: list[str], found: str | None
 ) -> None:
     assert canonical(name, names) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "found"),
+    [
+        ("hydrant", ["fire hydrant", "street"], "fire hydrant"),
+        ("Fire Hydrants", ["fire hydrant", "street"], "fire hydrant"),
+        ("the red fire hydrant", ["fire hydrant", "fire", "street"], "fire hydrant"),
+        ("the red fire hydrant", ["fire hydrant", "street"], "fire hydrant"),
+        ("dogs", ["hot dog", "dog"], "dog"),
+        ("dog", ["hot dog", "table"], "hot dog"),
+        ("a pair of scissors", ["scissors", "paper"], "scissors"),
+        ("shirt", ["t-shirt", "jeans"], "t-shirt"),
+        ("bus", ["school bus", "city bus"], None),
+        ("bowl of soup", ["bowl", "soup"], None),
+        ("dog collar", ["dog", "cat"], None),
+        ("fire", ["fire hydrant"], None),
+        ("ant", ["elephant"], None),
+        ("", ["dog"], None),
+        ("?", ["?!"], None),
+    ],
+)
+def test_closest_is_the_entry_that_was_meant(
+    name: str, names: list[str], found: str | None
+) -> None:
+    assert closest(name, names) == found

@@ -157,6 +157,9 @@ def read(**changes: Any) -> EditPlan:
         ("'dog'.", "dog"),
         ("two dogs", "dog"),
         ("the Christmas trees", "Christmas tree"),
+        ("tree", "Christmas tree"),
+        ("the old brown dog", "dog"),
+        ("a pair of glasses", "glass"),
     ],
 )
 def test_selected_becomes_the_category_it_means(said: str, meant: str) -> None:
