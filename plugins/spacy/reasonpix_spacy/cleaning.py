@@ -17,6 +17,8 @@ _NOT_WORDS = re.compile(
 )
 """Links, files, hashtags, handles, names of cameras; and "arafed", which BLIP-2 makes up."""
 
+_REPEATED = re.compile(r"\b(\w+) and (?=\1\b)", re.IGNORECASE)
+_JOINED = str.maketrans("()[]{}<>|/", "        ,,")
 _TOKEN = re.compile(r"\S+")
 
 
@@ -36,7 +38,8 @@ def clean(caption: str) -> Cleaned:
     for i, letter in enumerate(kept):
         if not _is_latin(letter):
             kept[i] = " "
-    text = "".join(kept)
+    text = "".join(kept).translate(_JOINED)
+    text = _REPEATED.sub(lambda match: " " * len(match[0]), text)
     letters: list[str] = []
     origins: list[int] = []
     previous = ""

@@ -21,6 +21,8 @@ class Phrase:
     """The last word, in the singular."""
     determiner: str
     """The article, number, possessive pronoun or owner's 's; or nothing."""
+    is_counted: bool
+    """Whether a number stands before it."""
     is_proper: bool
 
 
@@ -64,9 +66,10 @@ class PhraseFinder:
         while first > run and self._says_what_kind(first - 1, run, self._words[last]):
             first = self._listed.get(first - 1, first - 1)
         begin, determiner = self._modifiers(run)
-        head = self._singular_head(first, last, determiner)
+        counted = any(word.tag == "CD" for word in self._words[begin:first])
+        head = self._singular_head(first, last, counted)
         name = " ".join([*(word.lower for word in self._words[first:last]), head])
-        return Phrase(begin, last, name, head, determiner, self._words[last].is_proper)
+        return Phrase(begin, last, name, head, determiner, counted, self._words[last].is_proper)
 
     def _says_what_kind(self, i: int, run: int, head: Word) -> bool:
         """Whether noun `i` belongs to the name of the head, as "fire" to that of a hydrant."""
@@ -105,12 +108,11 @@ class PhraseFinder:
                 return True
         return False
 
-    def _singular_head(self, first: int, last: int, determiner: str) -> str:
+    def _singular_head(self, first: int, last: int, counted: bool) -> str:
         lower = [word.lower for word in self._words[first : last + 1]]
         if self._words[last].is_proper or " ".join(lower) in word_lists().names:
             return lower[-1]
         if lower[-1] == "glasses":  # to drink from, or to see through
             holds = last + 1 < len(self._words) and self._words[last + 1].lower == "of"
-            counted = first and self._words[first - 1].tag == "CD"
             return "glass" if holds or counted or len(lower) > 1 else "glasses"
         return self._dictionary.singular(lower[-1])

@@ -53,7 +53,7 @@ def _judge(
         return _judge_picture(words, phrase, any_thing)
     if phrase.name in lists.names:
         return _Verdict.THING
-    if phrase.head in lists.abstract or _only_measures(phrase):
+    if phrase.head in lists.abstract or _measures(words, phrase) or _only_measures(phrase):
         is_group = phrase.name in lists.groups and _word(words, phrase.last + 1) != "of"
         return _Verdict.THING if is_group else _Verdict.NOTHING
     last = words[phrase.last].lower
@@ -96,8 +96,11 @@ def _is_absent(words: Sequence[Word], phrase: Phrase) -> bool:
 def _is_attribute(words: Sequence[Word], phrase: Phrase) -> bool:
     """Whether it only describes another thing: an owner, a label, "a horse drawn carriage"."""
     lists = word_lists()
-    if not phrase.determiner and _word(words, phrase.begin - 1) in lists.saying:
+    before = _word(words, phrase.begin - 1)
+    if not phrase.determiner and before in lists.saying:
         return True
+    if before == "by" and _word(words, phrase.begin - 2) in lists.pictures:
+        return True  # "photo by"
     match words[phrase.last + 1 : phrase.last + 3]:
         case [Word(tag="POS"), *_]:
             return True
@@ -111,6 +114,15 @@ def _is_place(words: Sequence[Word], phrase: Phrase) -> bool:
     """Whether it says where the picture was taken: "in Paris"."""
     bare = phrase.is_proper and not phrase.determiner
     return bare and _word(words, phrase.begin - 1) in word_lists().where
+
+
+def _measures(words: Sequence[Word], phrase: Phrase) -> bool:
+    """Whether it is an amount or a side in this place: "the tail end of", "10 feet tall"."""
+    lists = word_lists()
+    after = words[phrase.last + 1] if phrase.last + 1 < len(words) else None
+    if phrase.head in lists.units and phrase.is_counted and after and after.is_adjective:
+        return True
+    return phrase.head in lists.sides and after is not None and after.lower == "of"
 
 
 def _only_measures(phrase: Phrase) -> bool:

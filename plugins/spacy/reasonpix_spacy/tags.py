@@ -77,11 +77,20 @@ def _stands_as_noun(words: Sequence[Word], i: int, dictionary: Dictionary) -> bo
         return ends_phrase and determined
     if word.tag == "MD":
         return i > 0 and not after.startswith(("VB", "RB", "PRP"))  # "a soda can on a table"
-    if word.tag in ("VB", "VBP") and before == "CC" and i > 1 and words[i - 2].is_noun:
-        return after in ("", "IN", "CC", ",", ".", "VBG")  # "a knife and fork beside a plate"
-    if word.tag.startswith("VB"):
-        return (ends_phrase and determined) or (word.tag == "VBZ" and before in ("IN", "JJ"))
-    return False
+    return word.tag.startswith("VB") and _is_no_verb(words, i, ends_phrase and determined)
+
+
+def _is_no_verb(words: Sequence[Word], i: int, is_head: bool) -> bool:
+    """Whether word `i`, tagged as a verb, cannot be one where it stands."""
+    word, before, after = words[i], _tag(words, i - 1), _tag(words, i + 1)
+    if word.tag in ("VB", "VBP") and after in ("", "IN", "CC", ",", ".", "VBG"):
+        if before == "CC" and i > 1 and words[i - 2].is_noun:
+            return True  # "a knife and fork beside a plate"
+        if before == "NN" and after:
+            return True  # "a bathroom sink with a mirror"
+    if after.startswith("NN") and not word.lower.endswith(("ed", "en")):
+        return before in ("DT", "IN", "PRP$", "POS", "JJ")  # "a team of sled dogs"
+    return is_head or (word.tag == "VBZ" and before in ("IN", "JJ"))
 
 
 def _tag(words: Sequence[Word], i: int) -> str:

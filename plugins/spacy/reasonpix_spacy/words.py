@@ -20,6 +20,7 @@ class WordLists:
     hyphenated: frozenset[str]
     groups: frozenset[str]
     quantities: frozenset[str]
+    units: frozenset[str]
     sides: frozenset[str]
     pictures: frozenset[str]
     views: frozenset[str]
