@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
+import stat
 import warnings
 from collections.abc import Callable
+from functools import cache
 from threading import Lock
 from typing import TypeVar
 
@@ -23,6 +26,12 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Supported formats; file names do not matter. Of Pillow's other formats some start programs (EPS),
 some match almost any text (XBM), and some hide that a file is truncated (JPEG 2000).
 """
+
+_OTHER_FORMATS = frozenset(
+    ".heic .heif .hif .svg .svgz .jp2 .j2k .jpx .jxl .psd .xcf .ico .tga .exr .hdr .eps".split()
+)
+_RAW = frozenset(".dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .pef .srw".split())
+"""Suffixes of raw photographs. They look like TIFF, but only their preview could be read."""
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -68,6 +77,51 @@ class _WarningsSuppressed:
 
 
 _no_warnings = _WarningsSuppressed()
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """The suffixes of `FORMATS`, in lower case, with their dots."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in FORMATS)
+
+
+def why_not_image(path: str) -> str | None:
+    """Why a file is not taken for an image; None if its name or its content is an image's.
+
+    A file that is named like an image is one even if it cannot be read: that is a mistake to
+    report for this file. Others are looked into.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in suffixes():
+        return None
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait
+            return "not a regular file"
+        if status.st_size == 0:
+            return "an empty file"
+        if suffix not in _RAW and _looks_like_image(path):
+            return None
+    except FileNotFoundError:
+        return "a broken link"
+    except OSError as error:
+        return f"cannot be opened ({error.strerror})"
+    if suffix in _OTHER_FORMATS | _RAW:
+        return f"an image in a format that cannot be read ({suffix}); convert it to PNG or JPEG"
+    return f"not an image ({suffix or 'no suffix'})"
+
+
+def _looks_like_image(path: str) -> bool:
+    """Whether a file begins as one of `FORMATS`. Raises `OSError` if it cannot be opened."""
+    with open(path, "rb") as file, _no_warnings:
+        try:
+            Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError:
+            return True
+        except Exception:  # texts that begin like a header raise nearly anything
+            return False
+    return True
 
 
 def decode(data: bytes) -> Image.Image:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import stat
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from reasonpix.core.files.encodings import parse_json
+from reasonpix.core.files.folder import files_under
+from reasonpix.core.files.ignored import Ignored
 from reasonpix.errors import SourceError
 from reasonpix.plugin.components import Options, Source, SourceItem, SourcePair
 from reasonpix.plugin.types import Problem
@@ -47,16 +49,20 @@ class FileSource(Source[O_co]):
         """The folder that native ids are relative to."""
 
     @abstractmethod
-    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem]]:
-        """(native id, texts) of each image, in a stable order."""
+    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem] | Ignored]:
+        """(native id, texts) of each image, in a stable order, and what is ignored."""
 
     def edited(self, native_id: str) -> str:
         """The file name of a pair's edited image, relative to the root."""
         raise NotImplementedError
 
-    def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
+    def items(self) -> Iterator[SourceItem | tuple[str, Problem] | Ignored]:
         """All files; an unreadable one gives a `Problem`."""
-        for native_id, texts in self.listing():
+        for listed in self.listing():
+            if isinstance(listed, Ignored):
+                yield listed
+                continue
+            native_id, texts = listed
             try:
                 native_id.encode()
             except UnicodeEncodeError:
@@ -108,11 +114,20 @@ def existing_folder(path: Path, option: str) -> Path:
     return path
 
 
+def others_under(root: Path, names: Collection[str], reason: str) -> Iterator[Ignored]:
+    """The files under a folder, relative to it, that are not among `names`."""
+    for file in files_under(root):
+        if isinstance(file, Ignored):
+            yield file
+        elif file not in names:
+            yield Ignored(file, reason)
+
+
 def read_json(path: Path, expected: str) -> Any:
     """Parse a JSON file. Raises a `SourceError` that says what was `expected`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file; {expected}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: cannot be read: {error}; {expected}") from error

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from reasonpix.core.files.folder import files_under
+from reasonpix.core.files.ignored import Ignored
+from reasonpix.core.images import why_not_image
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import FileSource, ItemTexts, existing_folder
 from reasonpix.plugin.components import Options, Source
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-
 
 class ImageFolderOptions(Options):
     """Options of `image-folder`."""
@@ -35,32 +35,19 @@ class ImageFolder(FileSource[ImageFolderOptions]):
         """The folder."""
         return existing_folder(self.options.path, "path")
 
-    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem]]:
-        """Files with an image's suffix, sorted by relative path.
-
-        Links are followed. A folder that is reached several times, as in a loop of links, is
-        searched once.
-        """
-        root = str(self.root)
-        searched: set[tuple[int, int]] = set()
-        names = [""]
-        while names:
-            name = names.pop()
-            path = os.path.join(root, name)
-            try:
-                if not os.path.isdir(path):
-                    if os.path.splitext(name)[1].lower() in SUFFIXES:
-                        yield name, ItemTexts()
-                    continue
-                status = os.stat(path)
-                if (status.st_dev, status.st_ino) not in searched:
-                    searched.add((status.st_dev, status.st_ino))
-                    entries = sorted(os.listdir(path), reverse=True)
-                    names += [os.path.join(name, entry) for entry in entries]
-            except OSError as error:
-                if not name:
-                    raise SourceError(f"path: {error}") from error
-                yield name, Problem(status="failed", reason=f"{name}: {error.strerror}")
+    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem] | Ignored]:
+        """Files whose name or content is an image's, sorted by relative path."""
+        root = self.root
+        try:
+            for file in files_under(root):
+                if isinstance(file, Ignored):
+                    yield file
+                elif reason := why_not_image(os.path.join(root, file)):
+                    yield Ignored(file, reason)
+                else:
+                    yield file, ItemTexts()
+        except OSError as error:
+            raise SourceError(f"path: {error}") from error
 
 
 @hookimpl

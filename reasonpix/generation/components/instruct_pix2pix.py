@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from reasonpix.core.files.encodings import parse_json
+from reasonpix.core.files.ignored import Ignored
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import (
@@ -16,6 +17,7 @@ from reasonpix.generation.components.file_source import (
     ItemTexts,
     existing_folder,
     file_bytes,
+    others_under,
     read_json,
 )
 from reasonpix.plugin.components import Options, Source
@@ -68,18 +70,28 @@ class InstructPix2Pix(FileSource[InstructPix2PixOptions]):
         except (TypeError, ValueError) as error:
             raise SourceError(f"{self.root / 'seeds.json'}: {expected}, but {error}") from error
 
-    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem]]:
+    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem] | Ignored]:
         """One input image for each seed of each prompt, in the order of seeds.json."""
-        for folder, seeds in self.folders():
+        folders = self.folders()
+        for folder, seeds in folders:
             texts = self._prompt(folder)
             for seed in seeds:
                 yield f"{folder}/{seed}_0.jpg", texts
+        yield from self.unnamed(folders)
+
+    def unnamed(self, folders: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Ignored]:
+        """The files that no entry of seeds.json stands for."""
+        known = {"seeds.json"}
+        for folder, seeds in folders:
+            known |= {f"{folder}/prompt.json", f"{folder}/facts.jsonl"}
+            known |= {f"{folder}/{seed}_{which}.jpg" for seed in seeds for which in (0, 1)}
+        yield from others_under(self.root, known, "a file that seeds.json does not name")
 
     def _prompt(self, folder: str) -> ItemTexts | Problem:
         """The texts of a folder's prompt.json, or what is wrong with it."""
         name = f"{folder}/prompt.json"
         try:
-            prompt = json.loads(file_bytes(self.root / name).decode())
+            prompt = parse_json(file_bytes(self.root / name))
         except OSError as error:
             return Problem(status="failed", reason=f"{name}: {error.strerror}")
         except (ValueError, RecursionError) as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from reasonpix.core.files.ignored import Ignored
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import (
     FileSource,
     ItemTexts,
     existing_folder,
+    others_under,
     read_json,
 )
 from reasonpix.plugin.components import Options, Source
@@ -38,7 +41,7 @@ class V3Det(FileSource[V3DetOptions]):
         """The folder of the images."""
         return existing_folder(self.options.images, "images")
 
-    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem]]:
+    def listing(self) -> Iterator[tuple[str, ItemTexts | Problem] | Ignored]:
         """`file_name` of each image, in the order of its id."""
         path = self.options.annotations
         expected = 'expected {"images": [{"id": …, "file_name": …}, …]}'
@@ -51,6 +54,8 @@ class V3Det(FileSource[V3DetOptions]):
             raise SourceError(f"{path}: {expected}, but {error!r}") from error
         for name in names:
             yield name, ItemTexts()
+        known = {*names, os.path.relpath(path, self.root)}
+        yield from others_under(self.root, known, f"a file that {path.name} does not name")
 
 
 @hookimpl
