@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -212,10 +213,13 @@ def _print_summary(run: RunFolder, target: int | None) -> None:
         click.echo(bias)
     for line in spending_lines(run, counts.accepted):
         click.echo(line)
-    more = "" if run.plan().complete else "; the source may hold more images: --limit all"
+    plan = run.plan()
+    more = "" if plan.complete else "; the source may hold more images: --limit all"
     if target is not None and counts.accepted < target:
         why = "--limit was reached" if more else "the source has no more images"
         click.echo(f"the target of {target} accepted samples was not reached: {why}")
+    if ignored := len(plan.ignored):
+        click.echo(f"the source ignored {ignored}; `reasonpix status {quote(str(run))}` says what")
     click.echo(f"{counts.accepted} of {counts.total} records accepted; the run is {run}{more}")
 
 

@@ -27,10 +27,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 some match almost any text (XBM), and some hide that a file is truncated (JPEG 2000).
 """
 
-_OTHER_FORMATS = frozenset(
-    ".heic .heif .hif .svg .svgz .jp2 .j2k .jpx .jxl .psd .xcf .ico .tga .exr .hdr .eps".split()
-)
-_RAW = frozenset(".dng .cr2 .cr3 .nef .arw .orf .raf .rw2 .pef .srw".split())
+_OTHER_FORMATS = {".eps", ".exr", ".hdr", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jp2", ".jpx"}
+_OTHER_FORMATS |= {".jxl", ".psd", ".svg", ".svgz", ".tga", ".xcf"}
+_RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"}
 """Suffixes of raw photographs. They look like TIFF, but only their preview could be read."""
 
 _ORIENTATION = 0x0112

@@ -8,7 +8,16 @@ from typing import Any
 
 import yaml
 
+from reasonpix.core.files.encodings import read_text
 from reasonpix.errors import RecipeError
+
+ANCHORS = "x-"
+"""What top-level keys begin with that only hold anchors."""
+
+_MERGE = "tag:yaml.org,2002:merge"
+_MAX_VALUES = 100_000
+
+_Entries = dict[str, tuple[yaml.Node, yaml.Node]]
 
 Path = tuple[str | int, ...]
 """The keys and positions that lead to a value."""
@@ -36,45 +45,22 @@ class SourceMap(dict[Path, str]):
 def read(path: pathlib.Path) -> tuple[dict[str, Any], SourceMap]:
     """Parse a YAML file; see `parse`. Raises `RecipeError`."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise RecipeError([f"{path}: cannot read the recipe: {error}"]) from error
     return parse(text, str(path))
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], SourceMap]:
-    """Parse YAML to plain values and their locations.
+    """Parse YAML to plain values and their locations: for merged keys (`<<:`), in their anchor.
 
-    Raises `RecipeError`, also for repeated keys.
+    Top-level keys that begin with `x-` only hold anchors, and are left out. Raises `RecipeError`,
+    also for repeated keys.
     """
-    marks = SourceMap({(): f"{name}:1:1"})
-    problems: list[str] = []
-
-    def walk(node: yaml.Node, path: Path) -> Any:
-        marks[path] = f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-        if isinstance(node, yaml.SequenceNode):
-            return [walk(child, (*path, i)) for i, child in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            values: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key = str(key_node.value)
-                mark = key_node.start_mark
-                here = f"{name}:{mark.line + 1}:{mark.column + 1}"
-                if key in values:
-                    problems.append(f"{here}: {'.'.join(map(str, (*path, key)))}: given twice")
-                values[key] = walk(value_node, (*path, key))
-                marks[(*path, key)] = here
-            return values
-        try:
-            return scalars.construct_object(node)
-        except ValueError as error:  # such as the 30th of February
-            problems.append(f"{marks[path]}: not valid YAML: {error}")
-            return None
-
-    scalars = yaml.SafeLoader("")
+    document = _Document(name)
     try:
         root = yaml.compose(text, yaml.SafeLoader)
-        data = walk(root, ()) if root else {}
+        data = document.value(root, ()) if root else {}
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark
         where = f"{name}:{at.line + 1}:{at.column + 1}" if at else name
@@ -85,11 +71,79 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], SourceMap]:
         raise RecipeError([f"{name}: not valid YAML: {what}"]) from error
     except RecursionError as error:
         raise RecipeError([f"{name}: nested too deeply"]) from error
+    problems = [what for _, what in sorted(document.problems.items())]
     if not isinstance(data, dict):
         problems.append(f"{name}:1:1: a recipe is a mapping, got {data!r}")
     if problems:
         raise RecipeError(problems)
-    return data, marks
+    plain = {key: value for key, value in data.items() if not key.startswith(ANCHORS)}
+    return plain, document.marks
+
+
+class _Document:
+    """A YAML document while its nodes are turned into values."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._scalars = yaml.SafeLoader("")
+        self._count = 0
+        self.marks = SourceMap({(): f"{name}:1:1"})
+        self.problems: dict[tuple[int, int], str] = {}
+        """By line and column: an anchor that is merged several times repeats its mistakes."""
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        """The value of a node; its locations are kept in `marks`."""
+        self._count_node()
+        self.marks[path] = self._place(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*path, i)) for i, child in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            values: dict[str, Any] = {}
+            for key, (key_node, value_node) in self._entries(node, path).items():
+                values[key] = self.value(value_node, (*path, key))
+                self.marks[(*path, key)] = self._place(key_node)
+            return values
+        try:
+            return self._scalars.construct_object(node)
+        except ValueError as error:  # such as the 30th of February
+            self._complain(node, f"not valid YAML: {error}")
+            return None
+
+    def _entries(self, node: yaml.MappingNode, path: Path) -> _Entries:
+        """The key and value nodes of a mapping: its own, then those that it merges."""
+        self._count_node()
+        entries: _Entries = {}
+        merged: yaml.Node | None = None
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            is_merge = key_node.tag == _MERGE
+            if key in entries or (is_merge and merged is not None):
+                dotted = ".".join(map(str, (*path, key)))
+                self._complain(key_node, f"{dotted}: given twice")
+            if is_merge:
+                merged = value_node
+            else:
+                entries[key] = (key_node, value_node)
+        if merged is not None:
+            for other in merged.value if isinstance(merged, yaml.SequenceNode) else [merged]:
+                if isinstance(other, yaml.MappingNode):
+                    entries = self._entries(other, path) | entries
+                else:
+                    what = "<<: expected a mapping such as *name, or a list of them"
+                    self._complain(other, what)
+        return entries
+
+    def _count_node(self) -> None:
+        self._count += 1
+        if self._count > _MAX_VALUES:  # a few lines of anchors can stand for billions
+            raise RecipeError([f"{self._name}: its anchors give more than {_MAX_VALUES} values"])
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self._name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+
+    def _complain(self, node: yaml.Node, what: str) -> None:
+        at = (node.start_mark.line, node.start_mark.column)
+        self.problems.setdefault(at, f"{self._place(node)}: {what}")
 
 
 def override_value(

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from reasonpix.core.files.folder import files_under
+from reasonpix.core.files.ignored import Ignored
+from reasonpix.core.files.splits import files_of_split
 from reasonpix.datasets.json_readers import InstructPix2PixReader, WebDatasetReader
 from reasonpix.datasets.reader import PairReader
 from reasonpix.datasets.table_readers import HubDatasetReader, ParquetReader
 from reasonpix.errors import SourceError
-
-SPLITS = (
-    ("train", "training"),
-    ("validation", "valid", "val", "dev"),
-    ("test", "testing", "eval", "evaluation"),
-)
-"""Words for a split in file names, grouped by meaning."""
+from reasonpix.generation.components.metadata_folder import metadata_files
 
 
 def open_reader(path: str, base: Path, split: str, revision: str | None) -> PairReader:
@@ -45,34 +43,28 @@ def open_reader(path: str, base: Path, split: str, revision: str | None) -> Pair
         raise SourceError(
             f"{path}: a run, not a dataset; publish it: reasonpix publish {path} --out DIR"
         )
+    listed = list(files_under(location))
+    files = [file for file in listed if not isinstance(file, Ignored)]
+    if metadata_files(files):
+        return HubDatasetReader(path, str(location), split, None)
     for suffix, reader in ((".parquet", ParquetReader), (".tar", WebDatasetReader)):
-        if files := sorted(
-            file for file in location.rglob(f"*{suffix}") if _is_data(file, location)
-        ):
-            return reader(path, _files_of_split(path, files, location, split), location)
+        if data := [file for file in files if file.endswith(suffix)]:
+            read = files_of_split(data, split)
+            if not read:
+                raise SourceError(
+                    f"{path}: no file of split {split!r} among its {len(data)}, such as "
+                    + ", ".join(data[:3])
+                )
+            ignored = [_ignored(file, data) for file in listed if file not in set(read)]
+            return reader(path, [location / file for file in read], location, ignored)
     raise SourceError(
-        f"{path}: not a pair dataset; expected .parquet files, .tar files (WebDataset), "
-        "seeds.json (InstructPix2Pix), or the output of save_to_disk of `datasets`"
+        f"{path}: not a pair dataset; expected .parquet files, .tar files (WebDataset), images "
+        "with metadata.jsonl, seeds.json (InstructPix2Pix), or the output of save_to_disk of "
+        "`datasets`"
     )
 
 
-def _is_data(file: Path, root: Path) -> bool:
-    """Whether it is not a hidden file, as file managers and version control create."""
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return file.is_file() and not hidden
-
-
-def _files_of_split(path: str, files: list[Path], root: Path, split: str) -> list[Path]:
-    """The files whose names contain the split. Without any split in names, all are for training."""
-
-    def words(file: Path) -> set[str]:
-        return set(re.split(r"[/._ -]+", file.relative_to(root).as_posix()))
-
-    synonyms = next((set(group) for group in SPLITS if split in group), {split})
-    if matches := [file for file in files if words(file) & synonyms]:
-        return matches
-    all_words = {word for group in SPLITS for word in group}
-    if "train" in synonyms and not any(words(file) & all_words for file in files):
-        return files
-    shown = ", ".join(file.relative_to(root).as_posix() for file in files[:3])
-    raise SourceError(f"{path}: no file of split {split!r} among its {len(files)}, such as {shown}")
+def _ignored(file: str | Ignored, data: Sequence[str]) -> Ignored:
+    if isinstance(file, Ignored):
+        return file
+    return Ignored(file, "a file of another split" if file in data else "not a file of data")

@@ -5,13 +5,15 @@ An index is in memory; images are read from their files on demand.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from reasonpix.core.files.encodings import parse_json, parse_json_lines
+from reasonpix.core.files.ignored import Ignored
+from reasonpix.core.files.tar_index import Sample, TarIndex, index_tar
 from reasonpix.datasets.columns import FEATURES
 from reasonpix.datasets.reader import PairReader, Texts
 from reasonpix.errors import SourceError
@@ -19,15 +21,11 @@ from reasonpix.generation.components.file_source import file_bytes
 from reasonpix.generation.components.instruct_pix2pix import InstructPix2Pix, InstructPix2PixOptions
 
 
-class _Member(NamedTuple):
-    offset: int
-    size: int
-
-
 class _TarRow(NamedTuple):
     file: int
-    key: str
-    members: Mapping[str, _Member]
+    sample: Sample
+    problem: str
+    """Why it cannot be read; empty if it can."""
 
 
 class _JsonReader(PairReader):
@@ -35,10 +33,17 @@ class _JsonReader(PairReader):
 
     _columns: frozenset[str] = frozenset()
 
+    def __init__(self) -> None:
+        self._seen: dict[str, None] = {}
+
     @property
     def columns(self) -> frozenset[str]:
         """Our columns; any row may have more."""
         return self._columns
+
+    def text_columns(self) -> Collection[str]:
+        """Those that a row has."""
+        return self._seen
 
     @abstractmethod
     def _facts(self, row: int) -> dict[str, object]:
@@ -71,14 +76,18 @@ class _JsonReader(PairReader):
             if isinstance(facts, OSError):
                 yield facts
             else:
+                self._seen.update(dict.fromkeys(facts))
                 yield {column: facts.get(column) for column in columns}
 
 
-def _parse_object(text: bytes) -> dict[str, object]:
-    value = json.loads(text)
+def _object(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError("it is not an object")
     return value
+
+
+_KINDS = ("input", "edited", "json")
+"""The members of a sample."""
 
 
 class WebDatasetReader(_JsonReader):
@@ -86,35 +95,35 @@ class WebDatasetReader(_JsonReader):
 
     _columns = frozenset(FEATURES)
 
-    def __init__(self, where: str, files: Sequence[Path], root: Path) -> None:
+    def __init__(
+        self, where: str, files: Sequence[Path], root: Path, ignored: Sequence[Ignored] = ()
+    ) -> None:
+        super().__init__()
         self.where = where
         self._files = files
         self._root = root
         self._rows: list[_TarRow] = []
-        for number, file in enumerate(files):
-            samples: dict[str, dict[str, _Member]] = {}
-            try:
-                with tarfile.open(file, "r:") as tar:
-                    for member in tar:
-                        if member.isfile():
-                            folder, _, name = member.name.rpartition("/")
-                            key, _, kind = name.partition(".")
-                            members = samples.setdefault(f"{folder}/{key}" if folder else key, {})
-                            members[kind.partition(".")[0]] = _Member(
-                                member.offset_data, member.size
-                            )
-            except (OSError, tarfile.TarError) as error:
-                raise SourceError(
-                    f"{self._file_name(number)}: not readable as an uncompressed tar file: {error}"
-                ) from error
-            self._rows += [_TarRow(number, key, members) for key, members in samples.items()]
-        kinds = {kind for row in self._rows for kind in row.members}
-        for kind in ("input", "edited", "json"):
-            if self._rows and kind not in kinds:
+        kinds: set[str] = set()
+        for number in range(len(files)):
+            index = self._index(number)
+            kinds.update(kind for sample in index.samples for kind in sample.members)
+            self._rows += _rows_of(number, index)
+            ignored = [*ignored, *index.ignored, *_ignored_members(index)]
+        self.ignored = ignored
+        for kind in _KINDS:
+            if kinds and kind not in kinds:
                 raise SourceError(
                     f"{where}: no member .{kind}{'' if kind == 'json' else '.png'} in any of its "
                     f"samples; they have {', '.join(sorted(kinds))}"
                 )
+
+    def _index(self, number: int) -> TarIndex:
+        try:
+            return index_tar(self._files[number])
+        except (OSError, tarfile.TarError) as error:
+            raise SourceError(
+                f"{self._file_name(number)}: not readable as an uncompressed tar file: {error}"
+            ) from error
 
     def _file_name(self, file: int) -> str:
         name = self._files[file].relative_to(self._root).as_posix()
@@ -126,22 +135,49 @@ class WebDatasetReader(_JsonReader):
 
     def name(self, row: int) -> str:
         """With the sample's key instead of a row number."""
-        return f"{self._file_name(self._rows[row].file)} sample {self._rows[row].key}"
+        return f"{self._file_name(self._rows[row].file)} sample {self._rows[row].sample}"
 
     def _facts(self, row: int) -> dict[str, object]:
-        return _parse_object(self._member(row, "json"))
+        return _object(parse_json(self._member(row, "json")))
 
     def images(self, row: int) -> tuple[bytes, bytes]:
         """By offset in the tar file."""
         return self._member(row, "input"), self._member(row, "edited")
 
     def _member(self, row: int, kind: str) -> bytes:
-        member = self._rows[row].members.get(kind)
+        number, sample, problem = self._rows[row]
+        if problem:
+            raise OSError(problem)
+        member = sample.members.get(kind)
         if member is None:
             raise OSError(f"has no member .{kind}")
-        with self._files[self._rows[row].file].open("rb") as tar:
+        with self._files[number].open("rb") as tar:
             tar.seek(member.offset)
             return tar.read(member.size)
+
+
+def _rows_of(number: int, index: TarIndex) -> Iterator[_TarRow]:
+    """The samples of a file that have a member that is read.
+
+    If a key comes again before its sample is complete, nobody knows which members belong together:
+    all its samples are broken rows.
+    """
+    mixed = {
+        sample.key
+        for sample in index.samples
+        if sample.key in index.repeated and not set(_KINDS) <= set(sample.members)
+    }
+    problem = "several samples have this key, and their members cannot be told apart"
+    for sample in index.samples:
+        if set(_KINDS) & set(sample.members):
+            yield _TarRow(number, sample, problem if sample.key in mixed else "")
+
+
+def _ignored_members(index: TarIndex) -> Iterator[Ignored]:
+    for sample in index.samples:
+        for kind, member in sample.members.items():
+            if kind not in _KINDS:
+                yield Ignored(member.name, f"a member .{kind}, which is not read")
 
 
 # -- InstructPix2Pix ------------------------------------------------------------------------------
@@ -155,10 +191,12 @@ class InstructPix2PixReader(_JsonReader):
     """
 
     def __init__(self, where: str, root: Path) -> None:
+        super().__init__()
         self.where = where
         self._root = root
         self._source = InstructPix2Pix(InstructPix2PixOptions(path=root, pairs=True))
         folders = self._source.folders()
+        self.ignored = list(self._source.unnamed(folders))
         self._rows = [(folder, seed) for folder, seeds in folders for seed in seeds]
         self._published = dict(_published_rows(where, root / "metadata.jsonl"))
         own = frozenset({"edit_prompt", "caption", "edited_caption"})
@@ -175,7 +213,7 @@ class InstructPix2PixReader(_JsonReader):
 
     def _facts(self, row: int) -> dict[str, object]:
         folder, seed = self._rows[row]
-        prompt = _parse_object(self._file(f"{folder}/prompt.json"))
+        prompt = _object(parse_json(self._file(f"{folder}/prompt.json")))
         return self._published.get(f"{folder}/{seed}_0.jpg", {}) | {
             "edit_prompt": prompt.get("edit"),
             "caption": prompt.get("input") or prompt.get("caption"),
@@ -200,13 +238,12 @@ def _published_rows(where: str, path: Path) -> Iterator[tuple[str, dict[str, obj
     """The rows that we published, by the name of the input image. Raises `SourceError`."""
     if not path.is_file():
         return
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = _parse_object(line)
-            except (ValueError, RecursionError) as error:
-                raise SourceError(
-                    f"{where}/{path.name}:{number}: cannot be read: {error}"
-                ) from error
-            if "input_image_file_name" in row:
-                yield str(row["input_image_file_name"]), row
+    try:
+        for _, row in parse_json_lines(path.read_bytes()):
+            facts = _object(row)
+            image = facts.pop("input_image_file_name", None)
+            facts.pop("edited_image_file_name", None)
+            if image is not None:
+                yield str(image), facts
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{where}/{path.name}: cannot be read: {error}") from error

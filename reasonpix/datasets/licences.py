@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from reasonpix.core.files.encodings import read_text
 from reasonpix.errors import PluginError
 from reasonpix.plugin import registry
 
@@ -29,7 +30,7 @@ def licence_of(name: str, options: Mapping[str, Any], kind: str) -> str | None:
     if readme is None:
         return None
     try:
-        head = readme.read_text(encoding="utf-8").split("---\n", 2)
+        head = read_text(readme).split("---\n", 2)
         metadata = yaml.safe_load(head[1]) if len(head) == 3 and not head[0] else {}
     except (OSError, ValueError, yaml.YAMLError):
         return None

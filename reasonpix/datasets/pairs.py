@@ -265,6 +265,8 @@ def read_pairs(data: Data, base: Path = Path(), report: Report = quiet) -> Pairs
                 examples += result
                 locations += [(rows, row)] * len(result)
             report(read, total)
+    for rows in datasets:
+        rows.log_ignored([*_instructions(data, rows), *([data.align] if data.align else [])])
     pairs = Pairs(data, examples, locations)
     if broken and data.broken == "stop":
         raise refusal(broken | pairs._undecodable(report), total)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from reasonpix.core.files.ignored import Ignored, IgnoredCounts, unread_columns
 from reasonpix.errors import SourceError
 
 Texts = Mapping[str, object]
@@ -20,6 +21,11 @@ class Columns(NamedTuple):
     edited: str
     mask: str | None = None
     """Column of masks of what the edit may change, if there is one."""
+
+    @property
+    def of_images(self) -> tuple[str | None, ...]:
+        """The columns of images and masks."""
+        return (self.input, self.edited, self.mask)
 
 
 PUBLISHED = Columns("input_image", "edit_prompt", "edited_image")
@@ -39,6 +45,8 @@ class PairReader(ABC):
     """The dataset, as the user named it."""
     instruction: str = PUBLISHED.instruction
     """Column of instructions."""
+    ignored: Sequence[Ignored] = ()
+    """Files and members that are not read."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -73,6 +81,17 @@ class PairReader(ABC):
     def mask(self, row: int) -> bytes:
         """The encoded mask, see `has_masks`. Raises `OSError`."""
         raise NotImplementedError
+
+    @abstractmethod
+    def text_columns(self) -> Collection[str]:
+        """The columns beside those of images and masks, once `texts` has given all rows."""
+
+    def log_ignored(self, read: Collection[str]) -> None:
+        """Write to the log what is ignored, also the columns that are not among those `read`."""
+        counts = IgnoredCounts()
+        counts.add(*self.ignored)
+        counts.add(*unread_columns(name for name in self.text_columns() if name not in read))
+        counts.log(self.where)
 
     def missing_column(
         self, column: str, columns: Iterable[str], where: str | None = None

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reasonpix.core.files.ignored import Ignored
 from reasonpix.datasets.reader import PairReader, Texts, image_columns
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.hub_dataset import image_bytes, open_dataset
@@ -36,8 +37,11 @@ class ParquetReader(PairReader):
     library keeps an indexed copy, which is faster in random order.
     """
 
-    def __init__(self, where: str, files: Sequence[Path], root: Path) -> None:
+    def __init__(
+        self, where: str, files: Sequence[Path], root: Path, ignored: Sequence[Ignored] = ()
+    ) -> None:
         self.where = where
+        self.ignored = ignored
         self._root = root
         self._files = files
         self._groups: list[_Group] = []
@@ -89,6 +93,10 @@ class ParquetReader(PairReader):
         """The columns of the first file."""
         names: list[str] = self._schema.names
         return names
+
+    def text_columns(self) -> Collection[str]:
+        """Of the first file."""
+        return [name for name in self.columns if name not in self._columns.of_images]
 
     def name(self, row: int) -> str:
         """With the row's number in its file."""
@@ -193,7 +201,7 @@ class HubDatasetReader(PairReader):
     def __init__(self, where: str, path: str, split: str, revision: str | None) -> None:
         self.where = where
         try:
-            data = open_dataset(path, split, revision)
+            data, self.ignored = open_dataset(path, split, revision)
         except SourceError as error:
             if path == where:
                 raise SourceError(
@@ -225,6 +233,10 @@ class HubDatasetReader(PairReader):
         """The columns of the split."""
         names: list[str] = self._data.column_names
         return names
+
+    def text_columns(self) -> Collection[str]:
+        """Of the split."""
+        return [name for name in self.columns if name not in self._columns.of_images]
 
     def name(self, row: int) -> str:
         """With the row's number in the split."""

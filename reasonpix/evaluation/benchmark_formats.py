@@ -5,13 +5,13 @@ Each reader yields drafts of cases: their texts, and functions that read their i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reasonpix.core.files.encodings import parse_json, read_text
 from reasonpix.datasets.reader import PairReader
 from reasonpix.errors import SourceError
 from reasonpix.evaluation.cases import DIRECT
@@ -95,6 +95,7 @@ def table(
             box=cells.get("box"),
             **({"id": f"row-{number:06d}"} | _own_facts(cells) | turn),
         )
+    rows.log_ignored([*kinds.values(), *columns])
 
 
 def _kinds(rows: PairReader) -> Mapping[str, str]:
@@ -270,15 +271,15 @@ def _marked_image(mask: Path) -> str:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
     return text.rstrip().split("\n")
 
 
 def _json(path: Path, wanted: str) -> dict[str, Any]:
     try:
-        found = json.loads(file_bytes(path))
+        found = parse_json(file_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: cannot be read: {error}; expected {wanted}") from error
     if not isinstance(found, dict):

@@ -110,7 +110,7 @@ def schema() -> dict[str, Any]:
     properties["grounder"] = {"$ref": "#/$defs/grounder"}
     properties["methods"]["additionalProperties"] = {"$ref": "#/$defs/method"}
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **recipe_catalog.schema_head(),
         **document,
         "title": "reasonpix evaluation recipe",
         "$defs": definitions | slot_schemas("grounder") | slot_schemas("method"),

@@ -10,10 +10,12 @@ import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from numbers import Integral
 from typing import Any
 
+from reasonpix.core.files.ignored import Ignored, IgnoredCounts
 from reasonpix.core.hashing import fingerprint
 from reasonpix.errors import ReasonpixError, RunError
 from reasonpix.generation.recipe import Recipe
@@ -96,9 +98,15 @@ class Listing:
         self._run = run
         self._source = source
         self._rows: Iterator[Row] | None = None
+        self._ignored = IgnoredCounts()
+        self._items = 0
+        self._with_captions = 0
 
     def extend(self, wanted: float) -> bool:
-        """Plan up to `wanted` records. Returns whether the plan has grown."""
+        """Plan up to `wanted` records. Returns whether the plan has grown.
+
+        Raises `RunError` if the source has no images, or none with the captions that are needed.
+        """
         if not self.plan.may_grow(wanted):
             return False
         if self._rows is None:
@@ -115,11 +123,34 @@ class Listing:
                 self._run.write("source", shards[-1], chunk)
                 rows += len(chunk)
         if not shards:
-            raise RunError(f"the source {self._recipe.source.name!r} has no images")
+            lines = (f"\n  {line}" for line in self._ignored.lines())
+            raise RunError(f"the source {self._recipe.source.name!r} has no images{''.join(lines)}")
+        self._check_captions()
         grown = rows > self.plan.rows
-        self.plan = Plan(self.plan.source, self.plan.source_options, tuple(shards), complete)
+        if len(self._ignored) > len(self.plan.ignored):
+            self._ignored.log(f"source {self._recipe.source.name}")
+        self.plan = replace(
+            self.plan, shards=tuple(shards), complete=complete, ignored=self._ignored
+        )
         self._run.freeze(self.plan)
         return grown
+
+    def _check_captions(self) -> None:
+        """Raise `RunError` if every record would be rejected because it lacks a caption."""
+        if self._with_captions or not self._items or "captioner" in self._recipe.pipeline:
+            return
+        if "caption" not in [spec.name for spec in self._recipe.chain]:
+            return
+        if self._recipe.part == "rewrite":
+            raise RunError(
+                f"source: none of {self._items} pairs has captions of both images, which "
+                "`part: rewrite` needs; use a source with captions, or name the columns that hold "
+                "them (hf-dataset: caption and edited_caption)"
+            )
+        raise RunError(
+            f"source: none of {self._items} images has a caption; add `captioner:` under "
+            "`pipeline:`, or name the column of captions (hf-dataset: caption)"
+        )
 
     def _unplanned(self) -> Iterator[Row]:
         """The rows of the source that are not planned yet, in its order."""
@@ -130,7 +161,7 @@ class Listing:
                 ids = ((record_id,) for record_id, _, _ in self._run.ends("source", shard))
                 ids_seen.executemany("INSERT INTO records VALUES (?, 0)", ids)
             new = "INSERT OR IGNORE INTO records VALUES (?, 1)"
-            for number, item in enumerate(self._source.items()):
+            for number, item in enumerate(self._listed()):
                 row = _planned(self._recipe.source.name, item)
                 if ids_seen.execute(new, (row.record_id,)).rowcount:
                     yield row
@@ -142,6 +173,20 @@ class Listing:
                 if ids_seen.execute(new, (again,)).rowcount:
                     reason = "the source lists it twice"
                     yield row._replace(record_id=again, status="rejected", reason=reason)
+
+    def _listed(self) -> Iterator[SourceItem | tuple[str, Problem]]:
+        """The rows of the source from its first one; what it ignores is counted."""
+        self._ignored = IgnoredCounts()
+        self._items = self._with_captions = 0
+        for item in self._source.items():
+            if isinstance(item, Ignored):
+                self._ignored.add(item)
+                continue
+            if isinstance(item, SourceItem):
+                self._items += 1
+                has_captions = item.caption and (item.pair is None or item.pair.caption)
+                self._with_captions += bool(has_captions)
+            yield item
 
 
 def _planned(source: str, item: SourceItem | tuple[str, Problem]) -> Row:

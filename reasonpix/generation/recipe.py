@@ -153,8 +153,8 @@ def load_recipe(path: str | Path, overrides: recipe_catalog.Overrides = ()) -> R
         if pipeline.chain:  # else nothing is known about what the stages provide
             pipeline.check_requirements(complain)
             _check_settings(data, document, pipeline, complain)
-        if pipeline.part == "rewrite" and source is not None:
-            _check_pairs(source, complain)
+        if pipeline.chain and source is not None:
+            _check_source(source, pipeline, complain)
         if pipeline.chain:
             _check_filters(data, pipeline, filters, complain)
             _check_resources(data.get("resources"), pipeline, filters, complain)
@@ -287,15 +287,25 @@ def _check_settings(
         )
 
 
-def _check_pairs(use: ComponentSpec, complain: Complain) -> None:
+def _check_source(use: ComponentSpec, pipeline: _Pipeline, complain: Complain) -> None:
+    """Check that the source gives the pairs and the captions that nothing else provides."""
     source = use.build()
     assert isinstance(source, Source)
-    if not source.gives_pairs:
+    if pipeline.part == "rewrite" and not source.gives_pairs:
         complain(
             ("source",),
             f"{use.name!r} gives no edited images, and `part: rewrite` makes none; "
             "let the source give pairs, or set part: replace",
         )
+    elif pipeline.part == "rewrite" and not source.gives_captions:
+        complain(
+            ("source",),
+            f"{use.name!r} gives pairs without captions, and `part: rewrite` needs those of both "
+            "images; name their columns, or use a source with captions",
+        )
+    elif not source.gives_captions and "captioner" not in pipeline.uses:
+        what = "gives no captions, and nothing else does; add `captioner:` under `pipeline:`"
+        complain(("source",), f"{use.name!r} {what}")
 
 
 def _check_filters(
@@ -359,7 +369,7 @@ def schema() -> dict[str, Any]:
         "additionalProperties": False,
     }
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **recipe_catalog.schema_head(),
         **document,
         "title": "reasonpix recipe",
         "allOf": [_part_schema(part) for part in get_args(Part)],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reasonpix.core import yaml_locations
+from reasonpix.core.files.encodings import read_text
 from reasonpix.errors import RecipeError
 from reasonpix.plugin.registry import nearest
 
@@ -79,7 +80,16 @@ def read(
     return data, marks, problems
 
 
+def schema_head() -> dict[str, Any]:
+    """What the JSON schemas of all recipes begin with."""
+    anchors = {"description": "Anchors for other values (`<<: *name`)"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "patternProperties": {f"^{yaml_locations.ANCHORS}": anchors},
+    }
+
+
 def summary(path: Path) -> str:
     """The first comment line of a recipe."""
-    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    first = read_text(path).split("\n", 1)[0]
     return first.removeprefix("#").strip()

@@ -22,13 +22,14 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reasonpix.core.files.ignored import IgnoredCounts
 from reasonpix.core.remote_storage import open_storage
 from reasonpix.errors import RunError
 
@@ -79,6 +80,8 @@ class Plan:
     shards: tuple[Shard, ...] = ()
     complete: bool = False
     """Whether the source has no further rows."""
+    ignored: IgnoredCounts = field(default_factory=IgnoredCounts)
+    """What the source ignored, as far as it was listed."""
 
     @property
     def rows(self) -> int:
@@ -129,7 +132,8 @@ class RunFolder:
             raise RunError(f"{where} is damaged: {error}; start a new run") from error
         try:
             shards = tuple(Shard(*shard) for shard in plan["shards"])
-            return Plan(plan["source"], plan["source_options"], shards, plan["complete"])
+            ignored = IgnoredCounts.from_json(plan["ignored"])
+            return Plan(plan["source"], plan["source_options"], shards, plan["complete"], ignored)
         except (KeyError, TypeError) as error:
             raise RunError(f"{where} is not the plan of a run; start a new run") from error
 
@@ -139,7 +143,7 @@ class RunFolder:
 
     def freeze(self, plan: Plan) -> None:
         """Write the plan. A plan that replaces another one only adds shards."""
-        facts = {**vars(plan), "shards": list(plan.shards)}
+        facts = {**vars(plan), "shards": list(plan.shards), "ignored": plan.ignored.as_json()}
         self.storage.write("plan.json", json.dumps(facts).encode() + b"\n")
 
     def done(self, stage: str) -> set[str]:

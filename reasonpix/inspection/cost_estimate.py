@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from reasonpix.core.files.ignored import Ignored
 from reasonpix.generation.engine.engine import open_source
 from reasonpix.generation.outcomes import samples_reaching, verdicts
 from reasonpix.generation.pipeline import Stage, stages_of
@@ -115,4 +116,5 @@ def _records(run: RunFolder, stage: Stage, source: Source[Any], new: int) -> tup
 
 def _count(source: Source[Any], wanted: float) -> int:
     stop = None if math.isinf(wanted) else int(wanted)
-    return sum(1 for _ in islice(source.items(), stop))
+    rows = (item for item in source.items() if not isinstance(item, Ignored))
+    return sum(1 for _ in islice(rows, stop))

@@ -72,6 +72,7 @@ class RunStatus:
         yield _line("stage", head, ends)
         listed = (self.source["ok"], self.source["rejected"], self.source["failed"], "")
         yield _line("source", ("", "", ""), listed).rstrip()
+        yield from (f"{'':>22} {line}" for line in self.plan.ignored.lines())
         for stage in self.stages:
             todo = f"≤ {stage.todo_records}" if stage.todo_records else "0"
             yield _line(

@@ -4,6 +4,7 @@
 """
 
 from reasonpix.core.api_version import API_VERSION
+from reasonpix.core.files.ignored import Ignored
 from reasonpix.core.hashing import seed_of
 from reasonpix.core.memory import is_out_of_memory
 from reasonpix.errors import InvalidBox, PluginError, ReasonpixError, SourceError, WeightsError
@@ -63,6 +64,7 @@ __all__ = [
     "EntityExtractor",
     "Grounder",
     "Grounding",
+    "Ignored",
     "InvalidBox",
     "MLLMEncoder",
     "Method",

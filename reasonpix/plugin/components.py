@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reasonpix.core.files.ignored import Ignored
 from reasonpix.plugin.types import (
     Box,
     Caption,
@@ -250,9 +251,18 @@ class Source(Component[O_co]):
         """Whether its items are pairs: input image, edited image and direct instruction."""
         return False
 
+    @property
+    def gives_captions(self) -> bool:
+        """Whether its items may have captions, and those of pairs captions of both images."""
+        return True
+
     @abstractmethod
-    def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
-        """All rows in a stable order; an unreadable row is (native id, problem)."""
+    def items(self) -> Iterator[SourceItem | tuple[str, Problem] | Ignored]:
+        """All rows in a stable order; an unreadable row is (native id, problem).
+
+        What is no row of the source, such as a text file among images, is `Ignored`: it is
+        counted by its reason, and shown with the run.
+        """
 
     @abstractmethod
     def read(self, native_id: str) -> bytes:

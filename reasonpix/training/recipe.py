@@ -211,7 +211,7 @@ def schema() -> dict[str, Any]:
     kinds = definitions["ConnectorOptions"]["properties"]["kind"]["enum"]
     connector["anyOf"] = [{"enum": kinds}, {"$ref": connector.pop("$ref")}]
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **recipe_catalog.schema_head(),
         **document,
         "title": "reasonpix training recipe",
         "$defs": definitions | slot_schemas("encoder"),

@@ -96,8 +96,8 @@ def test_a_scenario_without_its_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "6-Reasoning" / "Reason_test.txt").unlink()
     with pytest.raises(SourceError, match=r"Reason_test\.txt: cannot be read: .*No such file"):
         cases(tmp_path)
-    (tmp_path / "6-Reasoning" / "Reason_test.txt").write_bytes(b"\xff\xfe\n\n")
-    with pytest.raises(SourceError, match=r"Reason_test\.txt: cannot be read: .*utf-8"):
+    (tmp_path / "6-Reasoning" / "Reason_test.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(SourceError, match=r"Reason_test\.txt: cannot be read: line 1 is not UTF-8"):
         cases(tmp_path)
 
 

@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from reasonpix.core.files.ignored import Ignored
 from reasonpix.core.images import MAX_PIXELS, UndecodableImage, decode
 from reasonpix.errors import SourceError
 from reasonpix.generation.engine.engine import generate
@@ -83,6 +84,7 @@ def special_files(folder: Path) -> dict[str, Array | str]:
         with open(path, "wb") as file:
             file.write(SOUND)
     return {
+        "no suffix": PICTURE,
         "linked file.png": PICTURE,
         "linked link.png": PICTURE,
         "linked nowhere.png": "No such file",
@@ -103,6 +105,7 @@ def special_files(folder: Path) -> dict[str, Array | str]:
 class Finished:
     """A run over all cases and special files: how it ended, and how each of them did."""
 
+    run: Path
     exit_status: int
     peak_bytes: int
     outcomes: dict[str, Outcome]
@@ -148,7 +151,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     status, peak = run_alone(root / "recipe.yaml", root / "run")
     ended = list(read_outcomes(RunFolder(root / "run"))) if status == 0 else []
     names = [outcome.sample.item.native_id for outcome in ended]
-    return Finished(status, peak, dict(zip(names, ended, strict=True)), names, special)
+    return Finished(
+        root / "run", status, peak, dict(zip(names, ended, strict=True)), names, special
+    )
 
 
 def test_there_are_more_than_two_hundred() -> None:
@@ -161,6 +166,14 @@ def test_nothing_stops_the_run_and_nothing_is_missing(finished: Finished) -> Non
     wanted = [case.name for case in CASES] + list(finished.special)
     assert sorted(finished.listed) == sorted(wanted)
     assert len({o.sample.record_id for o in finished.outcomes.values()}) == len(wanted)
+
+
+def test_what_is_ignored_is_kept_with_the_plan(finished: Finished) -> None:
+    ignored = json.loads((finished.run / "plan.json").read_text())["ignored"]
+    assert ignored == {
+        "hidden": {"count": 1, "names": [".png"]},
+        "not an image (.txt)": {"count": 1, "names": ["notes.txt"]},
+    }
 
 
 def test_memory_stays_bounded(finished: Finished) -> None:
@@ -346,7 +359,8 @@ def test_what_may_not_be_read() -> None:
         finally:
             folder.chmod(0o700)
             (folder / "closed").chmod(0o700)
-    assert (closed[0], closed[1].reason) == ("closed", "closed: Permission denied")
+    reason = "a folder that cannot be searched (Permission denied)"
+    assert closed == Ignored("closed/", reason)
     assert (file[0], file[1].reason) == ("closed.png", "closed.png: Permission denied")
     assert isinstance(sound, SourceItem)
 

@@ -22,8 +22,9 @@ TESTED_THROUGH = {
     "cli/test_main.py": "cli/console cli/options cli/generate cli/recipes",
     "core/test_atomic.py": "core/hashing core/tensor_store",
     "core/test_remote_storage.py": "core/lease",
+    "core/files/test_folder.py": "core/files/ignored",
     "datasets/test_card.py": "datasets/licences",
-    "datasets/test_pairs.py": "datasets/formats datasets/json_readers datasets/reader "
+    "datasets/test_pairs.py": "core/files/splits datasets/formats datasets/json_readers datasets/reader "
     "datasets/table_readers",
     "deployment/export/test_exporter.py": "cli/export deployment/export/converters",
     "deployment/server/test_app.py": "cli/serve core/sockets deployment/server/metrics "
@@ -39,6 +40,7 @@ TESTED_THROUGH = {
     "evaluation/report/plots evaluation/report/tables evaluation/report/writer",
     "evaluation/test_metrics.py": "evaluation/embedders evaluation/pixel_metrics",
     "evaluation/test_runner.py": "cli/evaluate editing/method evaluation/cases evaluation/results",
+    "datasets/test_ignored.py": "generation/components/metadata_folder",
     "generation/components/test_sources.py": "generation/components/file_source "
     "generation/components/hub_dataset generation/components/image_folder "
     "generation/components/instruct_pix2pix generation/components/v3det",

@@ -18,7 +18,7 @@ def decode_text(data: bytes) -> str:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        before = data[: error.start].decode(encoding, errors="replace")
+        before = error.object[: error.start].decode(error.encoding, errors="replace")
         line = before.count("\n") + 1
         raise ValueError(
             f"line {line} is not {encoding.upper()}: {error.reason}; save it as UTF-8"

@@ -26,7 +26,7 @@ def files_under(root: Path) -> Iterator[str | Ignored]:
         if name and (reason := why_hidden(os.path.basename(name))):
             yield Ignored(shown, reason)
             continue
-        if not is_folder:
+        if name and not is_folder:
             yield name
             continue
         try:

@@ -10,7 +10,10 @@ from typing import Any
 _LOG = logging.getLogger(__name__)
 
 _EXAMPLES = 3
+_COLUMNS_SHOWN = 50
 _REASONS_SHOWN = 12
+
+_UNREAD_COLUMN = "a column that is not read"
 
 _SYSTEM_FILES = frozenset(
     {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
@@ -57,7 +60,7 @@ class IgnoredCounts:
         for item in ignored:
             self.counts[item.reason] = self.counts.get(item.reason, 0) + 1
             examples = self.names.setdefault(item.reason, [])
-            if len(examples) < _EXAMPLES:
+            if len(examples) < (_COLUMNS_SHOWN if item.reason == _UNREAD_COLUMN else _EXAMPLES):
                 # Names that are not UTF-8 cannot be printed.
                 examples.append(item.name.encode(errors="backslashreplace").decode())
 
@@ -93,4 +96,4 @@ class IgnoredCounts:
 
 def unread_columns(columns: Iterable[str]) -> list[Ignored]:
     """Columns that a reader does not need."""
-    return [Ignored(column, "a column that is not read") for column in columns]
+    return [Ignored(column, _UNREAD_COLUMN) for column in columns]

@@ -116,11 +116,14 @@ def existing_folder(path: Path, option: str) -> Path:
 
 def others_under(root: Path, names: Collection[str], reason: str) -> Iterator[Ignored]:
     """The files under a folder, relative to it, that are not among `names`."""
-    for file in files_under(root):
-        if isinstance(file, Ignored):
-            yield file
-        elif file not in names:
-            yield Ignored(file, reason)
+    try:
+        for file in files_under(root):
+            if isinstance(file, Ignored):
+                yield file
+            elif file not in names:
+                yield Ignored(file, reason)
+    except OSError as error:  # its files may be readable by name
+        yield Ignored(str(root), f"a folder that cannot be searched ({error.strerror})")
 
 
 def read_json(path: Path, expected: str) -> Any:

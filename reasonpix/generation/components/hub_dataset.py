@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from reasonpix.core.files.folder import files_under
+from reasonpix.core.files.ignored import Ignored, unread_columns
+from reasonpix.core.files.tar_index import index_tar
 from reasonpix.core.proxies import check_hub_proxy
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import ItemTexts, file_bytes
+from reasonpix.generation.components.metadata_folder import metadata_files, open_metadata_folder
 from reasonpix.plugin.components import Options, Source, SourceItem
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem
+
+if TYPE_CHECKING:
+    import datasets
 
 
 class HFDatasetOptions(Options):
     """Options of `hf-dataset`."""
 
     path: str = Field(
-        description="Folder of parquet files, one parquet file, saved dataset, or a hub id"
+        description="Folder of parquet files, or of images with metadata.jsonl; one parquet file, "
+        "saved dataset, or a hub id"
     )
     revision: str | None = Field(None, description="Commit or tag, for a hub id")
     split: str = Field("train", description="Split to read")
@@ -57,10 +67,18 @@ class HFDataset(Source[HFDatasetOptions]):
         """Whether a column of edited images is named."""
         return self.options.edited_image is not None
 
+    @property
+    def gives_captions(self) -> bool:
+        """Whether the columns of captions are named."""
+        options = self.options
+        return options.caption is not None and (
+            options.edited_image is None or options.edited_caption is not None
+        )
+
     def load(self) -> None:
         """Open the dataset. Raises `SourceError` for a missing folder, split or column."""
         options = self.options
-        data = open_dataset(options.path, options.split, options.revision)
+        data, self._ignored = open_dataset(options.path, options.split, options.revision)
         import datasets
 
         images = [name for name in (options.image, options.edited_image) if name]
@@ -84,11 +102,14 @@ class HFDataset(Source[HFDatasetOptions]):
             raise SourceError(
                 f"column {column!r} of {options.path!r} holds no images: {error}"
             ) from error
-        # Other columns are not read.
+        self._ignored += unread_columns(
+            column for column in data.column_names if column not in images + texts
+        )
         self._data = data.select_columns(list(dict.fromkeys(images + texts)))
 
-    def items(self) -> Iterator[SourceItem | tuple[str, Problem]]:
+    def items(self) -> Iterator[SourceItem | tuple[str, Problem] | Ignored]:
         """All rows, in order."""
+        yield from self._ignored
         for number, row in enumerate(self._data):
             try:
                 item = self._item(str(number), row)
@@ -120,8 +141,10 @@ class HFDataset(Source[HFDatasetOptions]):
         return image_bytes(self._data[int(native_id)][self.options.edited_image], "edited image")
 
 
-def open_dataset(path: str, split: str, revision: str | None = None) -> Any:
-    """A split of a folder of parquet files, a parquet file, a saved dataset or a hub id.
+def open_dataset(
+    path: str, split: str, revision: str | None = None
+) -> tuple[datasets.Dataset, list[Ignored]]:
+    """A split of a folder, a parquet file, a saved dataset or a hub id, and what is ignored in it.
 
     Raises `SourceError` if it cannot be opened or `datasets` is not installed.
     """
@@ -137,14 +160,51 @@ def open_dataset(path: str, split: str, revision: str | None = None) -> Any:
     try:
         if saved:
             data = datasets.load_from_disk(path)
-            return data[split] if isinstance(data, datasets.DatasetDict) else data
+            return (data[split] if isinstance(data, datasets.DatasetDict) else data), []
         if folder.is_file():
-            return datasets.load_dataset("parquet", data_files=path, split=split)
-        return datasets.load_dataset(path, split=split, revision=revision)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            return datasets.load_dataset("parquet", data_files=path, split=split), []
+        if not folder.is_dir():
+            return datasets.load_dataset(path, split=split, revision=revision), []
+        listed = list(files_under(folder))
+        if metadata_files([file for file in listed if not isinstance(file, Ignored)]):
+            return open_metadata_folder(path, folder, split)
+        return datasets.load_dataset(path, split=split), _unread_files(folder, listed, split)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, tarfile.TarError) as error:
         if not saved and not folder.exists():
             check_hub_proxy()
         raise SourceError(f"path: cannot open dataset {path!r}: {error}") from error
+
+
+def _unread_files(folder: Path, listed: Sequence[str | Ignored], split: str) -> list[Ignored]:
+    """What `load_dataset` does not read of a folder.
+
+    Raises `SourceError` for a tar in which a key comes again: the library would read only the last
+    sample of this key.
+    """
+    import datasets
+
+    files = datasets.load_dataset_builder(str(folder)).config.data_files
+    read = {os.path.realpath(file) for file in files.get(split, ())}
+    others = {os.path.realpath(file) for files in files.values() for file in files}
+    ignored: list[Ignored] = []
+    for file in listed:
+        if isinstance(file, Ignored):
+            ignored.append(file)
+            continue
+        path = os.path.realpath(folder / file)
+        if path not in read:
+            reason = "a file of another split" if path in others else "not a file of data"
+            ignored.append(Ignored(file, reason))
+        elif path.endswith(".tar"):
+            index = index_tar(Path(path))
+            if index.repeated:
+                keys = ", ".join(sorted(index.repeated)[:3])
+                raise SourceError(
+                    f"path: {folder / file}: several samples have the same key ({keys}); rename "
+                    "them, or only the last of each would be read"
+                )
+            ignored += index.ignored
+    return ignored
 
 
 def image_bytes(cell: dict[str, Any] | None, what: str) -> bytes:

@@ -18,6 +18,7 @@ from reasonpix.plugin.components import Options, Source
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem
 
+
 class ImageFolderOptions(Options):
     """Options of `image-folder`."""
 
@@ -29,6 +30,11 @@ class ImageFolder(FileSource[ImageFolderOptions]):
 
     name: ClassVar[str] = "image-folder"
     Options: ClassVar[type[Options]] = ImageFolderOptions
+
+    @property
+    def gives_captions(self) -> bool:
+        """Never."""
+        return False
 
     @property
     def root(self) -> Path:

@@ -81,9 +81,9 @@ class InstructPix2Pix(FileSource[InstructPix2PixOptions]):
 
     def unnamed(self, folders: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Ignored]:
         """The files that no entry of seeds.json stands for."""
-        known = {"seeds.json"}
+        known = {"seeds.json", "metadata.jsonl"}
         for folder, seeds in folders:
-            known |= {f"{folder}/prompt.json", f"{folder}/facts.jsonl"}
+            known.add(f"{folder}/prompt.json")
             known |= {f"{folder}/{seed}_{which}.jpg" for seed in seeds for which in (0, 1)}
         yield from others_under(self.root, known, "a file that seeds.json does not name")
 

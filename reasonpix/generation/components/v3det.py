@@ -37,6 +37,11 @@ class V3Det(FileSource[V3DetOptions]):
     Options: ClassVar[type[Options]] = V3DetOptions
 
     @property
+    def gives_captions(self) -> bool:
+        """Never."""
+        return False
+
+    @property
     def root(self) -> Path:
         """The folder of the images."""
         return existing_folder(self.options.images, "images")

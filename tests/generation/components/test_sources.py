@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from reasonpix.core.files.ignored import Ignored
+from reasonpix.core.images import FORMATS, decode
 from reasonpix.datasets.publishing import publish
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.instruct_pix2pix import InstructPix2Pix
@@ -52,12 +55,73 @@ def test_a_folder_is_listed_by_name_with_its_subfolders(tmp_path: Path) -> None:
     data = {name: image(tmp_path / name) for name in ("b.png", "a/c.JPG", "d.webp", "a/b.tiff")}
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "folder.png").mkdir()
-    items = list(source("image-folder", path=tmp_path).items())
+    *items, ignored = source("image-folder", path=tmp_path).items()
     assert items == [
         SourceItem(native_id=name, content=hashlib.sha256(data[name]).hexdigest())
         for name in ("a/b.tiff", "a/c.JPG", "b.png", "d.webp")
     ]
+    assert ignored == Ignored("notes.txt", "not an image (.txt)")
     assert source("image-folder", path=tmp_path).read("a/c.JPG") == data["a/c.JPG"]
+
+
+def encoded(format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "navy").save(buffer, format)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_content_decides_what_is_an_image(format: str, tmp_path: Path) -> None:
+    known = [suffix for suffix, name in Image.registered_extensions().items() if name == format]
+    names = {"photo", "photo.dat", "photo.jpg.part", "photo.", "photo.heic", "photo.txt"}
+    names |= {f"photo{suffix}" for suffix in known} | {f"photo{suffix.upper()}" for suffix in known}
+    for name in names:
+        (tmp_path / name).write_bytes(encoded(format))
+    items = list(source("image-folder", path=tmp_path).items())
+    assert {item.native_id for item in items if isinstance(item, SourceItem)} == names
+    assert len(items) == len(names)
+    for item in items:
+        assert isinstance(item, SourceItem)
+        decode((tmp_path / item.native_id).read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.heic", b"\0\0\0\x18ftypheic", "an image in a format that cannot be read (.heic); "),
+        ("a.SVG", b"<svg/>", "an image in a format that cannot be read (.svg); "),
+        ("a.jp2", encoded("JPEG2000"), "an image in a format that cannot be read (.jp2); "),
+        ("a.ico", encoded("ICO"), "an image in a format that cannot be read (.ico); "),
+        # Raw photographs are TIFF files whose first image is a preview.
+        ("a.dng", encoded("TIFF"), "an image in a format that cannot be read (.dng); "),
+        ("a.NEF", encoded("TIFF"), "an image in a format that cannot be read (.nef); "),
+        ("a", b"", "an empty file"),
+        ("notes.txt", b"", "an empty file"),
+        ("notes.md", b"Python is a snake", "not an image (.md)"),
+        ("notes", b"P6 is a road", "not an image (no suffix)"),
+        ("BMW", b"BMW is a car", "not an image (no suffix)"),
+        (".a.png", encoded("PNG"), "hidden"),
+        ("._a.png", encoded("PNG"), "metadata of macOS"),
+        ("Thumbs.db", b"\xd0\xcf", "a file of the operating system"),
+    ],
+)
+def test_what_is_no_image_is_named_with_the_reason(
+    name: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    [ignored] = source("image-folder", path=tmp_path).items()
+    assert isinstance(ignored, Ignored)
+    assert ignored.name == name
+    assert ignored.reason.startswith(reason)
+
+
+def test_a_broken_link_and_a_pipe_without_an_images_name_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "b")
+    assert list(source("image-folder", path=tmp_path).items()) == [
+        Ignored("a", "a broken link"),
+        Ignored("b", "not a regular file"),
+    ]
 
 
 def test_a_file_that_cannot_be_read_is_a_problem_of_its_own(tmp_path: Path) -> None:
@@ -281,7 +345,7 @@ def test_a_prompt_that_cannot_be_read_fails_its_images_alone(tmp_path: Path) -> 
     reasons = [item[1].reason if isinstance(item, tuple) else "" for item in items[::2]]
     assert reasons[0] == "1/prompt.json: No such file or directory"
     assert reasons[1].startswith("2/prompt.json: cannot be read: Expecting value")
-    assert reasons[2].startswith("3/prompt.json: cannot be read: 'utf-8' codec can't decode")
+    assert reasons[2].startswith("3/prompt.json: cannot be read: line 1 is not UTF-8")
     assert reasons[3] == ""
 
 
@@ -309,6 +373,7 @@ HF = """if True:
     import hashlib, json, sys
     from pathlib import Path
     from reasonpix.errors import SourceError
+    from reasonpix.core.files.ignored import Ignored
     from reasonpix.core.images import decode
     from reasonpix.plugin.registry import find
 
@@ -329,8 +394,10 @@ HF = """if True:
                 [item.native_id, item.caption, decode(made.read(item.native_id)).getpixel((0, 0))]
                 + pair(made, item)
                 if not isinstance(item, tuple) else [item[0], item[1].reason, None]
-                for item in made.items()
+                for item in made.items() if not isinstance(item, Ignored)
             ]
+            ignored = {i.name: i.reason for i in made.items() if isinstance(i, Ignored)}
+            Path("ignored.jsonl").open("a").write(json.dumps(ignored) + "\\n")
         except SourceError as error:
             rows = str(error)
         print(json.dumps(rows))
