@@ -24,8 +24,8 @@ TESTED_THROUGH = {
     "core/test_remote_storage.py": "core/lease",
     "core/files/test_folder.py": "core/files/ignored",
     "datasets/test_card.py": "datasets/licences",
-    "datasets/test_pairs.py": "core/files/splits datasets/formats datasets/json_readers datasets/reader "
-    "datasets/table_readers",
+    "datasets/test_pairs.py": "core/files/splits datasets/formats datasets/json_readers "
+    "datasets/reader datasets/table_readers",
     "deployment/export/test_exporter.py": "cli/export deployment/export/converters",
     "deployment/server/test_app.py": "cli/serve core/sockets deployment/server/metrics "
     "deployment/server/middleware deployment/server/openapi deployment/server/process "

@@ -4,7 +4,7 @@ import codecs
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonpix.core.files.encodings import decode_text, parse_json, parse_json_lines
@@ -39,12 +39,14 @@ VALUE = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(TEXT, VALUE), st.sampled_from(WITH_MARK + WITHOUT_MARK), st.booleans())
 def test_json_is_the_same_in_every_encoding(value: object, encode: object, escaped: bool) -> None:
     data = encode(json.dumps(value, ensure_ascii=escaped))  # type: ignore[operator]
     assert parse_json(data) == value
 
 
+@settings(max_examples=50)
 @given(st.lists(VALUE), st.sampled_from(WITH_MARK), st.sampled_from(["\n", "\r\n", "\n\n"]))
 def test_json_lines_end_only_where_lines_end(
     values: list[object], encode: object, end: str

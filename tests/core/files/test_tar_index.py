@@ -124,7 +124,7 @@ NAMES = st.tuples(st.sampled_from("ab"), st.sampled_from(["input.png", "edited.p
 
 @given(st.lists(NAMES, max_size=14))
 @settings(
-    max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 def test_every_member_of_any_tar_is_in_a_sample_or_named(tmp_path: Path, names: list[str]) -> None:
     members = [(name, b"%d" % number) for number, name in enumerate(names)]
