@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from reasonpix.core import yaml_locations
+from reasonpix.core.files import yaml_locations
 from reasonpix.editing.config import ConnectorConfig, SamplingSettings
 from reasonpix.editing.connectors import Connector, build_connector, pad
 from reasonpix.editing.model import EditingModel, expand_input_channels

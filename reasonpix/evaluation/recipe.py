@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasonpix.core import yaml_locations
+from reasonpix.core.files import yaml_locations
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.evaluation.benchmark import BenchmarkOptions
 from reasonpix.evaluation.metrics import MetricsOptions

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from reasonpix.core import yaml_locations
+from reasonpix.core.files import yaml_locations
 from reasonpix.errors import PluginError, RecipeError
 from reasonpix.generation import recipe_catalog
 from reasonpix.generation.chains import CHAINS, chain_of, declared, slots_of

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from reasonpix.core import yaml_locations
+from reasonpix.core.files import yaml_locations
 from reasonpix.core.files.encodings import read_text
 from reasonpix.errors import RecipeError
 from reasonpix.plugin.registry import nearest

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from reasonpix.core import yaml_locations
+from reasonpix.core.files import yaml_locations
 from reasonpix.errors import PluginError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, ModelOptions, Options

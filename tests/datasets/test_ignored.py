@@ -315,9 +315,11 @@ def test_prompts_in_any_encoding_are_read_by_train(encoding: str, tmp_path: Path
     for path in (folder / "seeds.json", folder / "0000000/prompt.json"):
         text = json.dumps(json.loads(path.read_text()), ensure_ascii=False)
         path.write_bytes(text.encode(encoding))
-    facts = '{"seed": "100", "caption": "b"}\r\n'
-    (folder / "0000000/facts.jsonl").write_bytes(facts.encode(encoding))
-    assert [example.instruction for example in read(folder).examples] == ["café"]
+    row = '{"input_image_file_name": "0000000/100_0.jpg", "direct_instruction": "thé"}\r\n'
+    (folder / "metadata.jsonl").write_bytes(row.encode(encoding))
+    both = ["edit_prompt", "direct_instruction"]
+    examples = read(folder, instructions=both).examples
+    assert [example.instruction for example in examples] == ["café", "thé"]
 
 
 def test_an_unlisted_format_says_what_is_expected(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ TESTED_THROUGH = {
     "generation/engine/test_local_executor.py": "core/memory generation/engine/unit "
     "generation/resources",
     "generation/engine/test_ray_executor.py": "generation/engine/ray_worker",
-    "generation/test_recipe.py": "core/yaml_locations generation/run_recipe plugin/spec",
+    "generation/test_recipe.py": "core/files/yaml_locations generation/run_recipe plugin/spec",
     "generation/test_run_folder.py": "generation/outcomes",
     "generation/test_stages.py": "generation/pipeline generation/replace_stages "
     "generation/rewrite_stages generation/scoring plugin/samples",
