@@ -11,6 +11,7 @@ import click
 
 from reasonpix.cli import console
 from reasonpix.cli.options import set_option
+from reasonpix.core.figures import rate
 
 if TYPE_CHECKING:
     from reasonpix.generation.engine.engine import ExecutorName, Progress
@@ -193,8 +194,8 @@ class _Bars:
             self._tasks[stage.stage] = (task, time.perf_counter())
         task, started = self._tasks[stage.stage]
         seconds = time.perf_counter() - started
-        rate = f"{records / seconds:6.1f}/s" if records else ""
-        counts = f"{stage.ok} ok {stage.rejected} rejected {stage.failed} failed {rate}"
+        speed = rate(records, seconds) if records else ""
+        counts = f"{stage.ok} ok {stage.rejected} rejected {stage.failed} failed {speed}"
         if stage.reused:
             counts = f"{stage.reused} shards reused  {counts}"
         self._progress.update(task, total=stage.shards, completed=stage.shards_done, counts=counts)

@@ -71,7 +71,7 @@ def clean_command(run: str, yes: bool) -> None:
 def refilter_command(run: str, overrides: tuple[str, ...], out: Path | None) -> None:
     """Reapply the filters of RUN, changed by --set, to the stored scores. No model runs.
 
-    Writes a page that shows how many records survive each threshold, and prints its path.
+    Writes a page that shows how many records pass each threshold, and prints its path.
     """
     from reasonpix.generation.outcomes import outcome_counts
     from reasonpix.generation.run_folder import RunFolder

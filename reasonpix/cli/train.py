@@ -122,7 +122,7 @@ class _TrainingBars:
         self.steps_taken = now.stage in ("align", "train")
         facts = ""
         if now.loss is not None and now.rate is not None:
-            facts = f"loss {now.loss:.4f}  {now.rate:.1f} images/s"
+            facts = f"loss {now.loss:.4f}  {now.rate:.3g} images/s"
         if not self._tasks:
             self._bars.start()
         if now.stage not in self._tasks:

@@ -1,4 +1,4 @@
-"""How counts and durations are written for people, the same everywhere."""
+"""How counts, durations, sizes and rates are written for people, the same everywhere."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def byte_size(count: int) -> str:
+    """A size in bytes with three significant digits: "812 B", "3.4 kB", "1.25 GB"."""
+    if count < 1000:
+        return f"{count} B"
+    for unit, power in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)):
+        if count < 999.5 * power or unit == "TB":
+            return f"{count / power:.3g} {unit}"
+    raise AssertionError
+
+
+def rate(count: float, seconds: float) -> str:
+    """How many per second, with three significant digits: "0.0421/s"; empty without time."""
+    return f"{count / seconds:.3g}/s" if seconds > 0 else ""

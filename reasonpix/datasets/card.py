@@ -321,6 +321,7 @@ def _filter_rows(parts: Sequence[_Part], counts: OutcomeCounts) -> _Rows:
         (
             part.use,
             ", ".join(f"{k}={v}" for k, v in part.published_options.items() if v is not None),
+            str(stages[f"score-{part.use}"]["ok"]),
             str(stages[f"score-{part.use}"]["rejected"]),
         )
         for part in parts

@@ -263,7 +263,7 @@ class _StageTrace:
             return
         records = line["ok"] + line["rejected"] + line["failed"]
         step.shard_seconds = line["seconds"]
-        step.seconds = round(line["seconds"] / records, 4) if records else None
+        step.seconds = round(line["seconds"] / records, 9) if records else None
         if "time" in line:
             step.finished = _time(line["time"])
 
@@ -321,7 +321,7 @@ def _question(answer: StoredAnswer) -> Question:
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
         cost=answer.cost,
-        seconds=round(answer.seconds, 3),
+        seconds=answer.seconds,
         attempts=answer.attempts,
         time=_time(answer.time),
     )

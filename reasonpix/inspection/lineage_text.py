@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
+from reasonpix.core.figures import duration
 from reasonpix.inspection.lineage import Lineage, Question, Step
 
 
@@ -64,9 +65,10 @@ def _step_lines(step: Step) -> Iterator[str]:
         )
     if step.verdict:
         yield f"    verdict: {'' if step.verdict == 'accepted' else 'rejected: '}{step.verdict}"
-    if step.seconds is not None:
+    if step.seconds is not None and step.shard_seconds is not None:
         finished = f", finished {step.finished}" if step.finished else ""
-        yield f"    time: {step.seconds} s (its share of {step.shard_seconds} s){finished}"
+        share, whole = duration(step.seconds), duration(step.shard_seconds)
+        yield f"    time: {share} (its share of {whole}){finished}"
 
 
 def _question_lines(
@@ -77,7 +79,7 @@ def _question_lines(
     yield (
         f"    question {number} ({question.task}, seed {question.seed}): "
         f"{question.prompt_tokens} + {question.completion_tokens} tokens, {cost}, "
-        f"{question.seconds} s, attempt {question.attempts}, {question.time}"
+        f"{duration(question.seconds)}, attempt {question.attempts}, {question.time}"
     )
     pairs = zip(question.messages, shown, strict=False)
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))

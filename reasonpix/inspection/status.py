@@ -1,7 +1,7 @@
 """How far a run is, what a recipe would reuse of it, and which results it no longer needs.
 
-Counts come from the journal, or from the shard files where the journal has none. Only the number of
-accepted records takes a walk over all scores and outcomes.
+Counts come from the journal, or from the shard files where the journal has none. Only what filters
+reject, and so the number of accepted records, takes a walk over all scores and outcomes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from shlex import quote
 
+from reasonpix.core.figures import byte_size, counted
 from reasonpix.errors import ReasonpixError
-from reasonpix.generation.outcomes import StageEntry, current_stages, endings_of, verdicts
+from reasonpix.generation.outcomes import (
+    StageEntry,
+    Verdicts,
+    current_stages,
+    endings_of,
+    verdicts,
+)
 from reasonpix.generation.pipeline import stages_of
 from reasonpix.generation.plan import plan_of
 from reasonpix.generation.recipe import Recipe
@@ -21,7 +28,10 @@ from reasonpix.generation.run_folder import Plan, RunFolder, Shard
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far a stage is, in shards, and how the records of its finished shards ended."""
+    """How far a stage is, in shards, and how the records of its finished shards ended.
+
+    A record that filters reject counts at the first of them, as in the funnel of a finished run.
+    """
 
     stage: str
     folder: str
@@ -32,7 +42,6 @@ class StageStatus:
     todo: int
     ok: int
     rejected: int
-    """By the stage's component. Rejections by a filter's thresholds are not counted here."""
     failed: int
     todo_records: int
     """Upper bound of the records that it still has to process."""
@@ -62,7 +71,7 @@ class RunStatus:
         """A table for people."""
         plan = self.plan
         more = "the whole source" if plan.complete else "the source may hold more"
-        records, shards = _counted(plan.rows, "record"), _counted(len(plan.shards), "shard")
+        records, shards = counted(plan.rows, "record"), counted(len(plan.shards), "shard")
         yield f"{self.run}: {records} in {shards}, {more}"
         yield f"running: {self.holder}" if self.holder else "no process is running it"
         yield ""
@@ -88,24 +97,23 @@ class RunStatus:
 
     def _accepted_lines(self) -> Iterator[str]:
         if self.problem:
-            yield f"the number of accepted records is unknown: {self.problem}"
+            yield (
+                "what filters reject is unknown, so their rows count what they measured: "
+                f"{self.problem}"
+            )
         if self.finished is None:
             return
         yield ""
         filters = any(stage.stage.startswith("score-") for stage in self.stages)
         if self.finished == self.plan.rows:
-            yield f"{self.accepted} of {_counted(self.finished, 'record')} accepted"
+            yield f"{self.accepted} of {counted(self.finished, 'record')} accepted"
         else:
             yield (
-                f"{self.accepted} accepted so far, of {_counted(self.finished, 'record')} that "
+                f"{self.accepted} accepted so far, of {counted(self.finished, 'record')} that "
                 "passed all stages" + ("; further records may change what filters reject" * filters)
             )
         if filters and self.finished == self.plan.rows:
-            yield f"to see what each filter rejects: reasonpix refilter {quote(self.run)}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+            yield f"to try other thresholds: reasonpix refilter {quote(self.run)} --set …"
 
 
 def _line(stage: str, shards: Sequence[object], records: Sequence[object]) -> str:
@@ -116,8 +124,8 @@ def _line(stage: str, shards: Sequence[object], records: Sequence[object]) -> st
 def superseded_lines(superseded: Mapping[str, int]) -> Iterator[str]:
     """The sizes of stage folders, and their total."""
     for folder, size in superseded.items():
-        yield f"{size / 1e6:>12.1f} MB  {folder}"
-    yield f"{sum(superseded.values()) / 1e6:>12.1f} MB  in total"
+        yield f"{byte_size(size):>12}  {folder}"
+    yield f"{byte_size(sum(superseded.values())):>12}  in total"
 
 
 def read_status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
@@ -133,18 +141,21 @@ def read_status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
     planned = {s.name: Counter[str](row[1] for row in run.ends("source", s)) for s in plan.shards}
     finished: int | None = None
     accepted, problem = 0, ""
-    if recipe is None:
-        try:
-            finished, accepted = _accepted(run, entries)
-        except ReasonpixError as error:  # a plugin is missing, or records are being recomputed
-            problem = str(error)
+    decided: dict[str, Counter[str]] = {}
+    try:
+        rejected = _rejected(run, entries)
+        decided = _decided(run, entries, rejected)
+        if recipe is None:
+            finished, accepted = _accepted(run, entries, rejected)
+    except ReasonpixError as error:  # a plugin is missing, or records are being recomputed
+        problem = str(error)
     journal = _Journal(run, () if recipe else {entry.folder for entry in entries})
     return RunStatus(
         run=str(run),
         plan=plan,
         holder=run.storage.holder(),
         source=sum(planned.values(), Counter[str]()),
-        stages=_stage_statuses(run, plan, entries, planned, journal),
+        stages=_stage_statuses(run, plan, entries, planned, journal, decided),
         finished=finished,
         accepted=accepted,
         problem=problem,
@@ -158,6 +169,7 @@ def _stage_statuses(
     entries: Sequence[StageEntry],
     planned: Mapping[str, Counter[str]],
     journal: _Journal,
+    decided: Mapping[str, Counter[str]],
 ) -> list[StageStatus]:
     stages: list[StageStatus] = []
     # Upper bound of the records of each shard that can reach the stage.
@@ -165,7 +177,7 @@ def _stage_statuses(
     for entry in entries:
         done = run.done(entry.folder)
         counts = {s.name: journal.counts(entry.folder, s) for s in plan.shards if s.name in done}
-        total = sum(counts.values(), Counter[str]())
+        total = decided.get(entry.folder) or sum(counts.values(), Counter[str]())
         new = len(journal.since_start(entry.folder) & done)
         stages.append(
             StageStatus(
@@ -197,15 +209,42 @@ class _Part(RunFolder):
         return self._shards
 
 
-def _accepted(run: RunFolder, entries: Sequence[StageEntry]) -> tuple[int, int]:
-    """Records of the shards that all stages have finished, and how many are accepted."""
-    done = {entry.folder: run.done(entry.folder) for entry in entries}
+def _rejected(run: RunFolder, entries: Sequence[StageEntry]) -> Verdicts:
+    """What the filters reject by the scores measured so far."""
     rejected: dict[str, Mapping[str, str]] = {}
-    shards = run.shards()
     for entry in entries:
-        measured = [shard for shard in shards if shard.name in done[entry.folder]]
+        done = run.done(entry.folder)
+        measured = [shard for shard in run.shards() if shard.name in done]
         rejected |= verdicts(_Part(run, measured), [entry])
-    finished = [shard for shard in shards if all(shard.name in names for names in done.values())]
+    return rejected
+
+
+def _decided(
+    run: RunFolder, entries: Sequence[StageEntry], rejected: Verdicts
+) -> dict[str, Counter[str]]:
+    """How records ended at each filter, by its folder, without those an earlier filter rejects."""
+    filters = [entry for entry in entries if entry.is_score]
+    counts = {entry.folder: Counter[str]() for entry in filters}
+    done = {entry.folder: run.done(entry.folder) for entry in filters}
+    for shard in run.shards():
+        ended: set[str] = set()
+        for folder, count in counts.items():
+            reasons = rejected.get(folder, {})
+            for record_id, status, _ in (
+                run.ends(folder, shard) if shard.name in done[folder] else ()
+            ):
+                if record_id not in ended:
+                    status = "rejected" if record_id in reasons else status
+                    count[status] += 1
+                    if status != "ok":
+                        ended.add(record_id)
+    return counts
+
+
+def _accepted(run: RunFolder, entries: Sequence[StageEntry], rejected: Verdicts) -> tuple[int, int]:
+    """Records of the shards that all stages have finished, and how many are accepted."""
+    done = [run.done(entry.folder) for entry in entries]
+    finished = [shard for shard in run.shards() if all(shard.name in names for names in done)]
     statuses = [end.status for end in endings_of(_Part(run, finished), entries, rejected)]
     return len(statuses), statuses.count("ok")
 

@@ -1,4 +1,4 @@
-"""How many records survive a filter as each threshold varies, computed from stored scores."""
+"""How many records a filter accepts as each threshold varies, computed from stored scores."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _ZOOMS = 3
 
 @dataclass(frozen=True)
 class Curve:
-    """The share of records that survive, by the value of one option."""
+    """The share of records that a filter accepts, by the value of one option."""
 
     option: str
     current: float
-    survive: float
-    """The share that survives at the current value."""
+    ok: float
+    """The share that is ok by this filter alone at the current value."""
     accepted: float
     """The share that all filters accept at the current value."""
     points: list[tuple[float, float]]
-    """(value, share that survives)"""
+    """(value, share that is ok by this filter alone)"""
     together: list[tuple[float, float]]
     """(value, share that all filters accept); the other filters stay unchanged."""
 
@@ -64,11 +64,11 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Survival:
-    """What one filter measured, and how many records survive it."""
+    """What one filter measured, and how many records it accepts."""
 
     name: str
     measured: int
-    survive: int
+    ok: int
     sampled: int
     """Records that the curves are computed from."""
     curves: list[Curve]
@@ -99,7 +99,7 @@ def _against(run: RunFolder) -> Against:
 
 
 def filter_survival(run: RunFolder, entry: StageEntry, against: Against | None = None) -> Survival:
-    """The survival of the records that a filter measured, for each numeric threshold in use."""
+    """What a filter accepts of the records it measured, for each numeric threshold in use."""
     against = _against(run) if against is None else against
     table = scores_of(run, entry)
     measured = (row for shard in run.shards() for row in run.ends(entry.folder, shard))
@@ -120,7 +120,7 @@ def filter_survival(run: RunFolder, entry: StageEntry, against: Against | None =
     return Survival(
         name=entry.component["use"],
         measured=len(table),
-        survive=len(table) - rejected,
+        ok=len(table) - rejected,
         sampled=len(sample.scores),
         curves=curves,
         distributions=[_distribution(name, sample.scores) for name in names],
@@ -137,7 +137,7 @@ class _Sample:
     """For each record, whether everything else accepts it."""
 
     def shares(self, option: str, value: float) -> tuple[float, float] | None:
-        """The shares that survive and that all filters accept; None if the value is invalid."""
+        """The shares that this filter and that all filters accept; None if the value is invalid."""
         try:
             reasons = scorer_of(self.entry, **{option: value}).reject(self.scores)
         except ValidationError:
@@ -266,7 +266,7 @@ def _filter_plots(survival: Survival) -> dict[str, Any]:
 
 def _line_of(curve: Curve) -> dict[str, Any]:
     lines = (
-        curve.points or [(curve.current, curve.survive)],
+        curve.points or [(curve.current, curve.ok)],
         curve.together or [(curve.current, curve.accepted)],
     )
     low, high = lines[0][0][0], lines[0][-1][0]
@@ -282,7 +282,7 @@ def _line_of(curve: Curve) -> dict[str, Any]:
             for points in lines
         ],
         "at": place(curve.current),
-        "height": HEIGHT * (1 - curve.survive),
+        "height": HEIGHT * (1 - curve.ok),
         "low": low,
         "high": high,
         "outside": not low <= curve.current <= high,

@@ -121,8 +121,8 @@ def test_it_tells_filters_their_thresholds_and_what_each_rejected(
     publish(run, tmp_path / "dataset")
     _, body = parts(tmp_path / "dataset")
     assert table(body, "Filters") == [
-        ["no-op", "tolerance=12, min_changed=0.1", "0"],
-        ["eq1", "reject_fraction=0.3", "2"],
+        ["no-op", "tolerance=12, min_changed=0.1", "7", "0"],
+        ["eq1", "reject_fraction=0.3", "5", "2"],
     ]
 
 

@@ -6,15 +6,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from reasonpix.datasets.publishing import publish
 from reasonpix.errors import RunError
 from reasonpix.generation.engine.engine import generate
-from reasonpix.generation.outcomes import read_outcomes
+from reasonpix.generation.outcomes import funnel, read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
+from reasonpix.inspection.gallery import write_gallery
 from reasonpix.inspection.status import RunStatus, clean, read_status, superseded
+from reasonpix.inspection.threshold_curves import write_survival_page
 from tests.conftest import WriteRecipe
 
 STAGES = ["read", "caption", "extract", "ground", "plan", "edit", "score-no-op"]
@@ -114,7 +118,7 @@ def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Pa
     assert (told.finished, told.accepted) == (7, 5)
     text = list(told.lines())
     assert "5 of 7 records accepted" in text
-    assert text[-1].endswith(f": reasonpix refilter {run}")
+    assert text[-1] == f"to try other thresholds: reasonpix refilter {run} --set …"
     distances = [outcome.scores["eq1.distance"] for outcome in read_outcomes(run)]
     unfinish(run, "score-no-op", "000002")
     unfinish(run, "score-eq1", "000001")
@@ -127,6 +131,60 @@ def test_what_is_accepted_so_far_is_told(write_recipe: WriteRecipe, tmp_path: Pa
     assert "accepted so far, of 3 records that passed all stages" in "\n".join(told.lines())
     told = read_status(run, load_recipe(path))
     assert told.finished is None and not re.search("^.*[0-9] accepted", "\n".join(told.lines()))
+
+
+PAIRS = {"use": "fake-source", "count": 7, "caption": "a bee", "instruction": "add a hole",
+         "edited_caption": "a bee with a hole"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"filters": [{"use": "eq1", "reject_fraction": 0.3}, "no-op"]},
+        # Both reject the same records, which count at the first.
+        {"filters": [{"use": "no-op", "min_changed": 1.0}, {"use": "eq1", "value": 100}]},
+        {"filters": [{"use": "eq1", "reject_fraction": 0.5}, {"use": "eq1", "value": 100}][1:]},
+        # Before the planner, which sees what the filter leaves.
+        {"filters": [{"use": "eq1", "reject_fraction": 0.3}, "leak"], "source": PAIRS,
+         "part": "rewrite"},
+    ],
+)  # fmt: skip
+def test_all_commands_count_the_same(
+    write_recipe: WriteRecipe, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run = generate(load_recipe(write_recipe(shard_size=3, **changes)), tmp_path / "run")
+    counts = {
+        stage: (count["ok"], count["rejected"], count["failed"]) for stage, count in funnel(run)
+    }
+    assert any(rejected for _, rejected, _ in counts.values())
+    told = read_status(run)
+    assert {name: row[:3] for name, row in records(told).items()} == {
+        stage: row for stage, row in counts.items() if stage != "source"
+    }
+    assert told.accepted == list(counts.values())[-1][0]
+    text = re.sub(r"<[^>]*>", "|", Path(write_gallery(run)).read_text())
+    page = re.sub(r"<[^>]*>", "|", Path(write_survival_page(run)).read_text())
+    for stage, row in counts.items():
+        for shown in (text, page):
+            assert re.search(rf"\|{stage}\|+" + r"\|+".join(map(str, row)), shown), stage
+    if told.accepted:
+        publish(run, tmp_path / "dataset")
+        card = (tmp_path / "dataset" / "README.md").read_text()
+        for stage, row in counts.items():
+            assert f"| {stage} | {' | '.join(map(str, row))} |" in card
+    # Another recipe's thresholds are shown as it would decide.
+    other = read_status(run, load_recipe(tmp_path / "recipe.yaml", ["filters=[]"]))
+    assert other.finished is None
+
+
+def test_a_preview_of_other_thresholds_counts_as_they_decide(
+    write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    path = write_recipe(filters=[{"use": "eq1", "reject_fraction": 0.3}])
+    run = generate(load_recipe(path), tmp_path / "run")
+    for fraction, row in ((0.3, (5, 2)), (0.5, (4, 3)), (0.9, (1, 6))):
+        other = load_recipe(path, [f"filters.0.reject_fraction={fraction}"])
+        assert records(read_status(run, other))["score-eq1"][:2] == row
 
 
 def test_one_is_no_plural(write_recipe: WriteRecipe, tmp_path: Path) -> None:

@@ -53,13 +53,13 @@ def test_a_curve_is_the_share_that_each_value_lets_through(
     run = generate(load_recipe(path), tmp_path / "run")
     eq1, no_op = filter_survivals(run)
     [curve] = eq1.curves
-    assert (eq1.measured, eq1.survive, curve.option, curve.current) == (
+    assert (eq1.measured, eq1.ok, curve.option, curve.current) == (
         7,
         5,
         "reject_fraction",
         0.3,
     )
-    assert curve.survive == pytest.approx(5 / 7)
+    assert curve.ok == pytest.approx(5 / 7)
     assert 0 < curve.points[0][0] < 0.05 and 0.95 < curve.points[-1][0] < 1
     for value, share in curve.points:
         assert share == pytest.approx(1 - int(7 * value) / 7)
@@ -81,7 +81,7 @@ def test_an_option_without_bounds_runs_where_it_makes_a_difference(tmp_path: Pat
     assert outside.points[0][0] == 0.0 and 1.5 <= outside.points[-1][0] < 1.6
     assert inside.points[-1][1] == 0.0
     assert len({share for _, share in inside.points}) > 20
-    assert inside.survive == pytest.approx(3 / 8)  # of 400 the upper three quarters, half outside
+    assert inside.ok == pytest.approx(3 / 8)  # of 400 the upper three quarters, half outside
     shares = sorted({share for _, share in outside.points})
     assert shares == pytest.approx([0.1875, 0.375, 0.5625, 0.75], abs=0.002)
 
@@ -89,7 +89,7 @@ def test_an_option_without_bounds_runs_where_it_makes_a_difference(tmp_path: Pat
 def test_an_option_set_beyond_its_scores_does_not_widen_the_axis(tmp_path: Path) -> None:
     run, entry = synthetic(tmp_path / "run", 40, {"max_outside": 900.0})
     outside = filter_survival(run, entry).curves[1]
-    assert outside.points[-1][0] < 1.6 and outside.survive == 1.0
+    assert outside.points[-1][0] < 1.6 and outside.ok == 1.0
 
 
 def test_the_second_line_is_what_all_filters_accept_together(
@@ -123,9 +123,9 @@ def test_a_large_run_is_drawn_from_a_part_of_it(tmp_path: Path) -> None:
     run, entry = synthetic(tmp_path / "run", 3 * SAMPLED - 1, {"min_inside": 0.001})
     told = filter_survival(run, entry)
     assert told.sampled == SAMPLED and told.measured == 3 * SAMPLED - 1
-    assert told.survive == pytest.approx(3 / 8 * told.measured, abs=2)
+    assert told.ok == pytest.approx(3 / 8 * told.measured, abs=2)
     curve = told.curves[0]
-    assert curve.survive == pytest.approx(told.survive / told.measured, abs=0.01)
+    assert curve.ok == pytest.approx(told.ok / told.measured, abs=0.01)
 
 
 COUNTING = """
@@ -215,7 +215,7 @@ def test_the_page_shows_all_filters_and_needs_no_network(
     text = " ".join(" ".join(page.text).split())
     assert "5 of 7 records are accepted" in text and "were before" not in text
     for words in (
-        "reject_fraction is 0.3: 71.4 % survive",
+        "reject_fraction is 0.3: 71.4 % ok",
         "min_changed is 0.1",
         "max_outside is 1",
     ):

@@ -275,7 +275,7 @@ class StageRunner:
                 sample.add_encoded(self.stage.spec, row[4])
         if shard.name in self._reopened:
             self._run.completed(folder, shard)
-        seconds = round(seconds + time.perf_counter() - started, 3)
+        seconds = round(seconds + time.perf_counter() - started, 6)
         return UnitResult.count(folder, shard, (row[1] for row in rows), seconds)
 
 
