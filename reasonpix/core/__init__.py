@@ -1,6 +1,6 @@
 """Files, images, text and hashing: the foundation of every other package.
 
-Plugins that add commands may use the names below.
+Plugins that add commands, or talk to servers, may use the names below.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +11,9 @@ __all__ = [
     "atomic_dir",
     "decode",
     "encode_png",
+    "http_transport",
     "listen",
+    "proxy_for",
     "resized",
     "url_of",
     "write_atomically",
@@ -20,6 +22,7 @@ __all__ = [
 if TYPE_CHECKING:
     from reasonpix.core.atomic import atomic_dir, write_atomically
     from reasonpix.core.images import decode, encode_png, resized
+    from reasonpix.core.proxies import http_transport, proxy_for
     from reasonpix.core.sockets import listen, url_of
 else:
     __getattr__ = lazy_exports(
@@ -27,6 +30,7 @@ else:
         {
             "atomic": ("atomic_dir", "write_atomically"),
             "images": ("decode", "encode_png", "resized"),
+            "proxies": ("http_transport", "proxy_for"),
             "sockets": ("listen", "url_of"),
         },
     )

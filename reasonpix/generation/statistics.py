@@ -90,6 +90,15 @@ def spending(run: RunFolder) -> Spending:
             return ledger.spent()
 
 
+def left_out(run: RunFolder) -> dict[str, int]:
+    """Parameters that a server refused, each with the number of answers given without it."""
+    with ledger_file(run.storage, write_back=False) as path:
+        if not path.exists():
+            return {}
+        with Ledger(path) as ledger:
+            return ledger.left_out()
+
+
 def spending_lines(run: RunFolder, accepted: int) -> list[str]:
     """Tokens and cost by task and per accepted sample, as lines of text."""
     spent = spending(run)
@@ -101,6 +110,13 @@ def spending_lines(run: RunFolder, accepted: int) -> list[str]:
     if paid := spent.cost + spent.lost_cost:
         each = f": {paid / accepted:.6f} for each accepted sample" if accepted else ""
         lines.append(f"paid for all answers in this run folder: {_money(spent)}{each}")
+    if spent.estimated:
+        cost = ", so their cost is the most that they can have cost" if paid else ""
+        lines.append(f"the server did not report the tokens of {spent.estimated} answers{cost}")
+    lines += [
+        f"{answers} answers were given without {name}, which the server refused"
+        for name, answers in left_out(run).items()
+    ]
     return lines
 
 

@@ -39,6 +39,8 @@ class Question:
     answer: str
     refusal: str | None
     finish_reason: str
+    left_out: list[str]
+    """Parameters that the server refused, so that it was asked without them."""
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
@@ -318,6 +320,7 @@ def _question(answer: StoredAnswer) -> Question:
         answer=completion.text,
         refusal=completion.refusal,
         finish_reason=completion.finish_reason,
+        left_out=list(completion.left_out),
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
         cost=answer.cost,

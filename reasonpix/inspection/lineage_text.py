@@ -89,7 +89,8 @@ def _question_lines(
         yield f"        [{role}]"
         yield from (f"          {line}" for line in text.splitlines())
     refused = "" if question.refusal is None else f"; refused: {question.refusal}"
-    yield f"        [answer, {question.finish_reason}{refused}]"
+    without = f"; given without {', '.join(question.left_out)}" if question.left_out else ""
+    yield f"        [answer, {question.finish_reason}{without}{refused}]"
     yield from (f"          {line}" for line in question.answer.splitlines())
 
 

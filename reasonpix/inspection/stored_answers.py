@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reasonpix.llm.ledger import Job, Ledger, StoredAnswer
+from reasonpix.llm.ledger import Ledger, StoredAnswer
 from reasonpix.llm.planner import LLMPlanner
+from reasonpix.llm.requests import Job
 from reasonpix.llm.types import Completion
 from reasonpix.plugin.components import Component
 from reasonpix.plugin.spec import ComponentSpec

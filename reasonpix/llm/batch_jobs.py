@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from reasonpix.llm.ledger import Job, Ledger
+from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.queue import PendingRequest, RequestQueue
+from reasonpix.llm.requests import Job
 from reasonpix.llm.types import Attempt, LanguageModel, Unavailable
 
 _LOG = logging.getLogger(__name__)

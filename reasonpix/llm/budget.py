@@ -61,6 +61,8 @@ class Spending:
     """Price of the answers, in the currency of the prices."""
     unpriced: int = 0
     """Answers without a known price; they add nothing to `cost`."""
+    estimated: int = 0
+    """Answers whose tokens were not reported; their `cost` is the most that they can have cost."""
     lost: int = 0
     """Requests that were sent, got no answer, and may be charged."""
     lost_cost: float = 0.0

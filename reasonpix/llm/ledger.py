@@ -5,6 +5,7 @@ answers   every raw answer under the key of its request, so that nothing is paid
 sent      requests in flight; those that a killed process leaves here may be charged
 jobs      requests that were submitted as one batch job; the requests are in `sent`
 texts     shared messages, schemas and parameters, which requests refer to by number
+left_out  parameters without which an answer was given, because the server refused them
 ```
 
 (The columns `verb`, `question` and `worst` hold a request's task, JSON and cost bound.)
@@ -19,6 +20,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from typing import Any, Self
 
 from reasonpix.errors import RunError
 from reasonpix.llm.budget import Budget, Spending
-from reasonpix.llm.requests import InternedStrings
+from reasonpix.llm.requests import InFlight, InternedStrings, Job, Request
 from reasonpix.llm.types import Completion, Conversation
 
 _VERSION = 1
@@ -49,27 +51,10 @@ CREATE TABLE sent (
 CREATE INDEX sent_in_job ON sent (job) WHERE job IS NOT NULL;
 """
 
+LEFT_OUT_TABLE = "CREATE TABLE IF NOT EXISTS left_out (key BLOB PRIMARY KEY, names TEXT NOT NULL)"
+
 _COMPLETION = "text, refusal, finish_reason, prompt_tokens, completion_tokens"
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request about to be sent. `cost_bound` is the most that it can cost."""
-
-    task: str
-    key: str
-    conversation: Conversation
-    cost_bound: float = 0.0
-
-
-@dataclass(frozen=True)
-class InFlight:
-    """A request in flight: a row of the table `sent`."""
-
-    row: int
-    task: str
-    key: str
-    cost_bound: float
+_LEFT_OUT = "(SELECT names FROM left_out WHERE left_out.key = answers.key)"
 
 
 @dataclass(frozen=True)
@@ -97,19 +82,10 @@ class Settlement:
                 completion_tokens=self.completion.completion_tokens,
                 cost=self.cost or 0.0,
                 unpriced=int(self.cost is None),
+                estimated=int(not self.completion.prompt_tokens),
             )
         lost = self.may_be_charged
         return Spending(lost=1, lost_cost=self.sent.cost_bound) if lost else Spending()
-
-
-@dataclass(frozen=True)
-class Job:
-    """Requests submitted together under `id`, which is None until the server has confirmed it."""
-
-    name: str
-    """Derived from the keys: the same requests submitted again are the same job."""
-    id: str | None
-    requests: tuple[InFlight, ...]
 
 
 @dataclass(frozen=True)
@@ -172,7 +148,8 @@ class Ledger:
         """The stored answer to the request `key`."""
         with self._reading() as db:
             row = db.execute(
-                f"SELECT {_COMPLETION} FROM answers WHERE key = ?", (bytes.fromhex(key),)
+                f"SELECT {_COMPLETION}, {_LEFT_OUT} FROM answers WHERE key = ?",
+                (bytes.fromhex(key),),
             ).fetchone()
         return None if row is None else _completion(row)
 
@@ -194,8 +171,8 @@ class Ledger:
         """Answers with their row ids."""
         with self._reading() as db:
             rows = db.execute(
-                f"SELECT rowid, key, verb, question, cost, seconds, attempts, time, {_COMPLETION} "
-                f"FROM answers WHERE {where}",
+                f"SELECT rowid, key, verb, question, cost, seconds, attempts, time, {_COMPLETION}, "
+                f"{_LEFT_OUT} FROM answers WHERE {where}",
                 values,
             ).fetchall()
             requests = [self._texts.read(row[3]) for row in rows]
@@ -206,6 +183,12 @@ class Ledger:
             )
             for row, request in zip(rows, requests, strict=True)
         ]
+
+    def left_out(self) -> dict[str, int]:
+        """Parameters that a server refused, each with the number of answers given without it."""
+        with self._reading() as db:
+            rows = db.execute("SELECT names FROM left_out JOIN answers USING (key)").fetchall()
+        return dict(sorted(Counter(name for (names,) in rows for name in names.split()).items()))
 
     def spent(self) -> Spending:
         """What was spent so far, in total and by task."""
@@ -303,9 +286,10 @@ class Ledger:
                     f"{self.path} is not a ledger of this version (found {version}, need "
                     f"{_VERSION}); use the version of reasonpix that wrote it, or another --out"
                 )
+            db.execute(LEFT_OUT_TABLE)  # not in the first ledgers of this version
             for task, *sums in db.execute(
                 "SELECT verb, count(*), sum(prompt_tokens), sum(completion_tokens), "
-                "total(cost), sum(cost IS NULL) FROM answers GROUP BY verb"
+                "total(cost), sum(cost IS NULL), sum(NOT prompt_tokens) FROM answers GROUP BY verb"
             ):
                 self.budget.add(task, Spending(*sums))
             for task, open_job, cost_bound in db.execute(
@@ -379,11 +363,16 @@ def _settle(db: sqlite3.Connection, settlement: Settlement) -> None:
         ),
     ).rowcount
     if stored:
+        if names := " ".join(completion.left_out):
+            key = bytes.fromhex(settlement.sent.key)
+            db.execute("INSERT OR REPLACE INTO left_out VALUES (?, ?)", (key, names))
         db.execute("DELETE FROM sent WHERE id = ?", (row,))
     else:  # already answered, by another run or a job; the second cost stays on the account
         db.execute("UPDATE sent SET worst = ? WHERE id = ?", (settlement.cost or 0.0, row))
 
 
 def _completion(row: Sequence[Any]) -> Completion:
-    """The completion in the columns `_COMPLETION`."""
-    return Completion(**dict(zip(_COMPLETION.split(", "), row, strict=True)))
+    """The completion in the columns `_COMPLETION` and `_LEFT_OUT`."""
+    *values, names = row
+    fields = dict(zip(_COMPLETION.split(", "), values, strict=True))
+    return Completion(**fields, left_out=tuple((names or "").split()))

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from reasonpix.errors import RunError
+from reasonpix.llm.ledger import LEFT_OUT_TABLE
 from reasonpix.llm.requests import InternedStrings
 
 _ANSWER = (
@@ -36,6 +37,8 @@ def merge_ledger(remote: Path, local: Path) -> None:
                     f"{local} and the llm.sqlite in the run folder are of different versions of "
                     "reasonpix; use the newer one on all machines"
                 )
+            for db in (source, target):
+                db.execute(LEFT_OUT_TABLE)
             merge = _Merge(source, target)
             target.execute("BEGIN IMMEDIATE")
             merge.answers()
@@ -77,10 +80,13 @@ class _Merge:
                     (key,),
                 )
                 self._target.execute(f"DELETE FROM answers {where}", (key,))
+                self._target.execute(f"DELETE FROM left_out {where}", (key,))
             values = (self._translated(question), key, *rest)
             self._target.execute(
                 f"INSERT INTO answers (question, {_ANSWER}) VALUES ({_marks(values)})", values
             )
+            left_out = self._source.execute(f"SELECT * FROM left_out {where}", (key,))
+            self._target.executemany("INSERT INTO left_out VALUES (?, ?)", left_out)
 
     def jobs(self) -> None:
         """Open jobs of the source are open in the target, ended ones are ended."""

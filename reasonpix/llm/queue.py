@@ -14,8 +14,8 @@ from heapq import heappop, heappush
 
 from reasonpix.errors import CostLimit, ReasonpixError
 from reasonpix.llm.budget import check_price, cost_bound
-from reasonpix.llm.ledger import InFlight, Ledger, Request, Settlement
-from reasonpix.llm.requests import request_key
+from reasonpix.llm.ledger import Ledger, Settlement
+from reasonpix.llm.requests import InFlight, Request, request_key
 from reasonpix.llm.types import Attempt, Completion, Conversation, LanguageModel, Unavailable
 from reasonpix.plugin.types import Problem
 
@@ -262,8 +262,8 @@ class RequestQueue:
         cost = None
         if (price := self._llm.price) is not None:
             cost = price.of(outcome.prompt_tokens, outcome.completion_tokens)
-            if not outcome.prompt_tokens and not outcome.completion_tokens:
-                cost = sent.cost_bound  # the server reports no usage
+            if not outcome.prompt_tokens:
+                cost = sent.cost_bound
         return Settlement(sent, outcome, cost, seconds, attempts)
 
     def finish(self, pending: PendingRequest, outcome: Attempt) -> bool:

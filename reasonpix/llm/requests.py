@@ -6,6 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from reasonpix.llm.types import Conversation, Message
@@ -30,6 +31,36 @@ def request_key(parameters: Mapping[str, Any], conversation: Conversation) -> st
     messages = [[message.role, message.content] for message in conversation.messages]
     request = [parameters, messages, conversation.answer_schema, conversation.seed]
     return hashlib.sha256(canonical_json(request).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request about to be sent. `cost_bound` is the most that it can cost."""
+
+    task: str
+    key: str
+    conversation: Conversation
+    cost_bound: float = 0.0
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A request in flight: a row of the table `sent`."""
+
+    row: int
+    task: str
+    key: str
+    cost_bound: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """Requests submitted together under `id`, which is None until the server has confirmed it."""
+
+    name: str
+    """Derived from the keys: the same requests submitted again are the same job."""
+    id: str | None
+    requests: tuple[InFlight, ...]
 
 
 class InternedStrings:

@@ -37,7 +37,8 @@ class Completion(Record):
     """An LLM's continuation of a conversation.
 
     `refusal` is the reason that the model or provider gave for declining, None if it answered;
-    `finish_reason` is `stop`, or `length` for a truncated answer.
+    `finish_reason` is `stop`, or `length` for a truncated answer. No `prompt_tokens` means that the
+    server did not report tokens: the answer then costs what it can cost at most.
     """
 
     text: str
@@ -45,6 +46,8 @@ class Completion(Record):
     finish_reason: str = "stop"
     prompt_tokens: int = Field(0, ge=0)
     completion_tokens: int = Field(0, ge=0)
+    left_out: tuple[str, ...] = ()
+    """Parameters that the server refused, such as `seed`: it answered a request without them."""
 
 
 class Unavailable(Record):

@@ -16,7 +16,8 @@ from reasonpix.generation.run_folder import Shard
 from reasonpix.inspection.gallery import write_gallery
 from reasonpix.inspection.lineage import trace_record
 from reasonpix.inspection.reasons import Tally
-from reasonpix.llm.ledger import Ledger, Request, Settlement
+from reasonpix.llm.ledger import Ledger, Settlement
+from reasonpix.llm.requests import Request
 from reasonpix.llm.types import Completion, Conversation
 from tests.conftest import WriteRecipe
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from reasonpix.errors import CostLimit, PluginError, ReasonpixError, RecipeError, RunError
 from reasonpix.llm.budget import max_prompt_tokens
 from reasonpix.llm.dispatch import Dispatcher, make_dispatcher
-from reasonpix.llm.ledger import Job, Ledger
+from reasonpix.llm.ledger import Ledger
+from reasonpix.llm.requests import Job
 from reasonpix.llm.types import Attempt, Completion, Conversation, Price, Unavailable
 from reasonpix.plugin.types import Problem
 from tests.support.scripted_llm import (

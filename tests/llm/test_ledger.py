@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from reasonpix.errors import RunError
 from reasonpix.llm.budget import Budget, Spending
-from reasonpix.llm.ledger import Ledger, Request, Settlement
-from reasonpix.llm.requests import request_key
+from reasonpix.llm.ledger import Ledger, Settlement
+from reasonpix.llm.requests import Request, request_key
 from reasonpix.llm.types import Completion, Conversation, Message
 
 SCHEMA = {"title": "Answer", "type": "object", "properties": {}, "additionalProperties": False}
@@ -196,7 +196,7 @@ def test_spending_is_told_by_verb_and_counts_again_after_reopening(tmp_path: Pat
         spent = ledger.spent()
     assert spent.by_task == {
         "rewrite": Spending(3, 30, 3, cost=0.1 + 0.1 + 0.1),
-        "select": Spending(answers=1, unpriced=1, lost=1, lost_cost=0.25),
+        "select": Spending(answers=1, unpriced=1, estimated=1, lost=1, lost_cost=0.25),
     }
     assert (spent.answers, spent.prompt_tokens, spent.lost, spent.unpriced) == (4, 30, 1, 1)
     assert spent.cost == pytest.approx(0.3)

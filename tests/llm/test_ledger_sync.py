@@ -11,9 +11,9 @@ from reasonpix.core.remote_storage import RemoteStorage
 from reasonpix.core.storage import LocalStorage
 from reasonpix.errors import RunError
 from reasonpix.llm import ledger_sync
-from reasonpix.llm.ledger import Ledger, Request, Settlement
+from reasonpix.llm.ledger import Ledger, Settlement
 from reasonpix.llm.ledger_sync import ledger_file
-from reasonpix.llm.requests import request_key
+from reasonpix.llm.requests import Request, request_key
 from reasonpix.llm.types import Completion, Conversation, Message
 from tests.support.leases import foreign_lease
 from tests.support.s3_server import needs_s3

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from reasonpix.errors import ReasonpixError, RecipeError
-from reasonpix.llm.ledger import Ledger, Request, Settlement
+from reasonpix.llm.ledger import Ledger, Settlement
 from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
-from reasonpix.llm.requests import request_key
+from reasonpix.llm.requests import Request, request_key
 from reasonpix.llm.tasks import REPLACE, InvalidAnswer
 from reasonpix.llm.types import Completion, Conversation, Unavailable
 from reasonpix.plugin import testing

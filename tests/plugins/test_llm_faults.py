@@ -285,3 +285,34 @@ def test_a_killed_run_waits_for_the_batch_that_it_handed_in(tmp_path: Path, serv
     assert Counter(status for status, _ in run.endings().values()) == {"ok": 40}
     assert len(server.log()["batches"]) == 1
     assert [entry["charged"] for entry in server.log("bill").values()] == [1] * 40
+
+
+def test_a_run_tells_what_the_server_refused_and_did_not_report(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And reaches it past a proxy that could not be used."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:recognisable@127.0.0.1:9")
+    server.script(refuses=["seed", "temperature"], form="usage-absent")
+    run = prepared(tmp_path, server, records=3)
+    assert run.finish(run.start()) == 0, run.out
+    assert run.out.count("does not accept seed, which is left out") == 1
+    assert "3 answers were given without seed, which the server refused" in run.out
+    assert "3 answers were given without temperature, which the server refused" in run.out
+    assert "the server did not report the tokens of 3 answers, so their cost is the most" in run.out
+    told = subprocess.run(
+        run.command("inspect", run.path, next(iter(run.endings()))), capture_output=True, text=True
+    )
+    assert "[answer, stop; given without seed, temperature]" in told.stdout, told
+
+
+def test_a_proxy_that_cannot_be_used_is_told_on_one_line(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5h://me:recognisable@127.0.0.1:9")
+    run = prepared(tmp_path, server, records=3, base_url="http://llm.example/v1")
+    assert run.finish(run.start()) == 1
+    [line] = run.out.splitlines()
+    assert line.startswith(
+        "ALL_PROXY names a SOCKS proxy, which needs another package: pip install"
+    )
+    assert not run.path.exists()

@@ -20,11 +20,11 @@ import reasonpix_openai
 from pydantic import ValidationError
 from reasonpix_openai import GPT35TurboOptions, GPT35TurboPlanner, OpenAIOptions, OpenAIPlanner
 from reasonpix_openai import batches as batch_limits
-from reasonpix_openai.replies import Replies
 
 from reasonpix.errors import ReasonpixError, RecipeError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.recipe import load_recipe
+from reasonpix.llm.budget import cost_bound
 from reasonpix.llm.dispatch import make_dispatcher
 from reasonpix.llm.ledger import Ledger
 from reasonpix.llm.tasks import REPLACE
@@ -33,6 +33,7 @@ from reasonpix.plugin import hookspecs, registry
 from reasonpix.plugin.testing import PlannerContract
 from reasonpix.plugin.types import EditPlan, Problem, ReplaceRequest
 from tests.support.llm_server import Server, served
+from tests.support.openai_server import FORMS
 
 KEY = "sk-recognisable-0123456789"
 PRICE = Price(prompt=1, completion=2)
@@ -207,13 +208,55 @@ def test_completion_counts_tokens(server: Server, make: Make) -> None:
     assert used["completion_tokens"] == 1
 
 
-def test_no_count_of_tokens_takes_from_what_was_spent() -> None:
-    body = {
-        "choices": [{"message": {"content": "x"}}],
-        "usage": {"prompt_tokens": -1, "completion_tokens": 5},
-    }
-    outcome = Replies("http://localhost/v1", "OPENAI_API_KEY", None).attempt(200, body)
-    assert outcome == Completion(text="x", prompt_tokens=0, completion_tokens=5)
+REPORTED = {"usage-strings", "usage-floats", "usage-renamed", "usage-details"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_answer_counts_in_every_form(server: Server, make: Make, form: str) -> None:
+    server.script({"MARK": [{"content": answer(), "form": form}]})
+    [outcome] = attempt(make(), "MARK")
+    assert isinstance(outcome, Completion)
+    assert outcome.text.removeprefix("Hm. ") in (answer(), json.dumps(json.loads(answer())))
+    assert outcome.refusal is None
+    [charged] = server.log("bill").values()
+    tokens = (charged["prompt_tokens"], charged["completion_tokens"])
+    reported = not form.startswith("usage-") or form in REPORTED
+    if form != "stream-events":  # its last event ends with a line break only
+        assert (outcome.prompt_tokens, outcome.completion_tokens) == (
+            tokens if reported else (0, 0)
+        )
+    assert ask(make(), "MARK") == [PLAN]
+    assert len(server.bodies()) == 2  # nothing was repaired
+
+
+@pytest.mark.parametrize("form", ["parts", "stream", "old", "usage-words", "usage-absent"])
+def test_an_answer_in_a_batch_counts_in_every_form(server: Server, make: Make, form: str) -> None:
+    server.script({}, form=form)
+    planner = make(batch=True)
+    questions = asked(planner, 3)
+    singly = dict(zip(questions, planner.complete(list(questions.values())), strict=True))
+    outcomes = collected(planner, planner.submit(questions))
+    assert all(isinstance(outcome, Completion) for outcome in outcomes.values())
+    assert outcomes == singly
+
+
+@pytest.mark.parametrize("form", ["usage-absent", "usage-negative", "stream-whole", "parts"])
+def test_what_is_not_reported_costs_what_it_can_at_most_and_is_counted(
+    server: Server, make: Make, form: str
+) -> None:
+    server.script({"MARK": [{"content": answer(), "form": form}]})
+    planner = make(price=PRICE)
+    with Ledger(None, max_cost=1.0) as ledger:
+        planner.ledger = ledger
+        assert ask(planner, "MARK") == [PLAN]
+        spent = ledger.spent()
+        [charged] = server.log("bill").values()
+        least = PRICE.of(charged["prompt_tokens"], charged["completion_tokens"])
+        if form.startswith("usage-"):
+            assert (spent.answers, spent.estimated) == (1, 1)
+            assert spent.cost == cost_bound(planner, conversation(planner, "MARK")) > least
+        else:
+            assert (spent.estimated, spent.cost) == (0, pytest.approx(least))
 
 
 def test_fenced_json_is_read(server: Server, make: Make) -> None:
@@ -441,16 +484,108 @@ def test_a_broken_answer_among_good_ones_is_asked_for_again(
 
 
 @pytest.mark.parametrize(
-    ("error", "overloaded"), [({"code": 429, "message": "busy"}, True), ("engine died", False)]
+    ("body", "overloaded"),
+    [
+        ({"error": {"code": 429, "message": "busy"}}, True),
+        ({"error": {"code": "429", "message": "busy"}}, True),
+        ({"error": {"code": "rate_limit_exceeded", "message": "busy"}}, True),
+        ({"error": {"type": "overloaded_error", "message": "busy"}, "choices": []}, True),
+        ({"error": {"status": 503, "message": "busy"}, "choices": None}, True),
+        ({"error": "busy"}, False),
+        ({"error": {"message": "busy", "code": None}}, False),
+        ({"errors": [{"message": "busy", "code": 7009}], "success": False}, False),
+        ({"object": "error", "message": "busy", "code": 50001}, False),
+        ({"message": "busy", "status_code": 529}, True),
+        ({"detail": "busy"}, False),
+        ({"choices": [{"error": {"code": 503, "message": "busy"}, "message": None}]}, True),
+    ],
 )
 def test_an_error_in_a_successful_response_is_an_error(
-    server: Server, make: Make, error: Any, overloaded: bool
+    server: Server, make: Make, body: Any, overloaded: bool
+) -> None:
+    event = f"data: {json.dumps(body)}\n\n"
+    for raw in (json.dumps(body), event):
+        server.script({"MARK": [{"raw": raw}]})
+        outcome = unavailable(make())
+        assert outcome.overloaded is overloaded
+        assert outcome.may_be_charged
+        assert "busy" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": 401, "message": "who are you?"},
+        {"code": "invalid_api_key", "message": "who are you?"},
+        {"type": "authentication_error", "message": "who are you?"},
+        {"code": "insufficient_quota", "message": "who are you?"},
+        {"status": "404", "message": "who are you?"},
+    ],
+)
+def test_an_error_of_all_requests_in_a_successful_response_stops_the_run(
+    server: Server, make: Make, error: dict[str, Any]
 ) -> None:
     server.script({"MARK": [{"raw": json.dumps({"error": error})}]})
-    outcome = unavailable(make())
-    assert outcome.overloaded is overloaded
-    assert outcome.may_be_charged
-    assert "busy" in outcome.reason or "engine died" in outcome.reason
+    assert "who are you?" in stopped(make())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": 400, "message": "too long"},
+        {"type": "invalid_request_error", "message": "too long"},
+        {"code": "context_length_exceeded", "message": "too long", "type": None},
+    ],
+)
+def test_an_error_of_one_request_in_a_successful_response_fails_it(
+    server: Server, make: Make, error: dict[str, Any]
+) -> None:
+    server.script({"MARK": [{"raw": json.dumps({"error": error})}]})
+    assert "too long" in reason(make(), "failed")
+    assert len(server.bodies()) == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        'data: {"choices": [{"delta": {"content": "{}"}}]}\n\n',
+        'data: {"choices": [{"delta": {"content": "{}"}}]}\n\ndata: {"choi',
+        ": PROCESSING\n\n",
+        'data: []\n\ndata: {"x": 1}\n\n',
+    ],
+)
+def test_a_stream_that_breaks_off_is_asked_for_again(server: Server, make: Make, raw: str) -> None:
+    server.script({"MARK": [answer(), {"raw": raw, "content_type": "text/event-stream"}]})
+    planner = make()
+    attempt(planner, "MARK")
+    assert unavailable(planner).may_be_charged
+
+
+@pytest.mark.parametrize("reason_", ["length", "max_tokens", "MAX_TOKENS"])
+@pytest.mark.parametrize("form", ["reasoning", "stream", "parts"])
+def test_an_answer_that_was_cut_off_is_told_with_the_limit(
+    server: Server, make: Make, reason_: str, form: str
+) -> None:
+    reply = {"content": answer()[:60], "finish_reason": reason_, "form": form}
+    server.script({"MARK": [reply]})
+    told = reason(make(max_tokens=33), "rejected")
+    assert "the answer was cut off, it is too long" in told
+    assert told.endswith("(max_tokens is 33)")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"refusal": True},
+        {"content": [{"type": "refusal", "refusal": "no"}]},
+        {"content": None, "refusal": {"reason": "no"}},
+    ],
+)
+def test_a_refusal_counts_in_every_form(
+    server: Server, make: Make, message: dict[str, Any]
+) -> None:
+    server.script({"MARK": [{"raw": json.dumps({"choices": [{"message": message}]})}]})
+    assert reason(make(), "rejected").startswith("refused: ")
 
 
 def test_base_url_without_v1_is_explained(server: Server, make: Make) -> None:
@@ -488,6 +623,70 @@ def test_parameters_a_server_does_not_know_are_left_out(server: Server, make: Ma
     last = server.bodies()[-1]
     assert last["max_completion_tokens"] == 77
     assert not {"seed", "max_tokens", "response_format"} & last.keys()
+
+
+UNSUPPORTED = [
+    ("temperature", {"message": "Only the default (1) value is supported", "param": "temperature"}),
+    ("temperature", {"message": "'temperature' is deprecated for this model"}),
+    ("seed", {"message": "Extra inputs are not permitted: seed"}),
+    ("seed", {"message": "no such thing", "param": "seed", "code": "unsupported_parameter"}),
+    ("response_format", {"message": "Grammar error: Unimplemented keys", "code": 400}),
+    ("response_format", {"status": 500, "message": "failed to parse grammar"}),
+    ("response_format", {"status": 422, "message": "guided decoding is disabled"}),
+]
+
+
+@pytest.mark.parametrize(("parameter", "error"), UNSUPPORTED)
+@pytest.mark.parametrize("status", [400, 200])
+def test_a_parameter_that_the_server_refuses_is_left_out_and_told(
+    server: Server,
+    make: Make,
+    caplog: pytest.LogCaptureFixture,
+    parameter: str,
+    error: dict[str, Any],
+    status: int,
+) -> None:
+    if status == 200:
+        reply = {"raw": json.dumps({"error": {"code": 400, **error}})}
+    else:
+        reply = {"status": status, **error}
+    server.script({"MARK": [reply, answer()], "next": [answer()]})
+    planner = make()
+    with caplog.at_level("WARNING"):
+        [first, second] = attempt(planner, "MARK", "next")
+    name = "json_schema" if parameter == "response_format" else parameter
+    assert isinstance(first, Completion) and isinstance(second, Completion)
+    assert first.left_out == second.left_out == (name,)
+    bodies = server.bodies()
+    assert parameter in bodies[0]
+    for body in bodies[1:]:
+        assert body.get(parameter) == (
+            {"type": "json_object"} if parameter == "response_format" else None
+        )
+    [told] = [record.getMessage() for record in caplog.records]  # once
+    assert f"{server.url} does not accept {name}, which is left out" in told
+
+
+def test_what_was_left_out_is_stored_with_the_answer(
+    server: Server, make: Make, tmp_path: Path
+) -> None:
+    server.script({}, refuses=("seed", "temperature"))
+    for _ in range(2):
+        planner = make()
+        with Ledger(tmp_path / "llm.sqlite") as ledger:
+            planner.ledger = ledger
+            ask(planner, "one", "two")
+            assert ledger.left_out() == {"seed": 2, "temperature": 2}
+            assert {it.completion.left_out for it in ledger.answers()} == {("seed", "temperature")}
+            planner.close()
+
+
+def test_a_limit_that_is_too_large_is_not_left_out(server: Server, make: Make) -> None:
+    """Costs would have no bound."""
+    error = {"status": 400, "message": "max_tokens must be at most 256", "param": "max_tokens"}
+    server.script({"MARK": [error]})
+    assert "max_tokens must be at most 256" in reason(make(), "failed")
+    assert len(server.bodies()) == 1
 
 
 def test_one_records_error_does_not_change_the_others(server: Server, make: Make) -> None:
@@ -659,6 +858,72 @@ def test_options_hold_no_key(options: dict[str, Any]) -> None:
     assert KEY not in str(error.value)
 
 
+# -- proxies --------------------------------------------------------------------------------------
+
+ELSEWHERE = "http://llm.example:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "proxy"),
+    [
+        ("HTTP_PROXY", "http://127.0.0.1:9"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("http_proxy", "not a proxy at all"),
+    ],
+)
+def test_a_server_on_this_machine_is_reached_past_proxies(
+    server: Server, make: Make, monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    server.script({"MARK": [answer()]})
+    planner = make()
+    planner.check()
+    assert ask(planner, "MARK") == [PLAN]
+
+
+def test_a_server_elsewhere_is_reached_through_its_proxy(
+    server: Server, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server.root.replace("//", "//me:recognisable@"))
+    server.script({"MARK": [answer(), {"status": 500, "message": "boom"}, {"status": 407}]})
+    planner = make(base_url=ELSEWHERE)
+    assert ask(planner, "MARK") == [PLAN]
+    failed = unavailable(planner)
+    assert f"{ELSEWHERE} (through the proxy of HTTP_PROXY): 500: boom" in failed.reason
+    told = stopped(planner)
+    assert "check the user and password of the proxy in HTTP_PROXY" in told
+    assert "recognisable" not in f"{planner!r} {vars(planner)} {failed} {told}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "proxy", "told"),
+    [
+        ("ALL_PROXY", "socks5://me:recognisable@127.0.0.1:9", "ALL_PROXY names a SOCKS proxy"),
+        ("http_proxy", "http://me:recognisable@:x", "http_proxy is not the URL of a proxy"),
+        ("HTTP_PROXY", "smtp://me:recognisable@mail", "HTTP_PROXY names a proxy of the protocol"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_told_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    planner = OpenAIPlanner(OpenAIOptions(base_url=ELSEWHERE))
+    with pytest.raises(ReasonpixError, match=told) as error:
+        planner.check()
+    assert "recognisable" not in "".join(traceback.format_exception(error.value))
+    monkeypatch.setenv("NO_PROXY", "llm.example")
+    planner.check()
+
+
+def test_a_proxy_that_cannot_be_reached_is_named(
+    make: Make, monkeypatch: pytest.MonkeyPatch, unreachable: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", unreachable.removesuffix("/v1"))
+    told = stopped(make(base_url=ELSEWHERE))
+    assert f"{ELSEWHERE} (through the proxy of HTTP_PROXY): cannot be reached" in told
+    assert "check base_url, the proxy in HTTP_PROXY and that the server is running" in told
+
+
 # -- the batch endpoint ---------------------------------------------------------------------------
 
 
@@ -762,6 +1027,31 @@ def test_errors_in_a_batch_are_of_one_request(server: Server, make: Make) -> Non
     assert results[3].refusal == "no"
     assert isinstance(results[4], Completion)
     assert results[4].text == "never tell [API key]"
+
+
+def test_rows_of_a_batch_may_be_odd(
+    server: Server, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = {"code": "rate_limit_exceeded", "message": "busy"}
+    body = json.dumps({"choices": [{"message": {"content": "text"}}]})
+    server.script(
+        {
+            "number 0": [{"row": {"response": None, "error": busy}}],
+            "number 1": [{"row": {"response": {"status_code": "200", "body": body}}}],
+            "number 2": [{"row": {"response": {"body": json.loads(body)}}}],
+            "number 3": [{"row": {"custom_id": None, "response": "what?"}}],
+            "number 4": [{"row": {"response": {"status_code": "OK", "body": {}}}}],
+        }
+    )
+    planner = make(batch=True)
+    with caplog.at_level("WARNING"):
+        outcomes = collected(planner, planner.submit(asked(planner, 6)))
+    assert outcomes.keys() == {"key-0", "key-1", "key-2", "key-5"}
+    assert isinstance(outcomes["key-0"], Unavailable)
+    assert "429: busy" in outcomes["key-0"].reason
+    assert outcomes["key-1"] == outcomes["key-2"] == Completion(text="text")
+    assert isinstance(outcomes["key-5"], Completion)
+    assert "2 of 6 lines in the results of batch" in caplog.text
 
 
 def test_a_batch_in_which_nothing_was_answered_is_handed_in_anew(

@@ -24,8 +24,12 @@ POST /v1/chat/completions, /v1/files, /v1/batches; GET /v1/files/…/content, /v
 
 The id of a request is `request_id` of its JSON body. A reply is a text, or an object with any of
 `content`, `refusal`, `finish_reason`, `status` (an HTTP error), `message`, `code` and `type` (of
-the error), `headers`, `delay` (seconds), `raw` and `content_type` (a body to send as it is),
-`cut` (the connection is closed before a byte, or in the middle of the body).
+the error), `param` (of the error), `headers`, `delay` (seconds), `row` (fields of its row in a
+batch), `raw` and `content_type` (a body to send as it is), `cut` (the connection is closed before a
+byte, or in the middle of the body).
+
+A reply, or the script for all of them, may name the `form` in which other servers send the same
+answer, see `FORMS`.
 
 What has no reply gets a usable answer to P_replace, P_gen, P_select and P_resolve alike, with the
 id of the request among the synonyms or revealing words: a stored answer tells what it answers. As
@@ -63,6 +67,108 @@ FAULTS = {
     "length": "the content is cut off at max_tokens",
     "leak": "the content repeats the Authorization header",
 }
+
+
+def _message(**fields: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A form with other fields in its message; `...` stands for the content."""
+
+    def changed(body: dict[str, Any]) -> dict[str, Any]:
+        message = body["choices"][0]["message"]
+        content = message["content"]
+        encoded = json.dumps(fields).replace("...", json.dumps(content)[1:-1])
+        message.update(json.loads(encoded))
+        return body
+
+    return changed
+
+
+def _usage(**fields: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda body: body | {"usage": body["usage"] | fields}
+
+
+def _usage_as(kind: Callable[[Any], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda body: body | {"usage": {key: kind(n) for key, n in body["usage"].items()}}
+
+
+def _parsed(body: dict[str, Any]) -> dict[str, Any]:
+    message = body["choices"][0]["message"]
+    message["content"] = json.loads(message["content"])
+    return body
+
+
+def _old(body: dict[str, Any]) -> dict[str, Any]:
+    text = body["choices"][0]["message"]["content"]
+    return body | {"choices": [{"index": 0, "text": text, "finish_reason": "eos"}]}
+
+
+def _stream(body: dict[str, Any], lines: str = "\n\n", end: str = "data: [DONE]\n\n") -> str:
+    """The answer in pieces, the usage in an event of its own."""
+    message, usage = body["choices"][0]["message"], body["usage"]
+    text, reason = message["content"] or "", body["choices"][0]["finish_reason"]
+    deltas: list[Any] = [{"role": "assistant", "content": None}]
+    deltas += [{"content": text[start : start + 9]} for start in range(0, len(text), 9)]
+    chunks: list[Any] = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+    chunks.append({"choices": [], "usage": usage})
+    return "".join(f"data: {json.dumps(chunk)}{lines}" for chunk in chunks) + end
+
+
+FORMS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "parts": _message(content=[{"type": "text", "text": "..."}]),
+    "output-parts": _message(content=[{"type": "output_text", "text": "..."}, {"type": "image"}]),
+    "strings": _message(content=["", "..."]),
+    "thinking-parts": _message(
+        content=[
+            {"type": "thinking", "thinking": [{"type": "text", "text": "{hm}"}]},
+            {"type": "reasoning", "text": "{so}"},
+            {"type": "text", "text": "..."},
+        ]
+    ),
+    "part": _message(content={"type": "text", "text": "..."}),
+    "parsed": _parsed,
+    "reasoning": _message(content=None, reasoning_content="Hm. ..."),
+    "reasoning-only": _message(content="", reasoning="..."),
+    "tool-call": _message(
+        content=None, tool_calls=[{"type": "function", "function": {"arguments": "..."}}]
+    ),
+    "no-refusal": _message(refusal=False, annotations=[], audio=None),
+    "old": _old,
+    "finish-null": lambda body: {
+        **body,
+        "choices": [{**body["choices"][0], "finish_reason": None}],
+    },
+    "finish-number": lambda body: {**body, "choices": [{**body["choices"][0], "finish_reason": 0}]},
+    "error-null": lambda body: body | {"error": None, "detail": "fine"},
+    "byte-order-mark": lambda body: "\ufeff" + json.dumps(body),
+    "keep-alive": lambda body: "\n \n" + json.dumps(body),
+    "stream": _stream,
+    "stream-crlf": lambda body: ": PROCESSING\r\n\r\n" + _stream(body, "\r\n\r\n"),
+    "stream-events": lambda body: "event: chunk\nid: 1\n" + _stream(body, "\n", ""),
+    "stream-whole": lambda body: f"data:{json.dumps(body)}\n\ndata:[DONE]",
+    "usage-strings": _usage_as(str),
+    "usage-floats": _usage_as(float),
+    "usage-renamed": lambda body: (
+        body
+        | {
+            "usage": {
+                "input_tokens": body["usage"]["prompt_tokens"],
+                "output_tokens": body["usage"]["completion_tokens"],
+            }
+        }
+    ),
+    "usage-details": _usage(prompt_tokens_details={"cached_tokens": "3"}, cost=1e-5),
+    "usage-absent": lambda body: {key: body[key] for key in body if key != "usage"},
+    "usage-null": lambda body: body | {"usage": None},
+    "usage-list": lambda body: body | {"usage": [1, 2]},
+    "usage-words": _usage(prompt_tokens="many"),
+    "usage-nulls": _usage_as(lambda count: None),
+    "usage-negative": _usage(prompt_tokens=-5),
+    "usage-zero": _usage(completion_tokens=0),
+    "usage-infinite": _usage(completion_tokens=float("inf")),
+    "usage-huge": _usage(prompt_tokens=10**30),
+    "usage-true": _usage(prompt_tokens={"value": 3}),
+}
+"""What other servers make of an answer: a body, or its text."""
 
 _TARGETS = ("lighthouse", "accordion", "cactus", "submarine", "chandelier")
 
@@ -120,6 +226,7 @@ class Script:
         self.replies: dict[str, list[Any]] = script.get("replies", {})
         self.refuses: list[str] = script.get("refuses", [])
         self.latency: float = script.get("latency", 0.0)
+        self.form: str | None = script.get("form")
         self.faults: dict[str, Any] = {"rates": {}, **script.get("faults", {})}
         assert self.faults["rates"].keys() <= FAULTS.keys()
         self.become: str = script.get("batches", "completed")
@@ -264,8 +371,12 @@ class Script:
             status, said = reply.get("status", 200), _error(reply)
             if status == 200:
                 said = self.completion(identity, body, reply)
+                if form := reply.get("form", self.form):
+                    said = FORMS[form](said)
                 self.bill[identity]["delivered"] += 1
             response = {"status_code": status, "request_id": "1", "body": said}
+            if row := reply.get("row"):
+                done, response = done | row, row.get("response", response)
             file = "output_file_id" if status == 200 else "error_file_id"
             outcomes[file].append({**done, "response": response})
         for name, made in outcomes.items():
@@ -282,7 +393,8 @@ class Script:
 
 def _error(reply: dict[str, Any]) -> dict[str, Any]:
     message = reply.get("message", "boom")
-    return {"error": {"message": message, "code": reply.get("code"), "type": reply.get("type")}}
+    fields = {name: reply.get(name) for name in ("code", "type", "param")}
+    return {"error": {"message": message, **fields}}
 
 
 class Server:
@@ -298,6 +410,7 @@ class Server:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
                 first, *lines = head.rstrip("\r\n").split("\r\n")
                 method, path, _ = first.split(" ", 2)
+                path = re.sub("^http://[^/]+", "", path)  # it may stand in for a proxy
                 fields = (line.split(":", 1) for line in lines)
                 headers = {name.lower(): value.strip() for name, value in fields}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
@@ -364,7 +477,10 @@ class Server:
         # Whoever asks is charged, whether or not the answer can still be handed over.
         answered = not {"status", "raw"} & reply.keys()
         said = script.completion(identity, body, reply) if answered else _error(reply)
-        content = json.dumps(said).encode()
+        form = reply.get("form", script.form)
+        if answered and form:
+            said = FORMS[form](said)
+        content = (said if isinstance(said, str) else json.dumps(said)).encode()
         due = arrived + script.latency + reply.get("delay", 0)
         await asyncio.sleep(due - time.monotonic())
         script.under_way -= 1

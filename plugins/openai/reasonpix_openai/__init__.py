@@ -6,27 +6,44 @@ protocol; set `base_url` to their address.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
 
-from reasonpix.llm import Attempt, Conversation, LLMPlanner, LLMPlannerOptions, Unavailable
+from reasonpix.core import http_transport, proxy_for
+from reasonpix.llm import (
+    Attempt,
+    Completion,
+    Conversation,
+    LLMPlanner,
+    LLMPlannerOptions,
+    Unavailable,
+)
 from reasonpix.plugin import ReasonpixError, hookimpl
 from reasonpix_openai.batches import Batches
-from reasonpix_openai.replies import FORMAT, Replies
+from reasonpix_openai.dialect import Dialect, left_out
+from reasonpix_openai.replies import Replies, ServerError
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 OPENAI_URL = "https://api.openai.com/v1"
 
-StructuredOutput = Literal["json_schema", "json_object", "none"]
+_LOG = logging.getLogger("reasonpix.openai")
+
+_MEANING = {
+    "temperature": "answers are sampled at the server's own temperature",
+    "seed": "asking again, after the stored answers are gone, may give other answers",
+    "json_schema": "the form of answers is enforced less strictly, or by the prompt alone",
+    "json_object": "the form of answers is enforced by the prompt alone",
+}
 
 
 class OpenAIOptions(LLMPlannerOptions):
@@ -102,15 +119,6 @@ class GPT35TurboOptions(OpenAIOptions):
     model: Literal["gpt-3.5-turbo"] = Field("gpt-3.5-turbo", description="Fixed")
 
 
-@dataclass(frozen=True)
-class _Dialect:
-    """The variants of the protocol that a server accepts."""
-
-    structured_output: StructuredOutput
-    seed: bool = True
-    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-
-
 class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
     """A planner with a chat model behind an OpenAI-compatible server.
 
@@ -140,9 +148,10 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         return self.options.batch
 
     def check(self) -> None:
-        """Read the prompts and the key. Raises `ReasonpixError` if one is invalid."""
+        """Read the prompts, the key and the proxy. Raises `ReasonpixError` if one is invalid."""
         super().check()
         self._read_key()
+        proxy_for(self.options.base_url)
 
     def load(self) -> None:
         """Prepare clients. Raises `ReasonpixError` if the API key is missing or malformed."""
@@ -150,13 +159,18 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
 
         options = self.options
         self._certificates = create_ssl_context()  # slow to read, so all clients share them
-        self._replies = Replies(options.base_url, self._key_name, self._read_key())
+        proxy = proxy_for(options.base_url)
+        self._replies = Replies(
+            options.base_url, self._key_name, self._read_key(), proxy.variable if proxy else None
+        )
         self._idle: list[OpenAI] = []
         self._batches = Batches(self._new_client(), self._replies, options.max_retries)
         structured_output = options.structured_output
-        self._dialect = _Dialect(
+        self._wanted = self._dialect = Dialect(
             "json_schema" if structured_output == "auto" else structured_output
         )
+        self._warning = Lock()
+        self._warned: set[str] = set()
 
     def close(self) -> None:
         """Wait for requests in flight, and close all connections."""
@@ -182,46 +196,79 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
         results: dict[str, Attempt] = {}
         dialect = self._dialect
         for response in responses:
-            weaker = self._weaker(dialect, response.status, response.body)
-            if weaker is not None:
-                self._dialect = weaker  # for the next batch
-                results[response.key] = self._replies.unavailable(str(response.body))
-                continue
             try:
-                results[response.key] = self._replies.attempt(response.status, response.body)
+                results[response.key] = self._read(
+                    self._replies.attempt(response.status, response.body), dialect
+                )
+            except _Refused as refused:
+                self._dialect = refused.dialect  # for the next batch
+                results[response.key] = self._replies.unavailable(str(response.body))
             except ReasonpixError as error:  # keep the answers to the other requests
                 results[response.key] = Unavailable(reason=str(error))
         return results
 
     def _complete_one(self, conversation: Conversation) -> Attempt:
+        dialect = self._dialect
+        while True:
+            reply = self._post(self._request(conversation, dialect))
+            try:
+                outcome = self._read(reply, dialect)
+            except _Refused as refused:
+                dialect = refused.dialect
+                continue
+            if isinstance(outcome, Completion):
+                # Only now: the text of one record's error must not change the requests of others.
+                self._dialect = dialect
+            return outcome
+
+    def _post(self, request: dict[str, Any]) -> Attempt | ServerError:
+        """Send a request once."""
         from httpx2 import Response
         from openai import APIConnectionError, APIStatusError
 
-        dialect = self._dialect
-        while True:
-            request = self._request(conversation, dialect)
-            failure: APIStatusError | APIConnectionError
-            try:
-                # `chat.completions.create` would walk through all messages for fields to rename,
-                # which takes longer than the rest of a call.
-                with self._client() as client:
-                    response = client.post("/chat/completions", cast_to=Response, body=request)
-            except (APIStatusError, APIConnectionError) as error:
-                failure = error
-            else:
-                # Kept only after a success: the text of one record's error must not change the
-                # requests of others.
-                self._dialect = dialect
-                return self._replies.read(response.content)
-            # Outside of `except`: errors are not chained to the server's, which may quote the key.
-            if isinstance(failure, APIConnectionError):
-                cause = failure.__cause__ or failure
-                return self._replies.lost(cause, self.options.timeout_s)
-            status, body = failure.status_code, failure.body
-            weaker = self._weaker(dialect, status, body)
-            if weaker is None:
-                return self._replies.error(status, body, failure.response.headers)
-            dialect = weaker
+        failure: APIStatusError | APIConnectionError
+        try:
+            # `chat.completions.create` would walk through all messages for fields to rename, which
+            # takes longer than the rest of a call.
+            with self._client() as client:
+                response = client.post("/chat/completions", cast_to=Response, body=request)
+            return self._replies.read(response.content)
+        except (APIStatusError, APIConnectionError) as error:
+            failure = error
+        # Outside of `except`: errors are not chained to the server's, which may quote the key.
+        if isinstance(failure, APIConnectionError):
+            return self._replies.lost(failure.__cause__ or failure, self.options.timeout_s)
+        return ServerError(failure.status_code, failure.body, failure.response.headers)
+
+    def _read(self, reply: Attempt | ServerError, dialect: Dialect) -> Attempt:
+        """The outcome of a request. Raises `_Refused` if it may succeed in another dialect."""
+        if isinstance(reply, ServerError):
+            other = dialect.without_refused(
+                reply.status, reply.body, keep_format=self.options.structured_output != "auto"
+            )
+            if other is not None:
+                raise _Refused(other)
+            return self._replies.error(reply)
+        if isinstance(reply, Completion):
+            without = left_out(self._wanted, dialect)
+            if without:
+                self._warn(without)
+            return reply.model_copy(update={"left_out": without})
+        return reply
+
+    def _warn(self, without: Sequence[str]) -> None:
+        """Say once of each parameter that the server refuses it."""
+        with self._warning:
+            new = [name for name in without if name not in self._warned]
+            self._warned.update(new)
+        for name in new:
+            _LOG.warning(
+                "planner %s: %s does not accept %s, which is left out: %s",
+                self.name,
+                self.options.base_url,
+                name,
+                _MEANING[name],
+            )
 
     @contextmanager
     def _client(self) -> Iterator[OpenAI]:
@@ -238,55 +285,26 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
     def _new_client(self) -> OpenAI:
         from openai import DefaultHttpxClient, OpenAI
 
+        url = self.options.base_url
         client = OpenAI(
             # The client requires a key; servers that need none ignore it.
             api_key=self._replies.key or "none",
-            base_url=self.options.base_url,
+            base_url=url,
             timeout=self.options.timeout_s,
             max_retries=0,
-            http_client=DefaultHttpxClient(verify=self._certificates),
+            http_client=DefaultHttpxClient(
+                transport=http_transport(url, verify=self._certificates)
+            ),
         )
         return self._open.enter_context(client)
 
-    def _request(self, conversation: Conversation, dialect: _Dialect) -> dict[str, Any]:
-        options, schema = self.options, conversation.answer_schema
-        request: dict[str, Any] = {
+    def _request(self, conversation: Conversation, dialect: Dialect) -> dict[str, Any]:
+        options = self.options
+        return {
             "model": options.model,
             "messages": [{"role": m.role, "content": m.content} for m in conversation.messages],
+            **dialect.parameters(conversation, options.temperature, options.max_tokens),
         }
-        if options.temperature is not None:
-            request["temperature"] = options.temperature
-        if options.max_tokens is not None:
-            request[dialect.limit] = options.max_tokens
-        if dialect.seed:
-            # some servers have 32-bit seeds
-            request["seed"] = conversation.seed % 2**31
-        if dialect.structured_output == "json_schema":
-            request["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {"name": schema["title"], "strict": True, "schema": schema},
-            }
-        elif dialect.structured_output == "json_object":
-            request["response_format"] = {"type": "json_object"}
-        return request
-
-    def _weaker(self, dialect: _Dialect, status: int, body: Any) -> _Dialect | None:
-        """The dialect to try next if the server refused a parameter, otherwise None."""
-        if status not in (400, 422):
-            return None
-        message = str(body)
-        if FORMAT.search(message):
-            if self.options.structured_output != "auto":
-                return None
-            if dialect.structured_output == "json_schema":
-                return replace(dialect, structured_output="json_object")
-            if dialect.structured_output == "json_object":
-                return replace(dialect, structured_output="none")
-        elif "max_completion_tokens" in message and dialect.limit == "max_tokens":
-            return replace(dialect, limit="max_completion_tokens")
-        elif re.search(r"\bseed\b", message) and dialect.seed:
-            return replace(dialect, seed=False)
-        return None
 
     @property
     def _key_name(self) -> str:
@@ -318,6 +336,14 @@ class GPT35TurboPlanner(OpenAIPlanner):
 
     name: ClassVar[str] = "gpt-3.5-turbo"
     Options: ClassVar[type[OpenAIOptions]] = GPT35TurboOptions
+
+
+class _Refused(Exception):
+    """The server refused a parameter; `dialect` leaves it out."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        super().__init__()
+        self.dialect = dialect
 
 
 def _is_openai(url: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from reasonpix.llm import Unavailable
 from reasonpix.plugin import ReasonpixError
+from reasonpix_openai.chat_response import parse, status_of
+from reasonpix_openai.replies import Replies, ServerError
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import Batch
 
-    from reasonpix_openai.replies import Replies
+_LOG = logging.getLogger("reasonpix.openai")
 
 MAX_FILE_BYTES = 190_000_000
 """Bytes of requests in one batch; OpenAI's limit is 200 MB."""
@@ -27,6 +30,10 @@ MAX_REQUESTS = 50_000
 
 _SEARCHED_BATCHES = 200
 # How many of the newest batches are searched for one that an earlier process submitted.
+
+_UNSENT = ("batch_expired", "batch_cancelled")
+_NOT_SENT = 0
+# Errors of requests that a batch did not reach, and the status that stands for them here.
 
 _ENDED = ("completed", "expired", "cancelled")
 _USELESS = ("failed", "expired", "cancelling", "cancelled")
@@ -87,7 +94,9 @@ class Batches:
         except APIStatusError as error:
             failure = error
         if failure is not None:
-            if isinstance(self._replies.error(failure.status_code, failure.body), Unavailable):
+            if isinstance(
+                self._replies.error(ServerError(failure.status_code, failure.body)), Unavailable
+            ):
                 return None
             raise ReasonpixError(self._message(failure))
         if not any(response.status == 200 for response in responses):
@@ -136,11 +145,16 @@ class Batches:
                 content = self._client.files.content(file).content
             except NotFoundError:  # deleted by the server after 30 days
                 continue
-            for line in content.splitlines():
-                entry = json.loads(line)
-                if response := entry.get("response"):
-                    status, body = response["status_code"], response["body"]
-                    yield BatchResponse(entry["custom_id"], status, body)
+            lines = content.splitlines()
+            responses = [response for response in map(_response, lines) if response is not None]
+            if len(responses) < len(lines):
+                _LOG.warning(
+                    "planner openai: %d of %d lines in the results of batch %s cannot be read",
+                    len(lines) - len(responses),
+                    len(lines),
+                    batch.id,
+                )
+            yield from (response for response in responses if response.status != _NOT_SENT)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -161,6 +175,21 @@ class Batches:
             f"planner openai: {self._replies.quoted(reason)}; run the same command "
             "again to continue"
         )
+
+
+def _response(line: bytes) -> BatchResponse | None:
+    """The response in a line of results, None if it cannot be read."""
+    try:
+        entry = json.loads(line)
+        key, response, error = entry["custom_id"], entry.get("response"), entry.get("error")
+        if response:
+            body = response["body"]
+            body = parse(body.encode()) if isinstance(body, str) else body
+            return BatchResponse(key, int(response.get("status_code", 200)), body)
+        is_unsent = isinstance(error, dict) and error.get("code") in _UNSENT
+        return BatchResponse(key, _NOT_SENT if is_unsent else status_of(error), {"error": error})
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
+        return None
 
 
 def _files(requests: Mapping[str, dict[str, Any]]) -> Iterator[tuple[list[str], bytes]]:

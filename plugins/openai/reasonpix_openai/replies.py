@@ -16,19 +16,19 @@ from typing import Any
 
 from reasonpix.llm import Attempt, Completion, Unavailable
 from reasonpix.plugin import Problem, ReasonpixError
+from reasonpix_openai.chat_response import completion_of, error_of, parse, status_of
+from reasonpix_openai.dialect import FORMAT
 
 SECRET_LENGTH = 8
 """Shorter keys, such as EMPTY for local servers, are common words and not secret."""
 
-FORMAT = re.compile(r"response_format|json.?(schema|object)|structured.?output", re.IGNORECASE)
-"""Matches a server's error about an unsupported response format."""
-
-_FATAL = (401, 402, 403, 404)
-# The key, the account, the URL or the model is wrong: all requests would fail.
+_FATAL = (401, 402, 403, 404, 407)
+# The key, the account, the URL, the model or the proxy is wrong: all requests would fail.
 
 _ADVICE = {
     401: "; check the key in the environment variable {key_name}",
     404: "; check model, and base_url, which usually ends in /v1",
+    407: "; check the user and password of the proxy in {proxy}",
 }
 
 _PAYMENT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
@@ -44,6 +44,16 @@ _GATEWAY = (502, 504, 524)
 _NOT_CHAT = "not a response of a chat API; check base_url, which usually ends in /v1"
 
 
+@dataclass(frozen=True)
+class ServerError:
+    """An error of the server: its status and body, which is the response's `error` or all of it."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
+    may_be_charged: bool = False
+
+
 @dataclass
 class Replies:
     """Reads the replies of the server at `url`; `key_name` is the key's environment variable.
@@ -55,75 +65,59 @@ class Replies:
     url: str
     key_name: str
     key: str | None = field(repr=False)
+    proxy: str | None = None
+    """The environment variable that names the proxy to the server, if there is one."""
     answered: bool = False
     """Whether the server has ever replied as a chat API does."""
 
-    def read(self, content: bytes) -> Attempt:
+    def read(self, content: bytes) -> Attempt | ServerError:
         """Read the body of a successful response. Raises `ReasonpixError` if `url` is wrong."""
         try:
-            return self.attempt(200, json.loads(content))
+            return self.attempt(200, parse(content))
         except ValueError:
             # Truncated, or of another protocol.
-            if content.lstrip().startswith(b"{"):
+            if content.lstrip().startswith((b"{", b"data:")):
                 return self.unavailable("broken JSON", may_be_charged=True)
-            return self._not_chat()
+            return self._not_chat(content.decode(errors="replace"))
 
-    def attempt(self, status: int, body: Any) -> Attempt:
-        """Read a response with parsed body. Raises `ReasonpixError` for errors of all requests."""
-        error = body.get("error") if isinstance(body, dict) else None
+    def attempt(self, status: int, body: Any) -> Attempt | ServerError:
+        """Read a response with parsed body. Raises `ReasonpixError` if `url` is wrong."""
+        error = error_of(body)
         if status != 200:
-            return self.error(status, error or body)
-        if error and not body.get("choices"):
+            return ServerError(status, body if error is None else error)
+        if error is not None:
             # Some gateways forward a model's errors with status 200.
-            code = error.get("code") if isinstance(error, dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else 500
-            return self.error(status, error, may_be_charged=True)
-        try:
-            choices, usage = body["choices"], body.get("usage") or {}
-            if not choices:
-                self.answered = True
-                return self.unavailable("an answer without choices", may_be_charged=True)
-            message, finish_reason = choices[0]["message"], choices[0].get("finish_reason")
-            refusal = message.get("refusal") or None
-            if finish_reason == "content_filter":
-                refusal = refusal or "content filter"
-            completion = Completion(
-                text=self._redacted(message.get("content") or ""),
-                refusal=self._redacted(refusal) if refusal else None,
-                finish_reason=finish_reason or "stop",
-                prompt_tokens=max(0, usage.get("prompt_tokens") or 0),
-                completion_tokens=max(0, usage.get("completion_tokens") or 0),
-            )
-        except (AttributeError, LookupError, TypeError, ValueError):
-            return self._not_chat()
+            return ServerError(status_of(error), error, may_be_charged=True)
+        if isinstance(body, dict) and body.get("choices") == []:
+            self.answered = True
+            return self.unavailable("an answer without choices", may_be_charged=True)
+        completion = completion_of(body)
+        if completion is None:
+            return self._not_chat(json.dumps(body, ensure_ascii=False))
         self.answered = True
-        return completion
+        refusal = completion.refusal and self._redacted(completion.refusal)
+        return completion.model_copy(
+            update={"text": self._redacted(completion.text), "refusal": refusal}
+        )
 
-    def error(
-        self,
-        status: int,
-        body: Any,
-        headers: Mapping[str, str] | None = None,
-        may_be_charged: bool = False,
-    ) -> Attempt:
-        """Read an HTTP error. Raises `ReasonpixError` for errors of all requests.
-
-        `body` is the response's `error`, or the whole response.
-        """
+    def error(self, error: ServerError) -> Attempt:
+        """Read an error. Raises `ReasonpixError` for errors of all requests."""
+        status, body = error.status, error.body
         fields = body if isinstance(body, dict) else {}
         codes = {str(fields.get("code")), str(fields.get("type"))}
         if "content_filter" in codes or (status == 403 and "flagged" in str(body)):
             return Completion(text="", refusal="content filter")
-        reason = f"{status}: {fields.get('message') or body or 'no reason given'}"
+        said = fields.get("message") or fields.get("detail") or body or "no reason given"
+        reason = f"{status}: {said}"
         if status in _FATAL or not codes.isdisjoint(_PAYMENT):
-            advice = _ADVICE.get(status, "").format(key_name=self.key_name)
+            advice = _ADVICE.get(status, "").format(key_name=self.key_name, proxy=self.proxy)
             raise ReasonpixError(f"planner openai: {self.quoted(reason)}{advice}")
         if status >= 500 or status in _OVERLOADED or status in _TRANSIENT:
             return self.unavailable(
                 reason,
-                retry_after_s=_retry_after_s(headers or {}),
+                retry_after_s=_retry_after_s(error.headers),
                 overloaded=status in _OVERLOADED,
-                may_be_charged=may_be_charged or status in _GATEWAY,
+                may_be_charged=error.may_be_charged or status in _GATEWAY,
             )
         advice = "; try another structured_output, such as auto" if FORMAT.search(reason) else ""
         return Problem(status="failed", reason=self.quoted(reason) + advice)
@@ -145,8 +139,9 @@ class Replies:
         if isinstance(cause, unsent):
             reason = f"cannot be reached: {cause or type(cause).__name__}"
             if not self.answered:
+                cure = f"base_url, the proxy in {self.proxy}" if self.proxy else "base_url"
                 raise ReasonpixError(
-                    f"planner openai: {self.quoted(reason)}; check base_url and that the server "
+                    f"planner openai: {self.quoted(reason)}; check {cure} and that the server "
                     "is running, then run the same command again to continue"
                 )
             return self.unavailable(reason)
@@ -175,12 +170,14 @@ class Replies:
         """A server's text for a message: with the URL, on one line, shortened, without the key."""
         # OpenAI quotes a part of a wrong key: "sk-abcde***wxyz".
         text = re.sub(r"\bsk-[\w*-]+", "[API key]", self._redacted(text))
-        return f"{self.url}: {' '.join(text.split())[:300]}"
+        way = f" (through the proxy of {self.proxy})" if self.proxy else ""
+        return f"{self.url}{way}: {' '.join(text.split())[:300]}"
 
-    def _not_chat(self) -> Unavailable:
+    def _not_chat(self, said: str) -> Unavailable:
+        reason = f"{_NOT_CHAT}; it begins with {' '.join(said.split())[:80]!r}"
         if self.answered:
-            return self.unavailable(_NOT_CHAT, may_be_charged=True)
-        raise ReasonpixError(f"planner openai: {self.quoted(_NOT_CHAT)}")
+            return self.unavailable(reason, may_be_charged=True)
+        raise ReasonpixError(f"planner openai: {self.quoted(reason)}")
 
     def _redacted(self, text: str) -> str:
         if not self.key or len(self.key) < SECRET_LENGTH:
