@@ -8,7 +8,7 @@ import click
 
 from reasonpix.cli import edit, evaluate, export, generate, recipes, runs, serve, train
 from reasonpix.cli.plugin_commands import PluggableGroup
-from reasonpix.core.proxies import exempt_this_machine
+from reasonpix.core.network import exempt_this_machine
 
 
 class _Commands(PluggableGroup):

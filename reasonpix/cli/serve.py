@@ -91,7 +91,7 @@ def serve_command(
     variable holds a token, the API requires it as a bearer token and the page asks for it. SIGTERM
     or Ctrl-C shuts down gracefully; a second signal stops immediately.
     """
-    from reasonpix.core.sockets import listen, url_of
+    from reasonpix.core.network import listen, url_of
 
     token = _token()
     with require_extra("serve"):

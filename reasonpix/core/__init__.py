@@ -22,15 +22,13 @@ __all__ = [
 if TYPE_CHECKING:
     from reasonpix.core.atomic import atomic_dir, write_atomically
     from reasonpix.core.images import decode, encode_png, resized
-    from reasonpix.core.proxies import http_transport, proxy_for
-    from reasonpix.core.sockets import listen, url_of
+    from reasonpix.core.network import http_transport, listen, proxy_for, url_of
 else:
     __getattr__ = lazy_exports(
         __name__,
         {
             "atomic": ("atomic_dir", "write_atomically"),
             "images": ("decode", "encode_png", "resized"),
-            "proxies": ("http_transport", "proxy_for"),
-            "sockets": ("listen", "url_of"),
+            "network": ("http_transport", "listen", "proxy_for", "url_of"),
         },
     )

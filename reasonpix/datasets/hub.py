@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from reasonpix.core.proxies import check_hub_proxy
+from reasonpix.core.network import check_hub_proxy
 from reasonpix.errors import RunError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reasonpix.core.proxies import check_hub_proxy
+from reasonpix.core.network import check_hub_proxy
 from reasonpix.errors import WeightsError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from reasonpix.core.atomic import atomic_dir, lock
 from reasonpix.core.memory import is_out_of_memory
-from reasonpix.core.proxies import check_hub_proxy
+from reasonpix.core.network import check_hub_proxy
 from reasonpix.errors import WeightsError
 from reasonpix.plugin.model_files import check_folder, choose_variant
 

@@ -27,7 +27,7 @@ TESTED_THROUGH = {
     "datasets/test_pairs.py": "core/files/splits datasets/formats datasets/json_readers "
     "datasets/reader datasets/table_readers",
     "deployment/export/test_exporter.py": "cli/export deployment/export/converters",
-    "deployment/server/test_app.py": "cli/serve core/sockets deployment/server/metrics "
+    "deployment/server/test_app.py": "cli/serve deployment/server/metrics "
     "deployment/server/middleware deployment/server/openapi deployment/server/process "
     "deployment/server/request deployment/server/service",
     "editing/runtimes/test_manifest.py": "editing/runtimes/base editing/runtimes/binding "

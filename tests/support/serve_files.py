@@ -19,7 +19,7 @@ import numpy as np
 import uvicorn
 from PIL import Image, ImageOps
 
-from reasonpix.core.sockets import listen, url_of
+from reasonpix.core.network import listen, url_of
 from reasonpix.deployment.server.app import create_app
 from reasonpix.deployment.server.process import uvicorn_config
 from reasonpix.deployment.server.service import Limits, Service

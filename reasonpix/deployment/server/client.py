@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from reasonpix.core.images import UndecodableImage, decode, encode_png, rgb
-from reasonpix.core.proxies import http_transport, proxy_for
+from reasonpix.core.network import http_transport, proxy_for
 from reasonpix.errors import ReasonpixError, require_extra
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from reasonpix.core.files.folder import files_under
 from reasonpix.core.files.ignored import Ignored, unread_columns
 from reasonpix.core.files.tar_index import index_tar
-from reasonpix.core.proxies import check_hub_proxy
+from reasonpix.core.network import check_hub_proxy
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import ItemTexts, file_bytes

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from reasonpix_study.store import Study, StudyAnswer
 
-from reasonpix.core.sockets import listen
+from reasonpix.core.network import listen
 from reasonpix.errors import ReasonpixError
 from tests.support.study_files import METHODS, serving, small_study
 

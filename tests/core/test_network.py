@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reasonpix.core.proxies import (
+from reasonpix.core.network import (
     check_hub_proxy,
     exempt_this_machine,
     http_transport,

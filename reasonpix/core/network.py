@@ -1,4 +1,4 @@
-"""The proxy between this machine and a server, as the environment names it.
+"""Connections: listening sockets, and the proxies that the environment names.
 
 HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are read as curl reads them. Addresses of this
 machine are always reached directly. A proxy's URL may hold a password: it is never shown.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -23,6 +24,29 @@ if TYPE_CHECKING:
 HUB_URL = "https://huggingface.co"
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def listen(host: str, port: int, backlog: int = 128) -> socket.socket:
+    """A listening TCP socket; port 0 picks a free one. Raises `ReasonpixError` if it is taken.
+
+    Bind it before any slow work, so that a port conflict shows immediately.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except (OSError, OverflowError) as error:
+        raise ReasonpixError(
+            f"{host}:{port} cannot be served: {error}; choose others with --host and --port"
+        ) from error
+
+
+def url_of(host: str, listening: socket.socket) -> str:
+    """The URL of a listening socket, such as http://127.0.0.1:8000."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listening.getsockname()[1]}"
+
+
+# -- Proxies
 
 
 @dataclass(frozen=True)
