@@ -114,9 +114,9 @@ def _bars() -> Iterator[PhaseProgress]:
     "--disjoint-from",
     "training",
     multiple=True,
-    metavar="DATASET",
-    help="A training dataset: the benchmark gets none of its images and instructions. "
-    "Repeat the option for several datasets.",
+    metavar="DATASET|MODEL",
+    help="A training dataset, or a model that records its training data: the benchmark gets none "
+    "of its images and instructions. Repeat the option for several.",
 )
 @click.option(
     "--seed",
@@ -135,6 +135,11 @@ def benchmark_command(
     summary = build_benchmark(RunFolder(run), out, count=count, disjoint_from=training, seed=seed)
     for reason, rows in summary.left_out.items():
         click.echo(f"{rows} left out: {reason}")
+    for model, overlap in summary.overlaps.items():
+        click.echo(f"warning: {overlap.sentence(model)}", err=True)
+    if summary.overlaps:
+        models = " ".join(f"--disjoint-from {model}" for model in summary.overlaps)
+        click.echo(f"To leave such cases out: {models}", err=True)
     click.echo(f"{summary.rows} rows in {out}")
 
 

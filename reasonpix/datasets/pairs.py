@@ -118,6 +118,10 @@ class Pairs:
         """The number of views of each example."""
         return self.data.crops * (2 if self.data.flip else 1)
 
+    def dataset(self, example: int) -> str:
+        """The dataset of an example, as the recipe names it."""
+        return self._locations[example][0].where
+
     def usable(self) -> list[int]:
         """The examples of rows that are not skipped."""
         return [i for i, example in enumerate(self.examples) if example.row not in self._skipped]

@@ -13,11 +13,13 @@ __all__ = [
     "GuidanceBranches",
     "ReasonPix2Pix",
     "TorchNetwork",
+    "TrainingData",
     "UNetGraph",
     "check_pipeline",
     "check_scheduler",
     "denoise",
     "load_checkpoint",
+    "read_model_training_data",
     "read_parts",
     "read_scheduler",
     "save_checkpoint",
@@ -26,7 +28,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from reasonpix.editing.checkpoint import load_checkpoint, save_checkpoint
+    from reasonpix.datasets.training_data import TrainingData
+    from reasonpix.editing.checkpoint import (
+        load_checkpoint,
+        read_model_training_data,
+        save_checkpoint,
+    )
     from reasonpix.editing.pipeline import CPU_ROWS, SMALL_UNET, ReasonPix2Pix
     from reasonpix.editing.pipeline_parts import (
         check_pipeline,
@@ -42,7 +49,12 @@ else:
     __getattr__ = lazy_exports(
         __name__,
         {
-            "checkpoint": ("load_checkpoint", "save_checkpoint"),
+            "checkpoint": (
+                "TrainingData",
+                "load_checkpoint",
+                "read_model_training_data",
+                "save_checkpoint",
+            ),
             "pipeline": ("CPU_ROWS", "SMALL_UNET", "ReasonPix2Pix"),
             "pipeline_parts": ("check_pipeline", "read_parts", "vae_scale_factor", "working_size"),
             "runtimes.base": ("TorchNetwork",),

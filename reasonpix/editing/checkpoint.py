@@ -6,6 +6,7 @@ unet/ vae/ scheduler/     as diffusers writes them
 text_encoder/ tokenizer/  only if the connector or the encoder reads them
 connector/                config.json, model.safetensors: connector and unconditional states
 reasonpix.json            the encoder by reference, and the sampling settings
+training_data.json        what it was trained on, see `reasonpix.datasets.training_data`
 ```
 
 diffusers' pipeline loads it and takes `prompt_embeds`; without a text encoder, call
@@ -18,6 +19,7 @@ its connector the identity, and its unconditional states those of the empty text
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +33,8 @@ from torch import Tensor
 from transformers.utils import logging
 
 from reasonpix.core.files import yaml_locations
+from reasonpix.datasets import training_data
+from reasonpix.datasets.training_data import TrainingData
 from reasonpix.editing.config import ConnectorConfig, SamplingSettings
 from reasonpix.editing.connectors import Connector, build_connector, pad
 from reasonpix.editing.model import EditingModel, expand_input_channels
@@ -150,6 +154,16 @@ def read_encoder_spec(options: ModelOptions) -> ComponentSpec | None:
     options, _ = open_pipeline(options)
     facts = read_json(options, _FACTS)
     return None if facts is None else _encoder_of(facts, options)[1]
+
+
+def read_model_training_data(options: ModelOptions) -> TrainingData | None:
+    """What a checkpoint says it was trained on; None if it does not say. Raises `WeightsError`."""
+    if carried := registry.checkpoint(options.model):
+        options = options.model_copy(update={"model": str(carried)})
+    if os.path.isfile(options.model):  # weights in a single file
+        return None
+    file = find_file(options, training_data.FILE)
+    return None if file is None else training_data.read_training_data(file)
 
 
 def _empty_text_states(parts: PipelineParts) -> Tensor:

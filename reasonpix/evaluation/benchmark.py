@@ -32,6 +32,7 @@ from reasonpix.evaluation.benchmark_formats import (
     table,
 )
 from reasonpix.evaluation.cases import Benchmark, Case
+from reasonpix.evaluation.grounder_filters import read_grounder_filters
 from reasonpix.evaluation.magicbrush_captions import GLOBAL, LOCAL, MagicBrushCaptions
 from reasonpix.plugin.types import Box
 
@@ -89,7 +90,8 @@ def read_benchmark(options: BenchmarkOptions, base: Path) -> Benchmark:
     if not cases:
         raise SourceError(f"benchmark: {options.path}: it has no cases")
     notes = () if captions is None else tuple(captions.notes())
-    return Benchmark(options.path, list(cases.values()), notes)
+    filters = read_grounder_filters(base / Path(options.path).expanduser())
+    return Benchmark(options.path, list(cases.values()), notes, filters)
 
 
 def _drafts(

@@ -8,20 +8,25 @@ datasets are excluded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reasonpix.core.atomic import output_dir
 from reasonpix.core.hashing import seed_of
-from reasonpix.core.images import UndecodableImage, decode, pixel_digest
+from reasonpix.core.images import UndecodableImage
 from reasonpix.core.parallel import THREADS, prefetch
-from reasonpix.core.text import is_text, words_of
+from reasonpix.core.text import is_text
 from reasonpix.datasets.card import Form, render_card
 from reasonpix.datasets.columns import Row, RunColumns, columns_of, schema_of
-from reasonpix.datasets.formats import open_reader
 from reasonpix.datasets.publishing import accepted
-from reasonpix.datasets.reader import PairReader
+from reasonpix.datasets.training_data import FILE as TRAINING_DATA
+from reasonpix.datasets.training_data import (
+    TrainingData,
+    image_hash,
+    read_training_data,
+    training_data_of_dataset,
+)
 from reasonpix.datasets.writers import (
     FILE,
     GROUP,
@@ -33,8 +38,13 @@ from reasonpix.datasets.writers import (
     write_rows,
 )
 from reasonpix.errors import RunError, SourceError
+from reasonpix.evaluation.benchmark_formats import REASONING
+from reasonpix.evaluation.cases import DIRECT
+from reasonpix.evaluation.grounder_filters import filters_by_grounder
+from reasonpix.evaluation.training_overlap import CaseContent, TrainingOverlap, training_overlap
 from reasonpix.generation.outcomes import Outcome
 from reasonpix.generation.run_folder import RunFolder, refuse_inside_run
+from reasonpix.plugin import registry
 
 TEMPLATES = (
     "Turn the {selected} to {target}.",
@@ -67,24 +77,9 @@ class BenchmarkSummary:
 
     rows: int
     left_out: Mapping[str, int]
-    """By what a sample shares with the training datasets, the number of such samples."""
-
-
-@dataclass
-class _TrainingData:
-    """The contents of the training datasets: digests of images, and words of instructions."""
-
-    images: set[bytes]
-    instructions: set[tuple[str, ...]]
-
-    def overlap(self, outcome: Outcome) -> str | None:
-        """What a sample shares with them, if anything."""
-        sample = outcome.sample
-        if {pixel_digest(sample.image()), pixel_digest(sample.edited_image())} & self.images:
-            return "an image of the training data"
-        if _normalized(sample.instruction) in self.instructions:
-            return "an instruction of the training data"
-        return None
+    """By what a sample shares with the training data, the number of such samples."""
+    overlaps: Mapping[str, TrainingOverlap]
+    """What the rows share with the training data of installed checkpoints, if anything."""
 
 
 def build_benchmark(
@@ -98,15 +93,15 @@ def build_benchmark(
     """Write accepted samples of `run` to the new folder `out`, as split test.
 
     `count` samples are drawn by `seed` from those that share no image (compared by pixels) and no
-    reasoning instruction (compared by words) with the training splits of `disjoint_from`. The same
-    run and seed give the same bytes. Raises `RunError` if there are too few samples, and
-    `SourceError` if a dataset cannot be read.
+    reasoning instruction (compared by words) with the training splits of the datasets, or the
+    training data of the models, in `disjoint_from`. The same run and seed give the same bytes.
+    Raises `RunError` if there are too few samples, and `SourceError` if a dataset cannot be read.
     """
     refuse_inside_run(out, "publish")
     with output_dir(out, "publish") as draft:
-        training = _TrainingData(set(), set())
-        for dataset in disjoint_from:
-            _add(training, dataset)
+        training = TrainingData()
+        for name in disjoint_from:
+            training |= _training_data(name)
         reasons = dict(prefetch(lambda it: _overlap(training, it), accepted(run), THREADS))
         clean = [record for record, why in reasons.items() if why is None]
         left_out = Counter(why for why in reasons.values() if why)
@@ -121,21 +116,68 @@ def build_benchmark(
         chosen = set(clean[:wanted])
         picked = (it for it in accepted(run) if it.sample.record_id in chosen)
         columns = columns_of(run)
-        rows = prefetch(lambda outcome: _row(columns, outcome, seed), picked, THREADS)
+        contents: list[CaseContent] = []
+        rows = prefetch(lambda it: _row_and_content(columns, it, seed), picked, THREADS)
         written = write_rows(
-            rows, schema_of(columns.features), draft, FILE, GROUP, image_bytes, split=_FORM.split
+            _collected(rows, contents),
+            schema_of(columns.features),
+            draft,
+            FILE,
+            GROUP,
+            image_bytes,
+            split=_FORM.split,
         )
+        overlaps = _overlaps_of_checkpoints(contents)
+        grounding = filters_by_grounder(run)
+        grounding.write(draft)
         notes = _notes(disjoint_from, left_out, len(clean) - written, seed)
+        notes += (*(overlap.sentence(name) for name, overlap in overlaps.items()),)
+        notes += (grounding.sentence(),)
         text = render_card(run, _FORM, Written(written, columns.features, notes))
         (draft / "README.md").write_text(text, encoding="utf-8")
-    return BenchmarkSummary(written, left_out)
+    return BenchmarkSummary(written, left_out, overlaps)
 
 
-def _overlap(training: _TrainingData, outcome: Outcome) -> tuple[str, str | None]:
+def _overlap(training: TrainingData, outcome: Outcome) -> tuple[str, str | None]:
+    """What a sample shares with the training data, if anything."""
+    sample, shared = outcome.sample, None
     try:
-        return outcome.sample.record_id, training.overlap(outcome)
+        if training.has_image(map(image_hash, (sample.image(), sample.edited_image()))):
+            shared = "an image of the training data"
+        elif training.has_instruction(sample.instruction):
+            shared = "an instruction of the training data"
     except (UndecodableImage, OSError) as error:
-        raise RunError(f"{outcome.sample.item.native_id}: {error}") from error
+        raise RunError(f"{sample.item.native_id}: {error}") from error
+    return sample.record_id, shared
+
+
+def _collected(
+    rows: Iterable[tuple[Row, CaseContent]], contents: list[CaseContent]
+) -> Iterator[Row]:
+    """The rows, while what each may share with training data is added to `contents`."""
+    for row, content in rows:
+        contents.append(content)
+        yield row
+
+
+def _overlaps_of_checkpoints(contents: Sequence[CaseContent]) -> dict[str, TrainingOverlap]:
+    """By the name of an installed checkpoint, what the benchmark shares with its training data."""
+    found = {}
+    for name, folder in sorted(registry.checkpoints().items()):
+        if (file := folder / TRAINING_DATA).is_file():
+            overlap = training_overlap(read_training_data(file), contents)
+            if not overlap.is_clean:
+                found[name] = overlap
+    return found
+
+
+def _row_and_content(columns: RunColumns, outcome: Outcome, seed: int) -> tuple[Row, CaseContent]:
+    """A row of the benchmark, and what it may share with training data."""
+    row, sample = _row(columns, outcome, seed), outcome.sample
+    images = frozenset(map(image_hash, (sample.image(), sample.edited_image())))
+    kinds = {DIRECT: row.get("direct_instruction"), REASONING: row["edit_prompt"]}
+    instructions = {kind: str(text) for kind, text in kinds.items() if is_text(text)}
+    return row, CaseContent(images, instructions)
 
 
 def _row(columns: RunColumns, outcome: Outcome, seed: int) -> Row:
@@ -150,27 +192,18 @@ def _row(columns: RunColumns, outcome: Outcome, seed: int) -> Row:
     return row
 
 
-def _add(training: _TrainingData, dataset: str) -> None:
-    """Add the training split of a dataset."""
-    rows = open_reader(dataset, Path(), "train", None)
-    columns = [it for it in (rows.instruction, "direct_instruction") if it in rows.columns]
-    for number, texts in enumerate(rows.texts(columns)):
-        if isinstance(texts, OSError):
-            raise SourceError(f"{rows.name(number)}: {texts}")
-        training.instructions |= {_normalized(str(it)) for it in texts.values() if is_text(it)}
-    for hashes in prefetch(lambda number: _hashes(rows, number), iter(range(len(rows))), THREADS):
-        training.images.update(hashes)
-
-
-def _hashes(rows: PairReader, number: int) -> list[bytes]:
-    try:
-        return [pixel_digest(decode(data)) for data in rows.images(number)]
-    except (OSError, UndecodableImage) as error:
-        raise SourceError(f"{rows.name(number)}: {error}; it cannot be compared") from error
-
-
-def _normalized(text: str) -> tuple[str, ...]:
-    return tuple(words_of(text))
+def _training_data(name: str) -> TrainingData:
+    """The training data of a model that records them, or the training split of a dataset."""
+    folder = registry.checkpoint(name) or Path(name).expanduser()
+    for place in (folder, folder / "model"):  # the folder of a training run holds its model
+        if (file := place / TRAINING_DATA).is_file():
+            return read_training_data(file)
+        if (place / "model_index.json").is_file():
+            raise SourceError(
+                f"{name}: a model that does not record what it was trained on ({TRAINING_DATA}); "
+                "name the datasets instead"
+            )
+    return training_data_of_dataset(name)
 
 
 def _notes(

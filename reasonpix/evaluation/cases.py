@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from reasonpix.evaluation.grounder_filters import GrounderFilters
 from reasonpix.plugin.types import Box
 
 DIRECT = "direct"
@@ -58,8 +59,10 @@ class Benchmark:
 
     name: str
     cases: Sequence[Case]
-    notes: Sequence[str] = ()
-    """Sentences that the reader of results should know, such as which captions were used."""
+    caption_notes: Sequence[str] = ()
+    """Which captions CLIP-T is computed with, in sentences for the reader of results."""
+    grounder_filters: GrounderFilters | None = None
+    """None if it is not recorded whether a grounder filtered the benchmark."""
 
     @property
     def kinds(self) -> list[str]:

@@ -70,6 +70,16 @@ class Comparison:
         return [name for name in (COPY, TRUTH) if name in measured]
 
     @property
+    def training_sentences(self) -> list[tuple[str, bool]]:
+        """For each method, what its training data share with the benchmark; and whether nothing."""
+        return [
+            (f"The training data of {method} are unknown.", True)
+            if overlap is None
+            else (overlap.sentence(method), overlap.is_clean)
+            for method, overlap in self.folder.training_overlaps.items()
+        ]
+
+    @property
     def primary_metric(self) -> MetricSpec | None:
         """The metric that cases are ranked by: DINO, or else the first one."""
         by_key = {metric.key: metric for metric in self.metrics}

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from reasonpix.core.atomic import write_atomically
 from reasonpix.core.images import encode_png
 from reasonpix.errors import RunError
+from reasonpix.evaluation.training_overlap import TrainingOverlap
 from reasonpix.plugin.types import Problem
 
 TRUTH = "ground truth"
@@ -79,9 +80,17 @@ class EvaluationFolder:
         return str(self._index["benchmark"])
 
     @property
-    def notes(self) -> list[str]:
-        """Sentences about the benchmark, such as which captions were used."""
-        return list(self._index["notes"])
+    def notes(self) -> dict[str, list[str]]:
+        """By metric, what the reader of its values should know, such as the captions of CLIP-T."""
+        return dict(self._index["notes"])
+
+    @property
+    def training_overlaps(self) -> dict[str, TrainingOverlap | None]:
+        """By method, what the benchmark shares with its training data; None if they are unknown."""
+        return {
+            method: found and TrainingOverlap.model_validate(found)
+            for method, found in self._index["training_overlaps"].items()
+        }
 
     @property
     def kinds(self) -> list[str]:

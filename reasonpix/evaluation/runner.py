@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -24,14 +25,18 @@ from reasonpix.core.memory import is_out_of_memory
 from reasonpix.errors import PluginError, ReasonpixError, RecipeError, RunError, WeightsError
 from reasonpix.evaluation.benchmark import read_benchmark
 from reasonpix.evaluation.cases import DIRECT, Benchmark, Case
+from reasonpix.evaluation.grounder_filters import target_found_note
 from reasonpix.evaluation.metrics import Metrics
 from reasonpix.evaluation.recipe import EvaluationRecipe, load_evaluation_recipe
 from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, json_lines
+from reasonpix.evaluation.training_overlap import TrainingOverlap, method_overlaps
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Grounder, Method, MethodRequest, ModelOptions
 from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.types import Problem
 from reasonpix.plugin.weights import check_weights
+
+_LOG = logging.getLogger(__name__)
 
 PhaseProgress = Callable[[str, int, int], None]
 """Called with the name of a phase, how many items are done, and how many there are."""
@@ -74,8 +79,14 @@ def evaluate(
     metrics.check()
     benchmark = read_benchmark(recipe.benchmark, Path())
     _check_captions(benchmark, methods)
+    overlaps = method_overlaps(methods, benchmark.cases)
+    for name, overlap in overlaps.items():
+        if overlap and not overlap.is_clean:
+            _LOG.warning(overlap.sentence(name))
     with _locked(out):
-        run = _Run(benchmark, _prepare(recipe, benchmark, out, progress), progress, retry_failed)
+        notes = _notes(benchmark, metrics)
+        folder = _prepare(recipe, benchmark, notes, overlaps, out, progress)
+        run = _Run(benchmark, folder, progress, retry_failed)
         if not run.folder.measured_with:
             _check_loading(metrics)
         for name, method in methods.items():
@@ -121,6 +132,14 @@ def _check_captions(benchmark: Benchmark, methods: dict[str, Method[Any]]) -> No
         raise RecipeError(problems)
 
 
+def _notes(benchmark: Benchmark, metrics: Metrics) -> dict[str, list[str]]:
+    """By metric, what the reader of its values should know."""
+    notes = {"clip_t": list(benchmark.caption_notes)} if benchmark.caption_notes else {}
+    if grounder := metrics.fingerprint_facts()["grounder"]:
+        notes["target_found"] = [target_found_note(benchmark.grounder_filters, grounder)]
+    return notes
+
+
 def _check_loading(metrics: Metrics) -> None:
     """Load the metrics' models once, before hours of editing. Raises `WeightsError`."""
     try:
@@ -154,7 +173,12 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _prepare(
-    recipe: EvaluationRecipe, benchmark: Benchmark, out: Path, progress: PhaseProgress
+    recipe: EvaluationRecipe,
+    benchmark: Benchmark,
+    notes: Mapping[str, Sequence[str]],
+    overlaps: Mapping[str, TrainingOverlap | None],
+    out: Path,
+    progress: PhaseProgress,
 ) -> EvaluationFolder:
     """Write recipe, cases and images. Raises `RunError` if the folder holds something else."""
     folder = EvaluationFolder(out)
@@ -171,7 +195,10 @@ def _prepare(
         raise RunError(f"{out} holds the evaluation of another benchmark; name a new folder")
     index = {
         "benchmark": benchmark.name,
-        "notes": list(benchmark.notes),
+        "notes": notes,
+        "training_overlaps": {
+            name: overlap and overlap.model_dump() for name, overlap in overlaps.items()
+        },
         "kinds": benchmark.kinds,
         "folders": {TRUTH: TRUTH, COPY: COPY}
         | {name: _edits_folder(spec, recipe.seed) for name, spec in recipe.methods.items()},

@@ -274,6 +274,16 @@ def checkpoint(model: str) -> Path | None:
     return carried[model]
 
 
+def checkpoints() -> dict[str, Path]:
+    """All checkpoints that installed plugins carry, by name; without those of broken plugins."""
+    carried: dict[str, Path] = {}
+    for name in names():
+        with suppress(PluginError):
+            for mapping in _hooks(name).checkpoints():
+                carried |= mapping
+    return carried
+
+
 def build(slot_name: str, name: str, options: Options) -> Component[Any]:
     """The component, ready for `load`; the name of a carried checkpoint becomes its path."""
     cls = find(slot_name, name)

@@ -341,8 +341,8 @@ def choose_dtype(options: ModelOptions, device: torch.device) -> torch.dtype:
 def digest(path: Path) -> str:
     """SHA-256 in hex: of a file's bytes, or over the names and bytes of all files in a folder.
 
-    Ignores a folder's README.md, hidden files and `__pycache__`, and subfolders with exports of the
-    weights (those with an `export.json`).
+    Ignores a folder's README.md and training_data.json, hidden files and `__pycache__`, and
+    subfolders with exports of the weights (those with an `export.json`).
     """
     if path.is_file():
         return _sha256(path).hexdigest()
@@ -350,7 +350,7 @@ def digest(path: Path) -> str:
     exports = {file.parent for file in path.glob("*/export.json")}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
-        counts = file.name != "README.md" and not any(
+        counts = file.name not in ("README.md", "training_data.json") and not any(
             part == "__pycache__" or part.startswith(".") for part in name.parts
         )
         counts = counts and exports.isdisjoint(file.parents)

@@ -48,6 +48,7 @@ class Session:
     out: Path
     accelerator: Accelerator
     features: CachedFeatures | OnlineFeatures
+    training_examples: Sequence[int]
     validation_views: Sequence[tuple[int, int]]
     """The held-out examples, each with a view of it."""
     hidden_views: Sequence[str]
@@ -118,6 +119,7 @@ def prepare_session(
         out=out,
         accelerator=accelerator,
         features=features,
+        training_examples=training,
         validation_views=[(number, views.by_example[number][0]) for number in held_out],
         hidden_views=views.hidden,
         checkpoint=checkpoint,

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.datasets.pairs import Pairs
+from reasonpix.datasets.training_data import (
+    TrainedDataset,
+    TrainingData,
+    dataset_name,
+    image_hash,
+    read_training_data,
+    text_hash,
+)
 from reasonpix.datasets.views import VISIBLE_CHANGE
-from reasonpix.editing.checkpoint import LoadedModel, initialize_model
+from reasonpix.editing.checkpoint import LoadedModel, initialize_model, read_model_training_data
 from reasonpix.editing.config import ConnectorConfig, SamplingSettings
 from reasonpix.editing.connectors import build_connector
 from reasonpix.editing.model import EditingModel
 from reasonpix.editing.pipeline_parts import PipelineParts, check_channels, unet_stride
 from reasonpix.errors import RecipeError, SourceError, WeightsError
+from reasonpix.plugin.components import ModelOptions
 from reasonpix.training.feature_cache import CachedFeatures
 from reasonpix.training.features import OnlineFeatures
 from reasonpix.training.recipe import TrainingRecipe
@@ -180,6 +191,46 @@ def data_digest(pairs: Pairs, views: Mapping[int, Sequence[int]], features: str)
         total.update(f"{tuple(seen)}".encode())
         total.update(f"{facts}".encode())
     return total.hexdigest()
+
+
+def recorded_training_data(
+    model: ModelOptions, pairs: Pairs, examples: Sequence[int], previous: Path
+) -> TrainingData:
+    """What the trained model was trained on, with what it started from.
+
+    Images of the file `previous`, if it is of the same data, are not read again.
+    """
+    before = read_model_training_data(model)
+    if before is None:
+        before = TrainingData(unrecorded=(dataset_name(model.model),))
+    own = TrainingData(datasets=tuple(_trained_datasets(pairs, examples)))
+    if previous.is_file():
+        recorded = read_training_data(previous)
+        if (recorded.datasets, recorded.unrecorded) == (
+            (before | own).datasets,
+            before.unrecorded,
+        ):
+            return recorded
+    texts = ((pairs.examples[i].instruction, pairs.examples[i].plain) for i in examples)
+    instructions = frozenset(text_hash(text) for both in texts for text in both if text)
+    rows = {pairs.examples[i].row: i for i in examples}
+    images = prefetch(
+        lambda example: [image_hash(image) for image in pairs.images(example)],
+        iter(rows.values()),
+        THREADS,
+    )
+    hashes = frozenset(image for both in images for image in both)
+    return before | own.model_copy(update={"images": hashes, "instructions": instructions})
+
+
+def _trained_datasets(pairs: Pairs, examples: Sequence[int]) -> Iterator[TrainedDataset]:
+    by_name: dict[str, list[int]] = {}
+    for number in examples:
+        by_name.setdefault(pairs.dataset(number), []).append(number)
+    for path, numbers in by_name.items():
+        rows = {pairs.examples[number].row for number in numbers}
+        digest = data_digest(pairs, numbers, "")
+        yield TrainedDataset(name=dataset_name(path), pairs=len(rows), sha256=digest)
 
 
 def split_examples(

@@ -36,6 +36,7 @@ from accelerate.utils import (
 
 from reasonpix.core.parallel import Report
 from reasonpix.core.storage import LocalStorage
+from reasonpix.datasets.training_data import FILE as TRAINING_DATA
 from reasonpix.editing.checkpoint import save_checkpoint
 from reasonpix.errors import RunError
 from reasonpix.training.checkpointing import claim_folder, replace_dir, write_state
@@ -43,7 +44,7 @@ from reasonpix.training.distributed import explain_out_of_memory
 from reasonpix.training.optimization import optimizer_step
 from reasonpix.training.recipe import TrainingRecipe, load_training_recipe
 from reasonpix.training.session import Session, build_optimizer, prepare_session
-from reasonpix.training.setup import check_trackers
+from reasonpix.training.setup import check_trackers, recorded_training_data
 from reasonpix.training.tracking import LeftOut, TrainingLog
 from reasonpix.training.validation import validation_grid
 
@@ -222,8 +223,15 @@ def _save_state(session: Session) -> None:
 def _save_model(session: Session, left_out: LeftOut) -> Path:
     folder = session.out / "model"
     if session.accelerator.is_main_process:
+        training_data = recorded_training_data(
+            session.recipe.model.weights,
+            session.pairs,
+            session.training_examples,
+            folder / TRAINING_DATA,
+        )
         with session.state.averaged(), replace_dir(folder) as draft:
             save_checkpoint(draft, session.checkpoint)
+            training_data.write(draft)
             card = left_out.card(session.recipe, len(session.batches.stages[-1].sampler.examples))
             (draft / "README.md").write_text(card, encoding="utf-8")
     session.accelerator.wait_for_everyone()

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from click.testing import CliRunner
 from PIL import Image
 
+from reasonpix.cli.main import cli
 from reasonpix.datasets.publishing import publish
+from reasonpix.datasets.training_data import TrainingData
 from reasonpix.errors import RunError, SourceError
 from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
 from reasonpix.evaluation.benchmark_writer import TEMPLATES, build_benchmark
 from reasonpix.evaluation.cases import Benchmark
+from reasonpix.evaluation.grounder_filters import GrounderFilters, filters_by_grounder
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
@@ -133,7 +138,11 @@ def test_the_same_run_and_seed_give_the_same_bytes(run: RunFolder, tmp_path: Pat
     for name in ("one", "two"):
         build_benchmark(run, tmp_path / name, count=4, seed=3)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
-    assert set(tree(tmp_path / "one")) == {"README.md", "data/test-00000.parquet"}
+    assert set(tree(tmp_path / "one")) == {
+        "README.md",
+        "benchmark.json",
+        "data/test-00000.parquet",
+    }
 
 
 def test_the_choice_hangs_on_the_seed_and_not_on_the_count(run: RunFolder, tmp_path: Path) -> None:
@@ -271,3 +280,99 @@ def test_a_mini_benchmark_shares_no_hint_with_training(tmp_path: Path) -> None:
             re.search(rf"\b{re.escape(hint)}", said, re.I)
             for hint in categories[case.target].held_out_hints
         )
+
+
+# -- Training data of models, and the grounder of filters
+
+
+@pytest.fixture
+def sticker_run(write_recipe: WriteRecipe, tmp_path: Path) -> Callable[[str], RunFolder]:
+    """Scenes of the sticker world with the lexicon's hints, edited by a fake."""
+
+    def make(hints: str) -> RunFolder:
+        recipe = write_recipe(
+            f"{hints}.yaml",
+            source={"use": "stickers", "split": "test", "count": 6, "captions": True},
+            captioner=None,
+            planner={"use": "lexicon", "hints": hints},
+        )
+        return generate(load_recipe(recipe), tmp_path / f"run-{hints}")
+
+    return make
+
+
+def test_hints_that_installed_models_were_trained_on_are_warned_of(
+    sticker_run: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    arguments = ["benchmark", str(sticker_run("train")), "--out", str(tmp_path / "bench")]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    rows = len(read(tmp_path / "bench").cases)
+    assert rows >= 3
+    card = (tmp_path / "bench" / "README.md").read_text(encoding="utf-8")
+    for model in ("mini/instruct-pix2pix", "mini/reasonpix2pix"):
+        told = f"The training data of {model} (rendered edits of the sticker world, train, "
+        for text in (result.stderr, card):
+            assert told in text
+    assert f"{rows} of {rows} reasoning instructions and the images of 0 of {rows}" in result.stderr
+    assert "--disjoint-from mini/instruct-pix2pix" in result.stderr
+    with pytest.raises(RunError, match="samples for 0 rows"):
+        build_benchmark(
+            RunFolder(tmp_path / "run-train"),
+            tmp_path / "none",
+            disjoint_from=["mini/reasonpix2pix"],
+        )
+
+
+def test_held_out_hints_are_in_no_training_data(
+    sticker_run: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    summary = build_benchmark(sticker_run("held_out"), tmp_path / "bench")
+    for overlap in summary.overlaps.values():  # a direct template may be shared
+        assert overlap.images == 0 and overlap.instructions["reasoning"][0] == 0
+    model = ["mini/instruct-pix2pix"]
+    disjoint = build_benchmark(
+        RunFolder(tmp_path / "run-held_out"), tmp_path / "other", disjoint_from=model
+    )
+    assert (disjoint.rows, disjoint.left_out) == (summary.rows, {})
+
+
+def test_a_trained_model_stands_for_its_data(run: RunFolder, tmp_path: Path) -> None:
+    sample = taken(run)[0].sample
+    TrainingData.of_dataset("mine", 1, [sample.image()]).write(folder(tmp_path / "one" / "model"))
+    TrainingData.of_dataset("mine", 1, (), [sample.instruction]).write(folder(tmp_path / "two"))
+    # A folder of `reasonpix train`, and a model.
+    one = build_benchmark(run, tmp_path / "out", disjoint_from=[str(tmp_path / "one")])
+    assert one.left_out == {"an image of the training data": 1}
+    with pytest.raises(RunError, match="10 more are in the training data"):  # all say the same
+        build_benchmark(run, tmp_path / "none", disjoint_from=[str(tmp_path / "two")])
+    (folder(tmp_path / "three") / "model_index.json").write_text("{}")
+    with pytest.raises(SourceError, match="does not record what it was trained on"):
+        build_benchmark(run, tmp_path / "none", disjoint_from=[str(tmp_path / "three")])
+
+
+def folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("filters", [[], ["eq1"], ["regrounded"], ["eq1", "regrounded"]])
+def test_the_grounder_that_filtered_a_benchmark_is_recorded(
+    write_recipe: WriteRecipe, tmp_path: Path, filters: list[str]
+) -> None:
+    options = {
+        "eq1": {"use": "eq1", "value": 1e-9},
+        "regrounded": {"use": "regrounded", "overlap": 0.01},
+    }
+    recipe = write_recipe(filters=[options[name] for name in filters])
+    run = generate(load_recipe(recipe), tmp_path / "run")
+    if "regrounded" in filters:  # the fake grounder still finds the source, so all are rejected
+        filtered = filters_by_grounder(run)
+        (one,) = filtered.filters
+        assert (one.filter, one.grounder) == ("regrounded", "fake-grounder")
+        assert "(fake-grounder, filter regrounded)" in filtered.sentence()
+        return
+    build_benchmark(run, tmp_path / "bench")
+    card = (tmp_path / "bench" / "README.md").read_text(encoding="utf-8")
+    assert "No filter asked a grounder" in card
+    assert read(tmp_path / "bench").grounder_filters == GrounderFilters()

@@ -42,7 +42,7 @@ def test_clip_t_is_read_with_local_descriptions_and_methods_with_global_ones(
         "what turn 2 shows",
     ]
     assert found.cases[0].caption == "what was there"
-    (note,) = found.notes
+    (note,) = found.caption_notes
     assert "local descriptions (local_descriptions.json), as its published" in note
 
 
@@ -54,7 +54,7 @@ def test_without_local_descriptions_the_note_says_that_numbers_are_not_comparabl
         "what turn 1 shows",
         "what turn 2 shows",
     ]
-    (note,) = found.notes
+    (note,) = found.caption_notes
     assert "global descriptions (global_descriptions.json)" in note and "not comparable" in note
 
 
@@ -77,9 +77,9 @@ def test_a_turn_without_a_local_description_has_no_clip_t_and_is_named(
     lacking = 1 if isinstance(entry, dict) else 2
     # A global caption in its place would mix two kinds of captions in one mean.
     assert [case.clip_t_caption for case in found.cases][-lacking:] == [""] * lacking
-    assert f"lacks the descriptions of {lacking} image" in found.notes[1]
-    assert f"139-output2.png ({why})" in found.notes[1]
-    assert "CLIP-T is not computed there" in found.notes[1]
+    assert f"lacks the descriptions of {lacking} image" in found.caption_notes[1]
+    assert f"139-output2.png ({why})" in found.caption_notes[1]
+    assert "CLIP-T is not computed there" in found.caption_notes[1]
 
 
 def test_global_descriptions_that_are_missing_are_counted(folder: Path) -> None:
@@ -87,8 +87,8 @@ def test_global_descriptions_that_are_missing_are_counted(folder: Path) -> None:
     (folder / "global_descriptions.json").write_text(json.dumps(told))
     found = read(folder)
     assert [case.clip_t_caption for case in found.cases] == ["what turn 1 shows", ""]
-    assert "lacks the descriptions of 2 images: 139-input.png (missing), " in found.notes[1]
-    assert "139-output2.png (missing)" in found.notes[1]
+    assert "lacks the descriptions of 2 images: 139-input.png (missing), " in found.caption_notes[1]
+    assert "139-output2.png (missing)" in found.caption_notes[1]
 
 
 def test_local_descriptions_alone_and_none_at_all(folder: Path) -> None:
@@ -97,9 +97,9 @@ def test_local_descriptions_alone_and_none_at_all(folder: Path) -> None:
     found = read(folder)
     assert [case.clip_t_caption for case in found.cases] == ["a hat", "a red hat"]
     assert [case.edited_caption for case in found.cases] == ["", ""]
-    assert "no captions for CLIP direction" in found.notes[1]
+    assert "no captions for CLIP direction" in found.caption_notes[1]
     (folder / "local_descriptions.json").unlink()
-    assert "so CLIP-T is not computed" in read(folder).notes[0]
+    assert "so CLIP-T is not computed" in read(folder).caption_notes[0]
 
 
 def test_the_split_on_the_hub_takes_both_files_from_a_folder(folder: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_split_on_the_hub_takes_both_files_from_a_folder(folder: Path, tmp_p
     magicbrush_parquet(tmp_path / "hub")
     found = read(tmp_path / "hub", split="dev", captions=folder)
     assert [case.clip_t_caption for case in found.cases] == ["a hat", "a red hat"]
-    assert "local descriptions" in found.notes[0]
+    assert "local descriptions" in found.caption_notes[0]
     assert read(tmp_path / "hub", split="dev", captions=folder, limit=1).cases[0].caption
 
 
@@ -120,6 +120,6 @@ def test_many_missing_descriptions_are_counted_and_the_first_are_named(folder: P
     turns = [turn | {"output": f"{number}.png"} for number in range(12)]
     (folder / "edit_sessions.json").write_text(json.dumps({"139": turns}))
     write_local(folder, {})
-    note = read(folder).notes[1]
+    note = read(folder).caption_notes[1]
     assert "of 12 images: 0.png (missing), " in note and "9.png" in note
     assert "10.png" not in note and "and 2 more" in note

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -24,6 +25,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from reasonpix.core.images import decode
+from reasonpix.datasets.training_data import TrainingData, image_hash, read_training_data
 from reasonpix.editing.checkpoint import load_checkpoint
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.errors import RecipeError, RunError, SourceError, WeightsError
@@ -41,6 +44,7 @@ from tests.support.tiny_model import RESOLUTION, write_tiny
 from tests.support.tiny_training import (
     LONG,
     ROOT,
+    ROWS,
     files,
     log,
     losses,
@@ -109,6 +113,37 @@ def test_a_run_gives_a_model_with_averaged_weights(whole: Path) -> None:
     assert len(moved) == len(average)
     assert yaml.safe_load((out / "recipe.yaml").read_text())["ema_decay"] == 0.9999
     assert list((out / "tensorboard").rglob("events.*"))
+
+
+def test_a_model_records_what_it_was_trained_on(whole: Path) -> None:
+    recorded = read_training_data(whole / "out" / "model" / "training_data.json")
+    (dataset,) = recorded.datasets
+    assert (dataset.name, dataset.pairs) == ("pairs.parquet", ROWS - 2)  # without validation's
+    assert recorded.unrecorded == ("start",)
+    table = pq.read_table(whole / "pairs.parquet").to_pylist()
+    shared = [
+        recorded.has_image([image_hash(decode(row["input_image"]["bytes"]))]) for row in table
+    ]
+    assert shared.count(False) == 2
+    for row, is_trained in zip(table, shared, strict=True):
+        if is_trained:
+            assert recorded.has_instruction(row["edit_prompt"])
+            assert recorded.has_instruction(row["plain"])
+            assert recorded.has_image([image_hash(decode(row["edited_image"]["bytes"]))])
+    assert not recorded.has_instruction("turn it and again")  # a column that was not used
+
+
+def test_a_model_inherits_the_record_of_what_it_started_from(tmp_path: Path) -> None:
+    write_training(tmp_path)
+    TrainingData.of_dataset("before", 5, phrases=["long ears"]).write(tmp_path / "start")
+    run(tmp_path, steps=1, save_every=1)
+    file = tmp_path / "out" / "model" / "training_data.json"
+    recorded = read_training_data(file)
+    assert [dataset.name for dataset in recorded.datasets] == ["before", "pairs.parquet"]
+    assert recorded.unrecorded == () and recorded.has_instruction("Give it long ears")
+    first = file.read_bytes()
+    run(tmp_path, steps=1, save_every=1)  # again: images are not read once more
+    assert file.read_bytes() == first
 
 
 def test_alignment_comes_first_and_is_no_part_of_the_average(whole: Path) -> None:

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from reasonpix.editing import load_checkpoint, save_checkpoint
+from reasonpix.editing import load_checkpoint, read_model_training_data, save_checkpoint
 from reasonpix.plugin import ModelOptions
 
 
@@ -25,6 +25,8 @@ def main() -> None:
     if text := checkpoint.model.text:
         text.encoder.half()
     save_checkpoint(args.to, checkpoint)
+    if training_data := read_model_training_data(ModelOptions(model=args.model)):
+        training_data.write(args.to)
     for config in args.to.rglob("config.json"):
         facts = json.loads(config.read_text())
         facts.pop("_name_or_path", None)  # where it was trained

@@ -79,12 +79,14 @@ def canonical(word: str) -> str | None:
 
 def direct(rng: np.random.Generator, source: world.Category, target: world.Category) -> str:
     """An instruction that says what it wants, by one of the templates: "Turn the bee into …"."""
-    template: str = _pick(rng, _lexicon()["direct"])
-    return template.format(
-        source=source.name,
-        a_source=world.indefinite(source.name),
-        a_target=world.indefinite(target.name),
-    )
+    return str(_pick(rng, direct_instructions(source.name, target.name)))
+
+
+def direct_instructions(source: str, target: str) -> list[str]:
+    """All that `direct` draws from, for two categories by their names."""
+    names = {"source": source, "a_source": world.indefinite(source)}
+    names["a_target"] = world.indefinite(target)
+    return [template.format(**names) for template in _lexicon()["direct"]]
 
 
 def templates() -> list[str]:

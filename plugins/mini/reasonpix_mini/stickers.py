@@ -92,10 +92,13 @@ class Stickers(Source[StickersOptions]):
         )
 
     def _edited(self, scene: world.Scene) -> world.Scene:
-        """What the edited image shows: at even intervals of the index, still the scene itself."""
+        """What the edited image shows."""
+        return scene if self.is_unchanged(scene.index) else edit(scene).after
+
+    def is_unchanged(self, index: int) -> bool:
+        """Whether an edited image still shows the scene itself: at even intervals of the index."""
         share = self.options.unchanged
-        unchanged = math.floor((scene.index + 1) * share) > math.floor(scene.index * share)
-        return scene if unchanged else edit(scene).after
+        return math.floor((index + 1) * share) > math.floor(index * share)
 
     def read(self, native_id: str) -> bytes:
         """The scene as PNG, the same bytes every time. Raises `OSError` for an id not listed."""

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from reasonpix.core.images import UndecodableImage, data_url, decode
 from reasonpix.evaluation.bootstrap import CONFIDENCE, MIN_CASES, RESAMPLES, Interval
 from reasonpix.evaluation.comparison import Comparison, ScoreKey
-from reasonpix.evaluation.metrics import MetricSpec
+from reasonpix.evaluation.metrics import METRICS, MetricSpec
 from reasonpix.evaluation.report.plots import bar_chart
 from reasonpix.evaluation.results import COPY, TRUTH
 
@@ -48,6 +48,13 @@ def render_page(comparison: Comparison) -> str:
         plots=[_plot(comparison, metric, rows) for metric in comparison.metrics],
         breakdowns=list(_breakdowns(comparison)),
         chance=_chance_findings(comparison),
+        notes=[
+            (metric.title, folder.notes[metric.key])
+            for metric in METRICS
+            if metric.key in folder.notes
+        ],
+        training=comparison.training_sentences,
+        has_overlap=not all(is_clean for _, is_clean in comparison.training_sentences),
         truth=TRUTH,
         has_oracle=any(metric.key == "clip_t" for metric in comparison.metrics),
         confidence=f"{100 * CONFIDENCE:g}",
@@ -92,7 +99,8 @@ def _plot(comparison: Comparison, metric: MetricSpec, rows: Sequence[str]) -> di
         for method in rows
     }
     measured = {method: by_kind for method, by_kind in means.items() if by_kind}
-    return {"metric": metric, "svg": bar_chart(metric, measured, kinds)}
+    notes = comparison.folder.notes.get(metric.key, [])
+    return {"metric": metric, "notes": notes, "svg": bar_chart(metric, measured, kinds)}
 
 
 def _chance_findings(comparison: Comparison) -> tuple[int, float]:

@@ -31,8 +31,9 @@ def print_tables(comparison: Comparison, console: Console | None = None) -> None
             console.print(_table(comparison, kind, metrics[first : first + step]))
         for line in _missing_cases(comparison, kind):
             console.print(line, markup=False, highlight=False)
-    for note in comparison.folder.notes:
-        console.print(note, markup=False, highlight=False)
+    notes = [note for several in comparison.folder.notes.values() for note in several]
+    for line in (*notes, *(sentence for sentence, _ in comparison.training_sentences)):
+        console.print(line, markup=False, highlight=False)
 
 
 def _table(comparison: Comparison, kind: str, metrics: Sequence[MetricSpec]) -> Table:

@@ -53,6 +53,10 @@ def _json(comparison: Comparison) -> str:
     content = {
         "benchmark": folder.benchmark,
         "notes": folder.notes,
+        "training_overlaps": {
+            method: overlap and overlap.model_dump()
+            for method, overlap in folder.training_overlaps.items()
+        },
         "cases": len(folder.records),
         "kinds": folder.kinds,
         "methods": folder.methods,

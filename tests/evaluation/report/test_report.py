@@ -44,6 +44,18 @@ def scored(method: str, kind: str, case: int) -> dict[str, float] | None:
 NOTE = "CLIP-T compares with <local> descriptions."
 
 
+OVERLAPS: dict[str, Any] = {
+    "theirs": {
+        "datasets": ["part1"],
+        "unrecorded": [],
+        "cases": 8,
+        "images": 0,
+        "instructions": {"direct": [2, 8], "reasoning": [8, 8]},
+    },
+    "ours": None,
+}
+
+
 def make(
     root: Path,
     scores: Scores = scored,
@@ -55,7 +67,15 @@ def make(
     folders = {TRUTH: TRUTH, COPY: COPY} | {name: f"m{i}" for i, name in enumerate(methods)}
     root.mkdir()
     (root / "evaluation.json").write_text(
-        json.dumps({"benchmark": "bench", "notes": [NOTE], "kinds": KINDS, "folders": folders})
+        json.dumps(
+            {
+                "benchmark": "bench",
+                "notes": {"clip_t": [NOTE]},
+                "training_overlaps": OVERLAPS,
+                "kinds": KINDS,
+                "folders": folders,
+            }
+        )
     )
     (root / "recipe.yaml").write_text("methods: {ours: copy}\n")
     ids = [f"case-{index}" for index in range(cases)]
@@ -138,7 +158,9 @@ def test_notes_about_the_benchmark_are_on_the_page_in_json_and_on_the_console(
     comparison = write_report(make(tmp_path / "out"))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "CLIP-T compares with &lt;local&gt; descriptions." in page
-    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["notes"] == [NOTE]
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["notes"] == {
+        "clip_t": [NOTE]
+    }
     console = Console(width=130, file=io.StringIO())
     print_tables(comparison, console)
     assert NOTE in console.file.getvalue()  # type: ignore[attr-defined]
