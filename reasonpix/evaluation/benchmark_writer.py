@@ -41,7 +41,7 @@ from reasonpix.errors import RunError, SourceError
 from reasonpix.evaluation.benchmark_formats import REASONING
 from reasonpix.evaluation.cases import DIRECT
 from reasonpix.evaluation.grounder_filters import filters_by_grounder
-from reasonpix.evaluation.training_overlap import CaseContent, TrainingOverlap, training_overlap
+from reasonpix.evaluation.training_overlap import CaseContent, TrainingOverlap, measure_overlap
 from reasonpix.generation.outcomes import Outcome
 from reasonpix.generation.run_folder import RunFolder, refuse_inside_run
 from reasonpix.plugin import registry
@@ -165,7 +165,7 @@ def _overlaps_of_checkpoints(contents: Sequence[CaseContent]) -> dict[str, Train
     found = {}
     for name, folder in sorted(registry.checkpoints().items()):
         if (file := folder / TRAINING_DATA).is_file():
-            overlap = training_overlap(read_training_data(file), contents)
+            overlap = measure_overlap(read_training_data(file), contents)
             if not overlap.is_clean:
                 found[name] = overlap
     return found

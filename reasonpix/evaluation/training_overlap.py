@@ -68,7 +68,7 @@ def content_of(case: Case) -> CaseContent:
     return CaseContent(frozenset(map(image_hash, images)), case.instructions)
 
 
-def training_overlap(training: TrainingData, cases: Iterable[CaseContent]) -> TrainingOverlap:
+def measure_overlap(training: TrainingData, cases: Iterable[CaseContent]) -> TrainingOverlap:
     """Compare the cases with what a model was trained on."""
     cases = list(cases)
     kinds = dict.fromkeys(kind for case in cases for kind in case.instructions)
@@ -96,7 +96,7 @@ def method_overlaps(
     read = any(known.values()) and prefetch(content_of, iter(cases), THREADS)
     contents = list(read or ())
     return {
-        name: None if training is None else training_overlap(training, contents)
+        name: None if training is None else measure_overlap(training, contents)
         for name, training in known.items()
     }
 

@@ -19,8 +19,8 @@ from reasonpix.evaluation.results import EvaluationFolder
 from reasonpix.evaluation.training_overlap import (
     TrainingOverlap,
     content_of,
+    measure_overlap,
     method_overlaps,
-    training_overlap,
 )
 from reasonpix.plugin.components import Method
 from reasonpix.plugin.fakes import FakeMethod, FakeMethodOptions
@@ -34,7 +34,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 
 
 def overlap(cases: list[Case], **contents: Any) -> TrainingOverlap:
-    return training_overlap(TrainingData.of_dataset("part1", 9, **contents), map(content_of, cases))
+    return measure_overlap(TrainingData.of_dataset("part1", 9, **contents), map(content_of, cases))
 
 
 @pytest.mark.parametrize(

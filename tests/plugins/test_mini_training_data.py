@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import reasonpix_mini
 from PIL import Image
-from reasonpix_mini import stickers, world
+from reasonpix_mini import stickers, training_data, world
 from reasonpix_mini.measure.instructed import cases
-from reasonpix_mini.training import training_data
 from reasonpix_mini.training.instruct_pix2pix import edit
 
 from reasonpix.datasets.training_data import TrainingData, image_hash, read_training_data

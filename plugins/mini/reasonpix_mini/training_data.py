@@ -1,6 +1,6 @@
 """Record beside the shipped checkpoints what they were trained on.
 
-    python -m reasonpix_mini.training.training_data [--to CHECKPOINTS]
+    python -m reasonpix_mini.training_data [--to CHECKPOINTS]
 
 The training scripts draw scenes by number, so the images are rendered once more; their cards say
 how many there were. Reasoning instructions are recorded by the training hints, which each of them
@@ -30,7 +30,7 @@ and scenes for mini/stable-diffusion."""
 def main() -> None:
     """Write the file of each checkpoint that a method may use."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "checkpoints")
+    parser.add_argument("--to", type=Path, default=Path(__file__).parent / "checkpoints")
     folder: Path = parser.parse_args().to
     edits = rendered_edits(EDITS)
     # The file of mini/reasonpix2pix, which was trained on the same, is a link to this one.
