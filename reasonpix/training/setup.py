@@ -229,7 +229,7 @@ def _trained_datasets(pairs: Pairs, examples: Sequence[int]) -> Iterator[Trained
         by_name.setdefault(pairs.dataset(number), []).append(number)
     for path, numbers in by_name.items():
         rows = {pairs.examples[number].row for number in numbers}
-        digest = data_digest(pairs, numbers, "")
+        digest = data_digest(pairs, dict.fromkeys(numbers, ()), "")
         yield TrainedDataset(name=dataset_name(path), pairs=len(rows), sha256=digest)
 
 
