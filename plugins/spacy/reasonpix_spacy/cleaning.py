@@ -12,7 +12,7 @@ _NOT_WORDS = re.compile(
     r"|[#@]\w+"
     r"|\S*\w_\w\S*"
     r"|\b[A-Z]{2,}\d{2,}\b"
-    r"|\bar+af+[aei]?d?\b",
+    r"|\bar+af+\w*",
     re.IGNORECASE,
 )
 """Links, files, hashtags, handles, names of cameras; and "arafed", which BLIP-2 makes up."""
@@ -37,7 +37,7 @@ def clean(caption: str) -> Cleaned:
         kept[match.start() : match.end()] = " " * len(match[0])
     for i, letter in enumerate(kept):
         if not _is_latin(letter):
-            kept[i] = " "
+            kept[i] = "," if kept[i - 1] == " " else " "
     text = "".join(kept).translate(_JOINED)
     text = _REPEATED.sub(lambda match: " " * len(match[0]), text)
     letters: list[str] = []

@@ -79,10 +79,11 @@ class PhraseFinder:
         if word.is_proper or head.is_proper:
             return word.is_proper and head.is_proper
         if "-" in word.lower:
-            return word.lower in lists.hyphenated
-        if i == run and self._dictionary.singular(word.lower) in lists.quantities | lists.sides:
+            return word.lower in lists.hyphenated or word.lower.replace("-", " ") in lists.names
+        singular = self._dictionary.singular(word.lower)
+        if i == run and singular in lists.quantities | lists.sides | lists.units:
             return False
-        return word.lower not in lists.descriptions
+        return word.lower not in lists.descriptions | lists.brands
 
     def _modifiers(self, run: int) -> tuple[int, str]:
         """Where the phrase of the nouns from `run` on begins, and its determiner."""
@@ -115,4 +116,9 @@ class PhraseFinder:
         if lower[-1] == "glasses":  # to drink from, or to see through
             holds = last + 1 < len(self._words) and self._words[last + 1].lower == "of"
             return "glass" if holds or counted or len(lower) > 1 else "glasses"
-        return self._dictionary.singular(lower[-1])
+        is_known = self._dictionary.is_noun(lower[-1])
+        return (
+            self._dictionary.singular(lower[-1])
+            if is_known or self._words[last].tag == "NNS"
+            else lower[-1]
+        )

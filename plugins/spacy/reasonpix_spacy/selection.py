@@ -34,7 +34,7 @@ def things(words: Sequence[Word], dictionary: Dictionary) -> Iterator[Phrase]:
         if owner and verdict is _Verdict.LIKENESS:
             verdict = _Verdict.NOT_THERE
         elif not (continues and verdict is _Verdict.NOT_THERE):
-            verdict = _judge(words, phrase, owner, any_thing)
+            verdict = _judge(words, phrase, owner, any_thing, dictionary)
         before = phrase
         if verdict in (_Verdict.THING, _Verdict.LIKENESS):
             any_thing = True
@@ -42,7 +42,11 @@ def things(words: Sequence[Word], dictionary: Dictionary) -> Iterator[Phrase]:
 
 
 def _judge(
-    words: Sequence[Word], phrase: Phrase, owner: Phrase | None, any_thing: bool
+    words: Sequence[Word],
+    phrase: Phrase,
+    owner: Phrase | None,
+    any_thing: bool,
+    dictionary: Dictionary,
 ) -> _Verdict:
     lists = word_lists()
     if _is_absent(words, phrase):
@@ -57,7 +61,9 @@ def _judge(
         is_group = phrase.name in lists.groups and _word(words, phrase.last + 1) != "of"
         return _Verdict.THING if is_group else _Verdict.NOTHING
     last = words[phrase.last].lower
-    if phrase.name == last and last in lists.descriptions and not phrase.determiner:
+    if phrase.name == last and last in lists.descriptions | lists.played and not phrase.determiner:
+        return _Verdict.NOTHING  # "in white", "playing football"
+    if phrase.name == phrase.head and dictionary.is_gerund(phrase.head):
         return _Verdict.NOTHING
     if _is_place(words, phrase) and not _shows(owner):
         return _Verdict.NOTHING

@@ -38,8 +38,8 @@ class Word:
 
     @property
     def is_proper(self) -> bool:
-        """Whether it is a proper noun, with its capital."""
-        return self.text[0].isupper() and self.tag.startswith("NNP")
+        """Whether it is a proper noun."""
+        return self.tag.startswith("NNP")
 
 
 _UNKNOWN = ("UH", "FW", "XX", "ADD", "LS", "$")
@@ -48,15 +48,28 @@ _DETERMINERS = ("DT", "PRP$", "POS", "CD")
 
 def correct_tags(words: Sequence[Word], dictionary: Dictionary) -> None:
     """Correct the tags in place, with what the dictionary knows."""
+    lists = word_lists()
     for i, word in enumerate(words):
-        if not word.is_noun:
-            if dictionary.is_noun(word.lower) and _stands_as_noun(words, i, dictionary):
+        is_known = dictionary.is_noun(word.lower)
+        if word.lower in lists.hyphenated or word.lower.replace("-", " ") in lists.names:
+            word.tag = "NN"
+        elif not word.is_noun:
+            if is_known and _stands_as_noun(words, i, dictionary):
                 word.tag = "NN"
+        elif "-" in word.lower and not is_known and _describes(words, i):
+            word.tag = "JJ"
         elif dictionary.is_gerund(word.lower) and i and words[i - 1].is_noun:
             if not (i + 1 < len(words) and words[i + 1].is_noun):
                 word.tag = "VBG"
-        elif word.text[0].isupper() and not dictionary.is_noun(word.lower):
+        elif word.text[0].isupper() and not is_known:
             word.tag = "NNP"
+        elif word.is_proper and word.text[0].islower() and is_known:
+            word.tag = "NN"
+
+
+def _describes(words: Sequence[Word], i: int) -> bool:
+    """Whether word `i` stands before what it describes, as "half-eaten" does."""
+    return _tag(words, i + 1).startswith(("NN", "JJ", "VBN", "VBG"))
 
 
 def _stands_as_noun(words: Sequence[Word], i: int, dictionary: Dictionary) -> bool:
@@ -86,11 +99,18 @@ def _is_no_verb(words: Sequence[Word], i: int, is_head: bool) -> bool:
     if word.tag in ("VB", "VBP") and after in ("", "IN", "CC", ",", ".", "VBG"):
         if before == "CC" and i > 1 and words[i - 2].is_noun:
             return True  # "a knife and fork beside a plate"
-        if before == "NN" and after:
-            return True  # "a bathroom sink with a mirror"
+        if before == "NN" and after and word.lower not in ("are", "have", "do"):
+            return not _is_joined(words, i - 1)  # "a bathroom sink with a mirror"
     if after.startswith("NN") and not word.lower.endswith(("ed", "en")):
         return before in ("DT", "IN", "PRP$", "POS", "JJ")  # "a team of sled dogs"
     return is_head or (word.tag == "VBZ" and before in ("IN", "JJ"))
+
+
+def _is_joined(words: Sequence[Word], i: int) -> bool:
+    """Whether the phrase that ends in noun `i` follows "and", so that a plural verb follows it."""
+    while i >= 0 and words[i].tag.startswith(("NN", "JJ", "DT", "PRP$", "CD")):
+        i -= 1
+    return _tag(words, i) == "CC"
 
 
 def _tag(words: Sequence[Word], i: int) -> str:

@@ -32,6 +32,8 @@ class WordLists:
     made: frozenset[str]
     taking: frozenset[str]
     where: frozenset[str]
+    played: frozenset[str]
+    brands: frozenset[str]
     saying: frozenset[str]
     mounted: frozenset[str]
     irregular: dict[str, str]
@@ -78,7 +80,7 @@ class Dictionary:
     def singular(self, word: str) -> str:
         """The singular of a noun in lower case; the word itself if it has none, as "scissors"."""
         lists = word_lists()
-        if word in lists.plural_only:
+        if word in lists.plural_only | lists.brands:
             return word
         if word in lists.irregular:
             return lists.irregular[word]
@@ -101,7 +103,8 @@ class Dictionary:
 
     def is_noun(self, word: str) -> bool:
         """Whether the word is a noun, in the singular or plural."""
-        return self.singular(word) in self._nouns or word in word_lists().plural_only
+        lists = word_lists()
+        return self.singular(word) in self._nouns or word in lists.plural_only | lists.brands
 
     def is_adjective(self, word: str) -> bool:
         """Whether the word is an adjective."""
@@ -112,4 +115,5 @@ class Dictionary:
         if not word.endswith("ing") or word in word_lists().things_in_ing:
             return False
         stem = word.removesuffix("ing")
-        return not self._verbs.isdisjoint({stem, stem + "e", stem[:-1]})
+        stems = {stem, stem + "e", stem[:-1] if stem[-1:] == stem[-2:-1] else stem}
+        return not self._verbs.isdisjoint(stems)
