@@ -184,6 +184,21 @@ def publish_command(run: str, out: Path, to: str, push_to_hub: str | None, priva
         click.echo(hub.push(out, push_to_hub, private))
 
 
+@click.command("parts")
+@click.argument("places", metavar="RUN|DATASET...", nargs=-1, required=True)
+@click.option("--split", default="train", show_default=True, help="Split of datasets to count.")
+def parts_command(places: tuple[str, ...], split: str) -> None:
+    """Count the samples of runs and published datasets by part, as Table 2 of the paper does.
+
+    Of a run, accepted records count. A run and the dataset published from it have the same samples:
+    name one of them.
+    """
+    from reasonpix.inspection.parts import count_parts, table_lines
+
+    for line in table_lines([count_parts(place, split) for place in places]):
+        click.echo(line)
+
+
 COMMANDS = (
     status_command,
     clean_command,
@@ -191,4 +206,5 @@ COMMANDS = (
     inspect_command,
     gallery_command,
     publish_command,
+    parts_command,
 )
