@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from reasonpix.core.files import yaml_locations
 from reasonpix.errors import RecipeError
 from reasonpix.generation.recipe import Recipe, load_recipe, schema
 from tests.conftest import Distribution, WriteRecipe
@@ -136,6 +138,78 @@ def test_anchors_repeat_values(tmp_path: Path, write_recipe: WriteRecipe) -> Non
         {"use": "no-op", "tolerance": 12, "min_changed": 0.25},
         {"use": "eq1", "reject_fraction": 0.25},
     ]
+
+
+def test_merge_keys_are_merged(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        """\
+x-share: &share {min_changed: 0.25, tolerance: 3}
+x-more: &more {<<: *share, tolerance: 4}
+source: {use: fake-source, count: 1}
+pipeline: {captioner: fake-captioner, extractor: fake-extractor, grounder: fake-grounder,
+  planner: fake-planner, editor: fake-editor}
+filters:
+- {use: no-op, <<: *more}
+- use: eq1
+  <<: [{reject_fraction: 0.5}, {reject_fraction: 0.25}]
+""",
+        encoding="utf-16",
+    )
+    assert [use.as_yaml() for use in load_recipe(path).filters] == [
+        {"use": "no-op", "tolerance": 4, "min_changed": 0.25},
+        {"use": "eq1", "reject_fraction": 0.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: &a {c: 1, c: 2}\nb: {<<: *a}\n", ["1:14: a.c: given twice"]),
+        ("a: &a {c: 1}\nb: {<<: *a, d: 1, d: 2}\n", ["2:19: b.d: given twice"]),
+        ("a: &a {c: 1}\nb: {<<: *a, <<: *a}\n", ["2:13: b.<<: given twice"]),
+        ("a: &a [1]\nb: {<<: *a}\n", ["1:8: <<: expected a mapping such as *name, or a list"]),
+        ("b:\n  <<: 5\n", ["2:7: <<: expected a mapping such as *name, or a list of them"]),
+        ("a: &a {<<: *a}\n", [": nested too deeply"]),
+        ("b: {<<: *a}\n", ["1:9: not valid YAML: found undefined alias 'a'"]),
+        (
+            "b0: &b0 {x: 1}\n"
+            + "".join(f"b{i + 1}: &b{i + 1} {{<<: [*b{i}, *b{i}]}}\n" for i in range(30)),
+            [": its anchors give more than 100000 values"],
+        ),
+        (
+            "b0: &b0 [1]\n"
+            + "".join(f"b{i + 1}: &b{i + 1} [*b{i}, *b{i}]\n" for i in range(30)),
+            [": its anchors give more than 100000 values"],
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_in_merge_keys_have_their_place(text: str, told: list[str]) -> None:
+    with pytest.raises(RecipeError) as raised:
+        yaml_locations.parse(text, "r")
+    lines = str(raised.value).splitlines()
+    assert len(lines) == len(told)
+    for line, start in zip(lines, told, strict=True):
+        assert line.startswith(f"r:{start.removeprefix(':')}")
+
+
+def test_a_merged_value_is_where_its_anchor_is() -> None:
+    text = "x-a: &a\n  c: {d: 1}\n  e: 2\nb:\n  <<: *a\n  e: 3\n"
+    data, marks = yaml_locations.parse(text, "r")
+    assert data == {"b": {"c": {"d": 1}, "e": 3}}
+    assert [marks["b", "c", "d"], marks["b", "e"], marks[("b",)]] == ["r:2:7", "r:6:3", "r:4:1"]
+
+
+keys = st.sampled_from("abc")
+mappings = st.dictionaries(keys, st.integers(0, 9), min_size=1)
+
+
+@given(st.lists(mappings, min_size=1, max_size=3), mappings)
+def test_merging_agrees_with_yaml(bases: list[dict[str, int]], own: dict[str, int]) -> None:
+    lines = [f"base{i}: &base{i} {json.dumps(base)}" for i, base in enumerate(bases)]
+    merged = ", ".join(f"*base{i}" for i in range(len(bases)))
+    text = "\n".join([*lines, f"own: {{<<: [{merged}], {json.dumps(own)[1:]}"])
+    assert yaml_locations.parse(text, "r")[0] == yaml.safe_load(text)
 
 
 round_trips = st.fixed_dictionaries(

@@ -13,6 +13,7 @@ import click
 import pytest
 
 from reasonpix.cli.main import cli
+from reasonpix.core.files import yaml_locations
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
@@ -91,12 +92,16 @@ def test_the_slot_of_the_tutorial_can_be_installed(
 
 
 def test_the_recipes_of_the_docs_are_recipes(tmp_path: Path) -> None:
-    replacing, rewriting = blocks("docs/recipes.md", "yaml")
+    replacing, rewriting, merging = blocks("docs/recipes.md", "yaml")
     path = tmp_path / "recipe.yaml"
     path.write_text(replacing)
     assert [use.name for use in load_recipe(path).filters] == ["eq1", "regrounded"]
     path.write_text(rewriting)
     assert load_recipe(path).part == "rewrite"
+    path.write_text(merging)
+    gpu = {"device": "cuda", "dtype": "float16"}
+    captioner, grounder = yaml_locations.read(path)[0]["pipeline"].values()
+    assert (captioner, grounder) == ({"use": "blip2"} | gpu, {"use": "grounding-dino"} | gpu)
 
 
 PLANNERS = [
