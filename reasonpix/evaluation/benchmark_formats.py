@@ -5,18 +5,20 @@ Each reader yields drafts of cases: their texts, and functions that read their i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reasonpix.core.files.encodings import parse_json, read_text
+from reasonpix.core.files.ignored import IgnoredCounts, why_hidden
 from reasonpix.datasets.reader import PairReader
 from reasonpix.errors import SourceError
 from reasonpix.evaluation.cases import DIRECT
-from reasonpix.evaluation.magicbrush_captions import MagicBrushCaptions
-from reasonpix.generation.components.file_source import file_bytes
+from reasonpix.evaluation.magicbrush_captions import GLOBAL, LOCAL, MagicBrushCaptions
+from reasonpix.generation.components.file_source import file_bytes, others_under
 
 REASONING = "reasoning"
 """The kind of instruction that only hints at the target."""
@@ -74,28 +76,31 @@ def table(
         raise SourceError(
             f"captions: {rows.where} lacks the columns img_id and turn_index to look them up by"
         )
-    for number, cells in enumerate(rows.texts(list(dict.fromkeys([*kinds.values(), *columns])))):
-        name = rows.name(number)
-        if isinstance(cells, OSError):
-            yield name, str(cells)
-            continue
-        texts = {kind: cells[column] for kind, column in kinds.items()}
-        try:
-            turn = _turn(cells, captions) if set(_TURN) <= set(columns) else {}
-        except (OSError, ValueError) as error:
-            yield name, str(error)
-            continue
-        yield Draft(
-            row=name,
-            instructions=texts,
-            input=partial(_read_pair_image, rows, number, 0),
-            truth=partial(_read_pair_image, rows, number, 1),
-            mask=partial(rows.mask, number) if rows.has_masks else None,
-            target=cells.get("target"),
-            box=cells.get("box"),
-            **({"id": f"row-{number:06d}"} | _own_facts(cells) | turn),
-        )
-    rows.log_ignored([*kinds.values(), *columns])
+    read = list(dict.fromkeys([*kinds.values(), *columns]))
+    try:
+        for number, cells in enumerate(rows.texts(read)):
+            name = rows.name(number)
+            if isinstance(cells, OSError):
+                yield name, str(cells)
+                continue
+            texts = {kind: cells[column] for kind, column in kinds.items()}
+            try:
+                turn = _turn(cells, captions) if set(_TURN) <= set(columns) else {}
+            except (OSError, ValueError) as error:
+                yield name, str(error)
+                continue
+            yield Draft(
+                row=name,
+                instructions=texts,
+                input=partial(_read_pair_image, rows, number, 0),
+                truth=partial(_read_pair_image, rows, number, 1),
+                mask=partial(rows.mask, number) if rows.has_masks else None,
+                target=cells.get("target"),
+                box=cells.get("box"),
+                **({"id": f"row-{number:06d}"} | _own_facts(cells) | turn),
+            )
+    finally:  # a limit may end it early
+        rows.log_ignored(read)
 
 
 def _kinds(rows: PairReader) -> Mapping[str, str]:
@@ -149,16 +154,21 @@ def magicbrush(where: str, folder: Path, captions: MagicBrushCaptions) -> Iterat
     Every turn is a case. Its input is the previous turn's output, as in the single-turn setting of
     MagicBrush's evaluation.
     """
+    known = {SESSIONS, LOCAL, GLOBAL}
     for image, turns in _json(folder / SESSIONS, "{image: [turn, …]}").items():
         for number, turn in enumerate(turns if isinstance(turns, list) else [turns], 1):
             shown = image.encode(
                 errors="backslashreplace"
             ).decode()  # lone surrogates cannot be printed
             name = f"{where}/{SESSIONS} {shown} turn {number}"
+            if isinstance(turn, dict):
+                files = (turn.get(key) for key in ("input", "mask", "output"))
+                known.update(f"images/{image}/{file}" for file in files)
             try:
                 yield _session_turn(folder / "images" / image, name, image, number, turn, captions)
             except OSError as error:
                 yield name, str(error)
+    _log_others(where, folder, known, f"a file that {SESSIONS} does not name")
 
 
 def _session_turn(
@@ -233,11 +243,13 @@ def reason_edit(where: str, folder: Path) -> Iterator[DraftRow]:
     scripts; but 10_mask.jpg, which sorts before 1_mask.jpg, comes after it as 10.png does. There
     are no ground-truth images.
     """
+    known: set[str] = set()
     for scenario, place in scenarios(folder).items():
         images = _visible(place, ".png")
         masks = sorted(_visible(place, _MASK), key=_marked_image)
         text = place / _SCENARIOS[scenario]
         lines = _lines(text)
+        known.update(os.path.relpath(path, folder) for path in (*images, *masks, text))
         if len(lines) != len(images) or len(masks) not in (0, len(images)):
             raise SourceError(
                 f"{where}/{scenario}: {len(images)} images (*.png), {len(masks)} masks "
@@ -255,15 +267,23 @@ def reason_edit(where: str, folder: Path) -> Iterator[DraftRow]:
                 target=target.strip() or None,
                 groups={"scenario": scenario},
             )
+    _log_others(where, folder, known, "not an image, mask or text of a scenario")
 
 
 def _visible(folder: Path, ending: str) -> list[Path]:
     """The files with this suffix, sorted; hidden ones are left by file managers."""
-    return sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+    return sorted(path for path in folder.glob(f"*{ending}") if not why_hidden(path.name))
 
 
 def _marked_image(mask: Path) -> str:
     return f"{mask.name.removesuffix(_MASK)}.png"
+
+
+def _log_others(where: str, folder: Path, known: Collection[str], reason: str) -> None:
+    """Name the files of the benchmark that are not read."""
+    counts = IgnoredCounts()
+    counts.add(*others_under(folder, known, reason))
+    counts.log(where)
 
 
 # -- Files ----------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ captions, and CLIP direction, need the captions of whole images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
+from reasonpix.core.files.encodings import parse_json
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import file_bytes
@@ -111,7 +111,7 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     """The descriptions by image and file; None if there is no such file."""
     wanted = "{image: {file: description}}"
     try:
-        found = json.loads(file_bytes(path))
+        found = parse_json(file_bytes(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -172,3 +172,49 @@ def test_an_empty_cell_of_magicbrush_is_a_broken_row(tmp_path: Path, column: str
     with pytest.raises(SourceError, match=r"1 broken row\n.*parquet row 1: ") as caught:
         cases(tmp_path, split="dev")
     assert column.removesuffix("_img") in str(caught.value)
+
+
+# -- What is not read -----------------------------------------------------------------------------
+
+
+def ignored(path: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    with caplog.at_level("WARNING", "reasonpix"):
+        cases(path)
+    return [record.getMessage().removeprefix(f"{path}: ") for record in caplog.records]
+
+
+def test_other_files_of_reason_edit_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason_edit(tmp_path)
+    (tmp_path / "7-Other").mkdir()
+    for name in ("6-Reasoning/003.jpg", "6-Reasoning/._001.png", "README.md", "7-Other/1.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert ignored(tmp_path, caplog) == [
+        "ignored 3: not an image, mask or text of a scenario: 6-Reasoning/003.jpg, 7-Other/1.png, "
+        "README.md",
+        "ignored 1: metadata of macOS: 6-Reasoning/._001.png",
+    ]
+
+
+def test_other_files_of_magicbrush_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    magicbrush_folder(tmp_path)
+    (tmp_path / "images" / "unused").mkdir()
+    (tmp_path / "images" / "unused" / "unused-input.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("notes")
+    assert ignored(tmp_path, caplog) == [
+        "ignored 2: a file that edit_sessions.json does not name: images/unused/unused-input.png, "
+        "notes.txt"
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_texts_of_benchmarks_may_be_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    magicbrush_folder(tmp_path / "m")
+    reason_edit(tmp_path / "r")
+    before = [len(cases(tmp_path / name)) for name in "mr"]
+    for path in (tmp_path / "m/edit_sessions.json", tmp_path / "r/6-Reasoning/Reason_test.txt"):
+        path.write_bytes(path.read_text().replace("\n", "\r\n").encode(encoding))
+    assert [len(cases(tmp_path / name)) for name in "mr"] == before
