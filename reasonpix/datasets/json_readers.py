@@ -18,7 +18,11 @@ from reasonpix.datasets.columns import FEATURES
 from reasonpix.datasets.reader import PairReader, Texts
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import file_bytes
-from reasonpix.generation.components.instruct_pix2pix import InstructPix2Pix, InstructPix2PixOptions
+from reasonpix.generation.components.instruct_pix2pix import (
+    PROMPT_KEYS,
+    InstructPix2Pix,
+    InstructPix2PixOptions,
+)
 
 
 class _TarRow(NamedTuple):
@@ -214,11 +218,16 @@ class InstructPix2PixReader(_JsonReader):
     def _facts(self, row: int) -> dict[str, object]:
         folder, seed = self._rows[row]
         prompt = _object(parse_json(self._file(f"{folder}/prompt.json")))
-        return self._published.get(f"{folder}/{seed}_0.jpg", {}) | {
-            "edit_prompt": prompt.get("edit"),
-            "caption": prompt.get("input") or prompt.get("caption"),
-            "edited_caption": prompt.get("output"),
-        }
+        others = {key: value for key, value in prompt.items() if key not in PROMPT_KEYS}
+        return (
+            others
+            | self._published.get(f"{folder}/{seed}_0.jpg", {})
+            | {
+                "edit_prompt": prompt.get("edit"),
+                "caption": prompt.get("input") or prompt.get("caption"),
+                "edited_caption": prompt.get("output"),
+            }
+        )
 
     def images(self, row: int) -> tuple[bytes, bytes]:
         """The files <seed>_0.jpg and <seed>_1.jpg."""

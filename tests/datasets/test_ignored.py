@@ -303,9 +303,9 @@ def test_files_that_seeds_do_not_name_are_told(tmp_path: Path, told: Any) -> Non
     (folder / "0000009").mkdir()
     (folder / "0000009/prompt.json").write_text("{}")
     assert told(folder, tmp_path) == [
+        "…/data: ignored 3: a column that is not read: url, caption, edited_caption",
         "…/data: ignored 2: a file that seeds.json does not name: 0000000/999_0.jpg, "
         "0000009/prompt.json",
-        "…/data: ignored 2: a column that is not read: caption, edited_caption",
     ]
 
 

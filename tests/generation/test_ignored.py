@@ -80,7 +80,8 @@ def test_files_that_annotations_do_not_name_are_counted(
     source = {"use": "v3det", "annotations": str(annotations), "images": str(folder)}
     run = generate(load_recipe(write_recipe(source=source)), tmp_path / "run")
     assert list(run.plan().ignored.lines()) == [
-        "ignored 2: a file that val.json does not name: a/2.png, b/3.png"
+        "ignored 2: a file that val.json does not name: a/2.png, b/3.png",
+        "ignored 1: a column that is not read: note",
     ]
 
 
@@ -88,7 +89,8 @@ def test_prompts_in_utf_16_are_read_and_other_files_are_counted(
     write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     folder = images(tmp_path / "data", "1/7_0.jpg", "1/7_1.jpg", "1/8_0.jpg", "2/9_0.jpg")
-    prompt = json.dumps({"input": "a bee", "edit": "make it a cat", "output": "a cat"})
+    texts = {"input": "a bee", "edit": "make it a cat", "output": "a cat", "url": "x"}
+    prompt = json.dumps(texts)
     (folder / "1/prompt.json").write_bytes(prompt.encode("utf-16"))
     (folder / "seeds.json").write_bytes('[["1", [7]]]'.encode("utf-8-sig"))
     recipe = write_recipe(
@@ -98,7 +100,8 @@ def test_prompts_in_utf_16_are_read_and_other_files_are_counted(
     run = generate(load_recipe(recipe), tmp_path / "run")
     assert run.plan().rows == 1
     assert list(run.plan().ignored.lines()) == [
-        "ignored 2: a file that seeds.json does not name: 1/8_0.jpg, 2/9_0.jpg"
+        "ignored 2: a file that seeds.json does not name: 1/8_0.jpg, 2/9_0.jpg",
+        "ignored 1: a column that is not read: url",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from reasonpix.evaluation import COPY, TRUTH, EvaluationFolder
 from reasonpix.plugin import ReasonpixError
 from reasonpix_study.design import Design
 from reasonpix_study.store import Study, StudyError, StudyItem
+
+_LOG = logging.getLogger(__name__)
 
 CANDIDATES = (2, 9)
 """Fewest and most methods: workers choose with the keys 1 to 9."""
@@ -108,6 +111,12 @@ def _draw_cases(evaluation: EvaluationFolder, design: Design) -> list[str]:
         raise ReasonpixError(
             f"{design.cases} samples cannot be drawn: all methods edited only "
             f"{len(complete)} of {len(evaluation.records)} cases of {evaluation.root}"
+        )
+    if incomplete := len(evaluation.records) - len(complete):
+        _LOG.warning(
+            "%d of %d cases cannot be drawn, because a method has no edit of them",
+            incomplete,
+            len(evaluation.records),
         )
     return random.Random(f"{design.seed}/cases").sample(complete, design.cases)
 

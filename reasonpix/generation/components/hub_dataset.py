@@ -160,7 +160,10 @@ def open_dataset(
     try:
         if saved:
             data = datasets.load_from_disk(path)
-            return (data[split] if isinstance(data, datasets.DatasetDict) else data), []
+            if not isinstance(data, datasets.DatasetDict):
+                return data, []
+            others = [Ignored(name, "another split") for name in data if name != split]
+            return data[split], others
         if folder.is_file():
             return datasets.load_dataset("parquet", data_files=path, split=split), []
         if not folder.is_dir():

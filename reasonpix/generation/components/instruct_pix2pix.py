@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from reasonpix.core.files.encodings import parse_json
-from reasonpix.core.files.ignored import Ignored
+from reasonpix.core.files.ignored import Ignored, unread_columns
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import (
@@ -23,6 +23,9 @@ from reasonpix.generation.components.file_source import (
 from reasonpix.plugin.components import Options, Source
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem
+
+PROMPT_KEYS = ("input", "caption", "edit", "output")
+"""The keys of prompt.json that are read."""
 
 
 class InstructPix2PixOptions(Options):
@@ -73,10 +76,12 @@ class InstructPix2Pix(FileSource[InstructPix2PixOptions]):
     def listing(self) -> Iterator[tuple[str, ItemTexts | Problem] | Ignored]:
         """One input image for each seed of each prompt, in the order of seeds.json."""
         folders = self.folders()
+        keys: dict[str, None] = {}
         for folder, seeds in folders:
-            texts = self._prompt(folder)
+            texts = self._prompt(folder, keys)
             for seed in seeds:
                 yield f"{folder}/{seed}_0.jpg", texts
+        yield from unread_columns(key for key in keys if key not in PROMPT_KEYS)
         yield from self.unnamed(folders)
 
     def unnamed(self, folders: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Ignored]:
@@ -87,8 +92,8 @@ class InstructPix2Pix(FileSource[InstructPix2PixOptions]):
             known |= {f"{folder}/{seed}_{which}.jpg" for seed in seeds for which in (0, 1)}
         yield from others_under(self.root, known, "a file that seeds.json does not name")
 
-    def _prompt(self, folder: str) -> ItemTexts | Problem:
-        """The texts of a folder's prompt.json, or what is wrong with it."""
+    def _prompt(self, folder: str, keys: dict[str, None]) -> ItemTexts | Problem:
+        """The texts of a folder's prompt.json, or what is wrong with it. Its keys join `keys`."""
         name = f"{folder}/prompt.json"
         try:
             prompt = parse_json(file_bytes(self.root / name))
@@ -97,6 +102,7 @@ class InstructPix2Pix(FileSource[InstructPix2PixOptions]):
         except (ValueError, RecursionError) as error:
             return Problem(status="failed", reason=f"{name}: cannot be read: {error}")
         fields = prompt if isinstance(prompt, dict) else {}
+        keys.update(dict.fromkeys(fields))
         caption = fields.get("input") or fields.get("caption")
         missing = [] if is_text(caption) else ['"input" (or "caption")']
         if not self.gives_pairs:

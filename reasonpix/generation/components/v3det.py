@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from reasonpix.core.files.ignored import Ignored
+from reasonpix.core.files.ignored import Ignored, unread_columns
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import (
     FileSource,
@@ -51,14 +51,14 @@ class V3Det(FileSource[V3DetOptions]):
         path = self.options.annotations
         expected = 'expected {"images": [{"id": …, "file_name": …}, …]}'
         try:
-            rows = sorted(
-                (row["id"], row["file_name"]) for row in read_json(path, expected)["images"]
-            )
+            content = read_json(path, expected)
+            rows = sorted((row["id"], row["file_name"]) for row in content["images"])
             names = [PurePosixPath(file_name).as_posix() for _, file_name in rows]
         except (KeyError, TypeError) as error:
             raise SourceError(f"{path}: {expected}, but {error!r}") from error
         for name in names:
             yield name, ItemTexts()
+        yield from unread_columns(key for key in content if key != "images")
         known = {*names, os.path.relpath(path, self.root)}
         yield from others_under(self.root, known, f"a file that {path.name} does not name")
 
