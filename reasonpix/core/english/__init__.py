@@ -1,0 +1,1 @@
+"""English grammar on plain strings, without a parser: nouns, noun phrases, edited captions."""
