@@ -22,7 +22,7 @@ from PIL import Image
 from reasonpix_gligen import Gligen, GligenOptions
 from reasonpix_mini import checkpoints, world
 
-from reasonpix.plugin.components import EditRequest
+from reasonpix.plugin.edits import EditRequest
 from reasonpix.plugin.types import Box
 
 
@@ -38,7 +38,8 @@ def requests(count: int) -> list[EditRequest]:
         corners = dict(zip(("x0", "y0", "x1", "y1"), old.box, strict=True))
         box = Box(**corners, width=world.SIZE, height=world.SIZE)
         image = Image.fromarray(scene.render())
-        made.append(EditRequest(image, box, old.category, target, scene.caption, index))
+        edited = scene.replaced(0, target).caption
+        made.append(EditRequest(image, box, old.category, target, scene.caption, edited, index))
     return made
 
 

@@ -10,6 +10,8 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
+from reasonpix.core.english.inflection import singulars
+
 
 def mentions(text: str, name: str) -> bool:
     """Whether a text contains a name as whole words, in any case, number or regular verb form.
@@ -34,15 +36,6 @@ def mentions(text: str, name: str) -> bool:
 _WORD = re.compile(r"[^\W_]+")
 _COMPOUND = re.compile(r"[^\W_]+(?:[-\u2010][^\W_]+)+")
 
-_PLURALS = (
-    ("people", "person"), ("children", "child"), ("men", "man"), ("mice", "mouse"),
-    ("lice", "louse"), ("feet", "foot"), ("teeth", "tooth"), ("geese", "goose"), ("oxen", "ox"),
-    ("dice", "die"), ("i", "us"), ("ae", "a"), ("ves", "f"), ("ves", "fe"), ("ies", "y"),
-    ("zzes", "z"), ("sses", "s"), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"),
-    ("shes", "sh"), ("oes", "o"),
-)  # fmt: skip
-"""Endings of English plurals and their singulars; `_singulars` handles a plain final -s."""
-
 
 def _plain(text: str) -> str:
     """Without case, accents and typographic variants."""
@@ -56,25 +49,13 @@ def words_of(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _singulars(word: str) -> frozenset[str]:
-    """The word and its possible singulars. Forms that are not words do no harm."""
-    forms = {word}
-    for plural, singular in _PLURALS:
-        if word.endswith(plural):
-            forms.add(word.removesuffix(plural) + singular)
-    if word.endswith("s") and not word.endswith("ss") and len(word) > 2:
-        forms.add(word[:-1])
-    return frozenset(forms)
-
-
-@lru_cache(maxsize=1 << 16)
 def _lemmas(word: str) -> frozenset[str]:
     """The possible lemmas of a word: a noun of its plural, or a verb of its -ing or -ed form.
 
     "hating" comes from "hate", not from "hat": a short word doubles its last letter.
     """
-    forms = set(_singulars(word))
-    for form in _singulars(word):
+    forms = set(singulars(word))
+    for form in singulars(word):
         ending = _VERB_ENDING.fullmatch(form)
         if ending is None:
             continue
@@ -102,7 +83,7 @@ def _share_lemma(a: str, b: str) -> bool:
 
 
 def _share_singular(a: str, b: str) -> bool:
-    return not _singulars(a).isdisjoint(_singulars(b))
+    return not singulars(a).isdisjoint(singulars(b))
 
 
 def canonical(name: str, names: Iterable[str]) -> str | None:

@@ -108,7 +108,7 @@ class RunColumns:
             "record_id": sample.record_id,
             "source_id": sample.item.native_id,
             "caption": sample.caption.text if sample.caption else None,
-            "edited_caption": pair.caption if pair else None,
+            "edited_caption": sample.edited_caption,
             "candidates": [c.instruction for c in candidates] if candidates is not None else None,
             "chosen": selection.chosen if selection else None,
             "selected": plan.selected if plan else None,

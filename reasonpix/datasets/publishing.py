@@ -17,11 +17,12 @@ from reasonpix.generation.run_folder import RunFolder, Status, refuse_inside_run
 from reasonpix.plugin.registry import nearest
 
 _FACTS = (
-    "`part` is the part of the paper's dataset (I, II or III). `direct_instruction`, "
-    "`edited_caption` and `candidates` (of which `chosen` is the index of the one taken) belong to "
-    "rewritten pairs; `selected`, `target` and `box` (XYXY in pixels of the input image) to "
-    "replaced objects. `source_id` names the image in its source. `score_<filter>_<score>` is what "
-    "a filter measured, null where it did not measure the sample."
+    "`part` is the part of the paper's dataset (I, II or III). `edited_caption` describes the "
+    "edited image; where an object was replaced, it is the caption with the target in its place. "
+    "`direct_instruction` and `candidates` (of which `chosen` is the index of the "
+    "one taken) belong to rewritten pairs; `selected`, `target` and `box` (XYXY in pixels of the "
+    "input image) to replaced objects. `source_id` names the image in its source. "
+    "`score_<filter>_<score>` is what a filter measured, null where it did not measure the sample."
 )
 
 _TRIPLES = "triples of input image, reasoning instruction and edited image"
@@ -40,8 +41,7 @@ FORMS: Mapping[str, Form] = {
         "before (`input`), the reasoning instruction (`edit`) and the caption after (`output`). "
         "`metadata.jsonl` has a row for each sample, so that `datasets.load_dataset` gives "
         "`input_image`, `edit_prompt` (the reasoning instruction), `edited_image` and the other "
-        "columns. Where an object was replaced, `edited_caption` is derived: the caption before, "
-        f"with the target's name for the selected category's. {_FACTS}",
+        f"columns. {_FACTS}",
         data=("metadata.jsonl", "*/0_?.jpg"),
     ),
     "webdataset": Form(

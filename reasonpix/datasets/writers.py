@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from PIL import Image
 
 from reasonpix.core.images import UndecodableImage, decode, encode_png
 from reasonpix.core.parallel import Size, prefetch
-from reasonpix.core.text import strip_article
 from reasonpix.datasets.columns import (
     IMAGE,
     IMAGES,
@@ -241,7 +239,6 @@ def _jpegs(columns: RunColumns, outcome: Outcome) -> _Jpegs:
     before, png = _images(outcome.sample)
     after = decode(png)
     facts = columns.facts(outcome)
-    facts["edited_caption"] = facts["edited_caption"] or derived_caption(outcome.sample)
     prompt = {
         "input": facts["caption"],
         "edit": facts["edit_prompt"],
@@ -274,36 +271,3 @@ def _loss(image: Image.Image, encoded: bytes) -> tuple[int, int, int]:
 
 def _write_json(path: Path, content: Row) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def derived_caption(sample: Sample) -> str:
-    """The input's caption, with the target in place of the selected category.
-
-    "a bee and a rabbit" becomes "an owl and a rabbit". If the caption does not name the category,
-    the replacement is appended.
-    """
-    assert sample.plan is not None and sample.caption is not None
-    caption, plan = sample.caption.text, sample.plan
-    spellings = [
-        strip_article(entity.text) for entity in sample.entities if entity.category == plan.selected
-    ]
-    for words in (*spellings, plan.selected):
-        match = re.search(rf"(?:\b(an?)\s+)?(?<!\w){re.escape(words)}(?!\w)", caption, re.I)
-        if match:
-            target = with_article(match[1], plan.target)
-            return caption[: match.start()] + target + caption[match.end() :]
-    return f"{caption}, with {with_article('a', plan.target)} in the place of the {plan.selected}"
-
-
-_VOWEL_SOUND = re.compile(
-    r"(?!eu|one\b|u[bfkst][aeiou]|uni(?!n))[aeiou]|(?:heir|honest|hour)", re.I
-)
-"""Words that start with a vowel sound: an hour and an umbrella, but a unicorn and a European."""
-
-
-def with_article(article: str | None, name: str) -> str:
-    """The name with the right indefinite article ("an owl") if `article` is one."""
-    if not article:
-        return name
-    right = "an" if _VOWEL_SOUND.match(name) else "a"
-    return f"{right.capitalize() if article[0].isupper() else right} {name}"

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from reasonpix.editing.runtimes.names import Runtime
 from reasonpix.plugin import registry
-from reasonpix.plugin.components import Method, MethodRequest, ModelOptions
+from reasonpix.plugin.components import Method, ModelOptions
+from reasonpix.plugin.edits import MethodRequest
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reasonpix.core.atomic import output_dir
+from reasonpix.core.english.captions import target_phrase
 from reasonpix.core.hashing import seed_of
 from reasonpix.core.images import UndecodableImage
 from reasonpix.core.parallel import THREADS, prefetch
@@ -31,10 +32,8 @@ from reasonpix.datasets.writers import (
     FILE,
     GROUP,
     Written,
-    derived_caption,
     image_bytes,
     parquet_row,
-    with_article,
     write_rows,
 )
 from reasonpix.errors import RunError, SourceError
@@ -185,9 +184,8 @@ def _row(columns: RunColumns, outcome: Outcome, seed: int) -> Row:
     if sample.plan:
         template = TEMPLATES[seed_of(seed, "direct", sample.record_id) % len(TEMPLATES)]
         plan = sample.plan
-        row["edited_caption"] = derived_caption(sample)
         row["direct_instruction"] = template.format(
-            selected=plan.selected, target=with_article("a", plan.target)
+            selected=plan.selected, target=target_phrase(plan.target)
         )
     return row
 

@@ -31,7 +31,8 @@ from reasonpix.evaluation.recipe import EvaluationRecipe, load_evaluation_recipe
 from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, json_lines
 from reasonpix.evaluation.training_overlap import TrainingOverlap, method_overlaps
 from reasonpix.plugin import registry
-from reasonpix.plugin.components import Component, Grounder, Method, MethodRequest, ModelOptions
+from reasonpix.plugin.components import Component, Grounder, Method, ModelOptions
+from reasonpix.plugin.edits import MethodRequest
 from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.types import Problem
 from reasonpix.plugin.weights import check_weights

@@ -17,7 +17,8 @@ from reasonpix.generation import recipe_catalog
 from reasonpix.generation.chains import CHAINS, chain_of, declared, slots_of
 from reasonpix.generation.resources import Resources
 from reasonpix.plugin import registry
-from reasonpix.plugin.components import Edit, Planner, PlannerTask, Scorer, Source
+from reasonpix.plugin.components import Planner, PlannerTask, Scorer, Source
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.spec import Complain, ComponentSpec, check, read_spec, slot_schemas
 from reasonpix.plugin.stages import Part, StageSpec
 

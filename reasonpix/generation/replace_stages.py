@@ -12,12 +12,12 @@ from reasonpix.core.images import UndecodableImage
 from reasonpix.plugin.components import (
     Captioner,
     Editor,
-    EditRequest,
     EntityExtractor,
     Grounder,
     Planner,
     Source,
 )
+from reasonpix.plugin.edits import EditRequest
 from reasonpix.plugin.samples import Entities, Groundings, ImageFacts, Sample
 from reasonpix.plugin.stages import Result, StageSpec, check_results
 from reasonpix.plugin.types import Caption, EditPlan, Entity, Grounding, Problem, ReplaceRequest
@@ -126,6 +126,7 @@ def edit(samples: Sequence[Sample], editor: Editor[Any], run_seed: int) -> list[
             selected=sample.plan.selected,
             target=sample.plan.target,
             caption=sample.caption.text if sample.caption else "",
+            edited_caption=sample.edited_caption or "",
             seed=seed_of(run_seed, "edit", sample.record_id),
             outputs=dict(sample.outputs),
             images=sample.stage_images(),

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reasonpix.core.hashing import seed_of
-from reasonpix.plugin.components import Component, Edit, Scorer
+from reasonpix.plugin.components import Component, Scorer
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.samples import Sample, Scores
 from reasonpix.plugin.stages import Result, StageSpec, check_results
 from reasonpix.plugin.types import Problem

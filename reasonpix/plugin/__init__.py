@@ -4,6 +4,7 @@
 """
 
 from reasonpix.core.api_version import API_VERSION
+from reasonpix.core.english.captions import EDITED_CAPTIONS, edited_caption
 from reasonpix.core.files.ignored import Ignored
 from reasonpix.core.hashing import seed_of
 from reasonpix.core.memory import is_out_of_memory
@@ -11,13 +12,10 @@ from reasonpix.errors import InvalidBox, PluginError, ReasonpixError, SourceErro
 from reasonpix.plugin.components import (
     Captioner,
     Component,
-    Edit,
     Editor,
-    EditRequest,
     EntityExtractor,
     Grounder,
     Method,
-    MethodRequest,
     MLLMEncoder,
     ModelOptions,
     Options,
@@ -28,6 +26,7 @@ from reasonpix.plugin.components import (
     SourceItem,
     SourcePair,
 )
+from reasonpix.plugin.edits import Edit, EditRequest, MethodRequest
 from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.samples import Sample, SampleImage
@@ -51,6 +50,7 @@ from reasonpix.plugin.types import (
 
 __all__ = [
     "API_VERSION",
+    "EDITED_CAPTIONS",
     "Box",
     "Caption",
     "Captioner",
@@ -97,6 +97,7 @@ __all__ = [
     "ThresholdOptions",
     "WeightsError",
     "check_results",
+    "edited_caption",
     "hookimpl",
     "is_out_of_memory",
     "seed_of",

@@ -19,13 +19,10 @@ from pydantic import Field
 from reasonpix.plugin.components import (
     Captioner,
     Component,
-    Edit,
     Editor,
-    EditRequest,
     EntityExtractor,
     Grounder,
     Method,
-    MethodRequest,
     MLLMEncoder,
     Options,
     Planner,
@@ -34,6 +31,7 @@ from reasonpix.plugin.components import (
     SourceItem,
     SourcePair,
 )
+from reasonpix.plugin.edits import Edit, EditRequest, MethodRequest
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import (
     Box,

@@ -6,7 +6,8 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from reasonpix.plugin.components import Component, Edit, Options, Scorer
+from reasonpix.plugin.components import Component, Options, Scorer
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.types import Problem
 
 _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from PIL import Image
 
+from reasonpix.core.english.captions import edited_caption
 from reasonpix.core.images import decode, encode_png
 from reasonpix.plugin.components import SourceItem
 from reasonpix.plugin.types import Box, Caption, EditPlan, Entity, Grounding, Record, Rewriting
@@ -198,6 +199,25 @@ class Sample:
     def plan(self) -> EditPlan | None:
         """What is replaced by what (Parts II and III)."""
         return self.output("plan", EditPlan)
+
+    @property
+    def edited_caption(self) -> str | None:
+        """What the edited image shows: the caption with the target in place of one object.
+
+        For a source of pairs, the caption that it gives.
+        """
+        caption, plan = self.caption, self.plan
+        if caption is None or plan is None:
+            return self.item.pair.caption if self.item.pair else None
+        phrase = next((it.text for it in self.entities if it.category == plan.selected), "")
+        return edited_caption(
+            caption.text,
+            plan.selected,
+            plan.target,
+            phrase=phrase,
+            synonyms=plan.synonyms,
+            one_of_several=True,  # an edit has one box, and paints one object into it
+        )
 
     @property
     def candidates(self) -> Candidates | None:

@@ -22,14 +22,12 @@ from reasonpix.core.parallel import Size
 from reasonpix.datasets import writers
 from reasonpix.datasets.columns import FEATURES, RunColumns, columns_of
 from reasonpix.datasets.publishing import publish
-from reasonpix.datasets.writers import derived_caption, with_article
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import Outcome, read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.plugin.components import SourceItem, SourcePair
-from reasonpix.plugin.samples import Entities, Sample, SampleImage
-from reasonpix.plugin.types import Caption, EditPlan, Entity
+from reasonpix.plugin.samples import Sample, SampleImage
 from tests.conftest import WriteRecipe
 
 FILTERS = ["no-op", {"use": "eq1", "reject_fraction": 0.3}]
@@ -431,50 +429,3 @@ def test_the_card_states_the_loss_that_can_be_measured(run: RunFolder, tmp_path:
     card = (tmp_path / "dataset" / "README.md").read_text()
     assert f"by {total / count:.3f} of 255 on average, and by at most {largest}." in card
     assert largest > 0
-
-
-def replaced(caption: str, text: str, selected: str, target: str) -> str:
-    item = SourceItem(native_id="", content="")
-    entities = (Entity(category=selected, text=text),) if text else ()
-    outputs = {
-        "caption": Caption(text=caption),
-        "extract": Entities(entities=entities),
-        "plan": EditPlan(selected=selected, target=target, instruction=""),
-    }
-    return derived_caption(Sample("", item, {}, outputs))
-
-
-@pytest.mark.parametrize(
-    ("caption", "text", "selected", "target", "derived"),
-    [
-        ("a bee and a rabbit", "a bee", "bee", "owl", "an owl and a rabbit"),
-        ("An owl on a bee", "An owl", "owl", "bee", "A bee on a bee"),
-        ("a beekeeper and a bee", "bee", "bee", "owl", "a beekeeper and an owl"),
-        ("the big red bus", "the big red bus", "bus", "tram", "the tram"),
-        ("two Bees fly", "Bees", "bee", "owl", "two owl fly"),
-        ("my c++ book (old)", "c++ book", "c++ book", "map", "my map (old)"),
-        ("a bee", "", "bee", "owl", "an owl"),
-        ("honey", "", "bee", "owl", "honey, with an owl in the place of the bee"),
-    ],
-)
-def test_a_caption_is_derived(
-    caption: str, text: str, selected: str, target: str, derived: str
-) -> None:
-    assert replaced(caption, text, selected, target) == derived
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("owl", "an owl"),
-        ("bee", "a bee"),
-        ("unicorn", "a unicorn"),
-        ("umbrella", "an umbrella"),
-        ("ukulele", "a ukulele"),
-        ("hourglass", "an hourglass"),
-        ("one-way sign", "a one-way sign"),
-        ("European badger", "a European badger"),
-    ],
-)
-def test_the_article_follows_the_sound(name: str, shown: str) -> None:
-    assert with_article("a", name) == shown

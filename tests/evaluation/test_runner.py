@@ -151,7 +151,7 @@ def test_a_case_that_cannot_be_edited_is_told_and_tried_again_when_asked(
 RECORDING = '''
 import json, os
 from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.components import Method, Options
+from reasonpix.plugin.components import (Method, Options)
 
 class Recording(Method):
     """Writes down what it is asked, slowly."""

@@ -21,7 +21,8 @@ from reasonpix.errors import RecipeError
 from reasonpix.generation.components.instruction_filters import leaks_of
 from reasonpix.llm.prompts import Prompt
 from reasonpix.llm.tasks import REPLACE, RESOLVE, REWRITE, SELECT, TASKS, InvalidAnswer
-from reasonpix.plugin.components import Edit, PlannerTask
+from reasonpix.plugin.components import PlannerTask
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.types import ReplaceRequest, ResolveRequest, RewriteRequest, SelectRequest
 
 VERBS: tuple[PlannerTask, ...] = get_args(PlannerTask)

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 import pytest
 from pydantic import Field
 
-from reasonpix.plugin.components import Edit, Options
+from reasonpix.plugin.components import Options
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 
 

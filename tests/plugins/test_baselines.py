@@ -28,7 +28,7 @@ from reasonpix_mini import world
 
 from reasonpix.editing.pipeline import ReasonPix2Pix
 from reasonpix.errors import ReasonpixError, WeightsError
-from reasonpix.plugin.components import MethodRequest
+from reasonpix.plugin.edits import MethodRequest
 from reasonpix.plugin.testing import MethodContract
 from reasonpix.plugin.types import Problem
 from tests.support.tiny_model import (

@@ -20,7 +20,7 @@ from pydantic import Field
 from reasonpix.plugin.fakes import FakeCaptioner, FakeEditor
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Caption, Problem
-from reasonpix.plugin.components import Options
+from reasonpix.plugin.components import (Options)
 
 class OddOptions(Options):
     odd: str = Field("", description="How it is odd")

@@ -21,6 +21,8 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "bas
 TESTED_THROUGH = {
     "cli/test_main.py": "cli/console cli/options cli/generate cli/recipes",
     "core/test_atomic.py": "core/hashing core/tensor_store",
+    "core/english/test_captions.py": "core/english/agreement core/english/caption_words "
+    "core/english/noun_phrases core/english/vocabulary",
     "core/test_remote_storage.py": "core/lease",
     "core/files/test_folder.py": "core/files/ignored",
     "datasets/test_card.py": "datasets/licences",
@@ -52,15 +54,15 @@ TESTED_THROUGH = {
     "generation/test_recipe.py": "core/files/yaml_locations generation/run_recipe plugin/spec",
     "generation/test_run_folder.py": "generation/outcomes",
     "generation/test_stages.py": "generation/pipeline generation/replace_stages "
-    "generation/rewrite_stages generation/scoring plugin/samples",
+    "generation/rewrite_stages generation/scoring",
     "inspection/test_gallery.py": "generation/statistics inspection/cards inspection/reasons",
     "inspection/test_lineage.py": "inspection/lineage_text inspection/lookup",
     "llm/test_dispatch.py": "llm/batch_jobs llm/live_calls llm/types",
     "llm/test_ledger.py": "llm/budget llm/requests",
     "llm/test_ledger_sync.py": "llm/ledger_merge",
     "plugin/test_registry.py": "core/lazy plugin/hookspecs plugin/slots",
-    "plugin/test_testing.py": "plugin/components plugin/testing/base plugin/testing/data "
-    "plugin/testing/editing plugin/testing/perception plugin/testing/planning",
+    "plugin/test_testing.py": "plugin/components plugin/edits plugin/testing/base "
+    "plugin/testing/data plugin/testing/editing plugin/testing/perception plugin/testing/planning",
     "promises/test_llm_runs.py": "inspection/cost_estimate inspection/stored_answers",
     "training/test_feature_cache.py": "core/parallel training/features",
     "training/test_trainer.py": "training/batches training/checkpointing training/distributed "

@@ -19,9 +19,7 @@ from pydantic import Field
 
 from reasonpix.plugin.components import (
     Captioner,
-    Edit,
     Editor,
-    EditRequest,
     EntityExtractor,
     Grounder,
     ModelOptions,
@@ -31,6 +29,7 @@ from reasonpix.plugin.components import (
     Source,
     SourceItem,
 )
+from reasonpix.plugin.edits import Edit, EditRequest
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import (
     Box,

@@ -6,13 +6,19 @@ the scheduler are those of diffusers; the sampler is our own, see `reasonpix_gli
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from reasonpix.plugin import Editor, EditRequest, ModelOptions, Problem, hookimpl
+from reasonpix.plugin import (
+    EDITED_CAPTIONS,
+    Editor,
+    EditRequest,
+    ModelOptions,
+    Problem,
+    hookimpl,
+)
 from reasonpix_gligen.geometry import SMALLEST_SHARE, Window, too_small
 
 if TYPE_CHECKING:
@@ -41,7 +47,7 @@ class GligenOptions(ModelOptions):
     )
     prompt: str = Field(
         "{caption}",
-        description="Prompt of the whole image, of {caption} (with the replacement), {selected} "
+        description="Prompt of the whole image, of {caption} (the edited caption), {selected} "
         "and {target}; may be empty",
     )
     negative_prompt: str = Field("", description="What guidance leads away from")
@@ -69,6 +75,10 @@ class Gligen(Editor[GligenOptions]):
         from reasonpix.editing import read_scheduler
 
         read_scheduler(self.options)
+
+    def fingerprint_facts(self) -> Mapping[str, Any]:
+        """The rules of the prompt."""
+        return {"edited_captions": EDITED_CAPTIONS}
 
     def load(self) -> None:
         """Read the weights. Raises `WeightsError` when they cannot be found, read, or used."""
@@ -116,28 +126,10 @@ class Gligen(Editor[GligenOptions]):
 
     def _prompt(self, request: EditRequest) -> str:
         return self.options.prompt.format(
-            caption=edited_caption(request.caption, request.selected, request.target),
+            caption=request.edited_caption,
             selected=request.selected,
             target=request.target,
         )
-
-
-def edited_caption(caption: str, selected: str, target: str) -> str:
-    """`caption` after the edit: `target` where `selected` first stood, its article adapted.
-
-    A caption that does not name `selected` describes another object; then `target` alone.
-    """
-    word = re.compile(rf"\b(?:(an?)(\s+))?{re.escape(selected)}(?:e?s)?\b", re.IGNORECASE)
-
-    def replacement(found: re.Match[str]) -> str:
-        article, space = found.group(1, 2)
-        if not article:
-            return target
-        adapted = "an" if target[:1].lower() in "aeiou" else "a"
-        return f"{adapted.capitalize() if article[0] == 'A' else adapted}{space}{target}"
-
-    changed, count = word.subn(replacement, caption, count=1)
-    return changed if count else target
 
 
 def _problem(request: EditRequest) -> Problem | None:

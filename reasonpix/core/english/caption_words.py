@@ -11,6 +11,7 @@ from reasonpix.core.english.vocabulary import word_list
 from reasonpix.core.text import words_of
 
 _ENGLISH = word_list("english")
+_FOREIGN = word_list("foreign")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class CaptionWords:
             for found in re.finditer(r"[^\W_]+(?:[\u0300-\u036f]+[^\W_]*)*", caption)
         ]
 
-        self.is_english = any(word.text in _ENGLISH for word in self.words)
-        """Whether it holds a frequent word that tells English from other languages."""
+        texts = {word.text for word in self.words}
+        latin = any(text.isascii() and text.isalpha() for text in texts)
+        self.is_english = bool(texts & _ENGLISH) or (latin and not texts & _FOREIGN)
+        """As frequent words tell."""
 
     def __getitem__(self, index: int) -> str:
         """A word without case and accents; empty outside of the caption."""

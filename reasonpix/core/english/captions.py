@@ -1,7 +1,7 @@
 """The caption of an edited image: the input's caption with another object in place of one.
 
-    a tabby cat with the cat's toy -> a dog with the dog's toy
-    The knives are on a table.     -> The forks are on a table.
+    a tabby cat and a cat's toy -> a dog and a cat's toy
+    The knives are on a table.  -> The forks are on a table.
 
 Number, article, possessive and verb follow. Colour, size and the like stay, because the edited
 caption is also the editor's prompt: asked for "a black dog", it paints one. Words that name a kind
@@ -30,15 +30,18 @@ from reasonpix.core.english.noun_phrases import (
     ARTICLES,
     NUMERALS,
     NounPhrase,
+    all_noun_phrases,
     contents_end,
     find_noun_phrase,
     group_of,
     is_counted,
     measure_of,
-    noun_phrases,
 )
 from reasonpix.core.english.vocabulary import word_list
 from reasonpix.core.text import head_nouns, strip_article, words_of
+
+EDITED_CAPTIONS = 2
+"""Version of the rules, for the fingerprint of what uses edited captions."""
 
 _GROUPS = word_list("groups")
 """Of many things: "a group of cats"."""
@@ -72,7 +75,7 @@ def edited_caption(
     names = dict.fromkeys([selected, *synonyms, *head_nouns(selected)])
     found = find_noun_phrase(words, names, phrase)
     if found is None:
-        return _without_mention(caption, selected, name)
+        return _without_mention(caption, selected, target)
     paired = _is_paired(words, found, selected)
     if one_of_several and found.many and not found.possessive and not paired:
         edits = [_one_replaced(words, found, selected, name)]
@@ -86,6 +89,12 @@ def edited_caption(
     return apply_edits(caption, edits)
 
 
+def target_phrase(target: str) -> str:
+    """The target as a thing of its own: "an owl", "a pair of scissors", "the Eiffel Tower"."""
+    name = _name(target)
+    return name if name.startswith("the ") else with_article(name)
+
+
 def _name(target: str) -> str:
     """The target without its article: "bee" for "The Bee", but "the Eiffel Tower"."""
     name = strip_article(target)
@@ -96,20 +105,16 @@ def _name(target: str) -> str:
     return name
 
 
-def _without_mention(caption: str, selected: str, name: str) -> str:
+def _without_mention(caption: str, selected: str, target: str) -> str:
     """For a caption that names the category inside of a word, as Chinese does, or not at all."""
     if selected and selected[0].lower() == selected[0].upper() and selected in caption:
-        return caption.replace(selected, name, 1)
+        return caption.replace(selected, _name(target), 1)
     text = caption.rstrip()
-    shown = _alone(name)
+    shown = target_phrase(target)
     end = re.search(r"[.!?…]*$", text)
     if not text or end is None:
         return shown
     return f"{text[: end.start()]}, with {shown}{end[0]}"
-
-
-def _alone(name: str) -> str:
-    return name if name.startswith("the ") else with_article(name)
 
 
 def _is_paired(words: CaptionWords, found: NounPhrase, selected: str) -> bool:
@@ -123,10 +128,10 @@ def _again(words: CaptionWords, found: NounPhrase, names: Iterable[str]) -> Iter
     """Later phrases that mean the same thing: "a cat …, the cat"."""
     if found.many or found.possessive:
         return
-    name = next((name for name in names if found in noun_phrases(words, name)), "")
-    for later in noun_phrases(words, name):
+    name = next((name for name in names if found in all_noun_phrases(words, name)), "")
+    for later in all_noun_phrases(words, name):
         bare = later.determiners == ("the",) and later.head == later.start + 1 == later.end - 1
-        if later.start >= found.end and bare and not later.many and later.rank < 2:
+        if later.start >= found.end and bare and not later.many and later.rank == 0:
             yield later
 
 

@@ -32,6 +32,9 @@ UNCOUNTABLE = word_list("uncountable")
 _NOT_PLURAL = word_list("not plural")
 """Words that only look like a plural: lens, omen."""
 
+_IN_E = word_list("singular in e")
+"""Words that keep the "e" of their plural: axe, movie."""
+
 
 @lru_cache(maxsize=1 << 12)
 def plural(noun: str) -> str:
@@ -55,14 +58,26 @@ def is_plural(noun: str) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def singular(noun: str) -> str:
-    """The singular of a plural noun; a singular stays as it is."""
+    """The singular of a plural noun; a singular, and what has none ("scissors"), stays."""
     start, head, end = _split(noun)
-    if not is_plural(noun) or head.lower() in _PLURAL_ONLY:
+    lower = head.lower()
+    if not is_plural(noun) or lower in _PLURAL_ONLY - {"glasses", "people"}:
         return noun
-    matching = [one for one in singulars(head.lower()) if _plural_word(one) == head.lower()]
-    # "shoe", not "sho"; "axe", not "axis"
-    best = min(matching, key=lambda one: (one not in _IRREGULAR, -len(one), one), default=head)
-    return f"{start}{_spelled_like(head, best)}{end}"
+    return f"{start}{_spelled_like(head, _singular_word(lower))}{end}"
+
+
+def _singular_word(lower: str) -> str:
+    if lower[:-1] in _IN_E:
+        return lower[:-1]
+    irregular = [one for one in singulars(lower) if _irregular_plural(one) == lower]
+    if irregular:
+        return min(irregular, key=lambda one: (one not in _IRREGULAR_ALONE, len(one)))
+    if lower.endswith("ies") and len(lower) > 4:
+        return lower[:-3] + "y"
+    stem = lower.removesuffix("es")
+    if re.search(r"(?:ch|sh|x|ss|zz|[^aeiou]z|[^o]us)$", stem) or stem in _NOT_PLURAL:
+        return stem
+    return lower[:-1]
 
 
 def is_unchanged(noun: str) -> bool:

@@ -71,12 +71,12 @@ def find_noun_phrase(
         return found.rank, not (0 <= position < end <= position + len(near)), found.start
 
     for name in names:
-        if found := list(noun_phrases(words, name)):
+        if found := list(all_noun_phrases(words, name)):
             return min(found, key=order)
     return None
 
 
-def noun_phrases(words: CaptionWords, name: str) -> Iterator[NounPhrase]:
+def all_noun_phrases(words: CaptionWords, name: str) -> Iterator[NounPhrase]:
     """Every phrase that names a category, in the order of the caption."""
     for first, last in _mentions(words, name):
         if f"{words[first - 1]}-{singular(words[last])}" not in _COMPOUNDS:

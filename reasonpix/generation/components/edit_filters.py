@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
-from reasonpix.plugin.components import Component, Edit, Grounder, Options, Scorer
+from reasonpix.plugin.components import Component, Grounder, Options, Scorer
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Box, Problem

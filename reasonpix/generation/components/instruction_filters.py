@@ -15,7 +15,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from reasonpix.core.text import canonical, content_words, head_nouns, mentions, words_of
-from reasonpix.plugin.components import Component, Edit, Options, Planner, Scorer
+from reasonpix.plugin.components import Component, Options, Planner, Scorer
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.types import Problem, ResolveRequest

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from reasonpix.plugin.components import Component, Edit, Scorer, SourceItem
+from reasonpix.plugin.components import Component, Scorer, SourceItem
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.testing.base import ComponentContract, middle, photographs
 from reasonpix.plugin.types import Box, Problem, Record
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from reasonpix.plugin.components import EditRequest, Method, MethodRequest
+from reasonpix.plugin.components import Method
+from reasonpix.plugin.edits import EditRequest, MethodRequest
 from reasonpix.plugin.testing.base import ComponentContract, middle, photographs
 from reasonpix.plugin.types import Box, Problem, Record
 
@@ -62,6 +63,7 @@ class EditorContract(_ImageEditContract):
                 selected="bee",
                 target="rabbit",
                 caption="a bee",
+                edited_caption="a rabbit",
                 seed=seed,
                 outputs=self.outputs(image),
                 images=self.images(image),

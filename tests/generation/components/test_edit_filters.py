@@ -12,7 +12,8 @@ from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.outcomes import read_outcomes
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.plugin.components import Edit, Options, Scorer
+from reasonpix.plugin.components import Options, Scorer
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.fakes import FakeGrounder
 from reasonpix.plugin.types import Box, Grounding, Problem
 from tests.conftest import WriteRecipe

@@ -24,7 +24,8 @@ from reasonpix.generation.components.instruction_filters import (
     leaks_of,
     options_of,
 )
-from reasonpix.plugin.components import Edit, Scorer
+from reasonpix.plugin.components import Scorer
+from reasonpix.plugin.edits import Edit
 from reasonpix.plugin.fakes import FakePlanner, FakePlannerOptions
 from reasonpix.plugin.types import Choice, Problem, ResolveRequest
 

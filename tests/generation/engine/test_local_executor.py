@@ -29,7 +29,7 @@ from reasonpix.plugin.fakes import FakeCaptioner, FakeCaptionerOptions
 from reasonpix.plugin.fakes import FakeEditor, FakeEditorOptions
 from reasonpix.plugin.fakes import FakeGrounder
 from reasonpix.plugin.hookspecs import hookimpl
-from reasonpix.plugin.components import Options
+from reasonpix.plugin.components import (Options)
 
 def tell(**facts):
     with open(os.environ["WATCHED"], "a") as log:

@@ -37,7 +37,7 @@ from reasonpix.errors import WeightsError
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.llm.types import Completion
 from reasonpix.llm.planner import LLMPlanner, LLMPlannerOptions
-from reasonpix.plugin.components import Options
+from reasonpix.plugin.components import (Options)
 
 
 class OddOptions(TrialOptions):

@@ -98,8 +98,11 @@ def _replacements(scenes: int, split: world.Split) -> tuple[list[EditRequest], P
         corners = dict(zip(("x0", "y0", "x1", "y1"), old.box, strict=True))
         box = Box(**corners, width=world.SIZE, height=world.SIZE)
         image = Image.fromarray(scene.render())
-        requests.append(EditRequest(image, box, old.category, target, scene.caption, index))
-        truths.append(scene.replaced(number, target).render())
+        after = scene.replaced(number, target)
+        requests.append(
+            EditRequest(image, box, old.category, target, scene.caption, after.caption, index)
+        )
+        truths.append(after.render())
     return requests, truths
 
 
