@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -56,20 +56,30 @@ def _card(trace: RecordRows, entries: Sequence[StageEntry], ending: Ending) -> C
         "boxes": [],
         "outputs": {},
         "images": {},
+        "missing": [],
         "input": None,
         "edited": None,
         "small": False,
     }
-    return card | (_card_facts(sample) if sample else {})
+    card |= _card_facts(sample) if sample else {}
+    if ending.stage in ("source", "read"):  # the reason says it already
+        card["missing"] = []
+    return card
 
 
 def _card_facts(sample: Sample) -> Card:
     """What a card shows of a sample."""
     image: Image | None = None
     edited: str | None = None
-    with suppress(UndecodableImage, OSError):
+    missing: list[str] = []
+    try:
         image = sample.image()
+    except (UndecodableImage, OSError) as error:
+        missing.append(f"input image: {error}")
+    try:
         edited = _data_url(sample.edited_image()) if sample.has_edit else None
+    except (UndecodableImage, OSError) as error:
+        missing.append(f"edited image: {error}")
     groundings = [
         {
             "category": g.category,
@@ -92,7 +102,8 @@ def _card_facts(sample: Sample) -> Card:
             for name, output in sample.outputs.items()
             if name not in CORE_STAGES
         },
-        "images": _images(sample),
+        "images": _images(sample, missing),
+        "missing": missing,
         "caption": sample.caption.text if sample.caption else "",
         "change": _change(sample),
         "category": sample.plan.selected if sample.plan else "",
@@ -102,13 +113,15 @@ def _card_facts(sample: Sample) -> Card:
     }
 
 
-def _images(sample: Sample) -> dict[str, str]:
-    """The images that stages of plugins made, as data URLs by name."""
+def _images(sample: Sample, missing: list[str]) -> dict[str, str]:
+    """The images that stages of plugins made, as data URLs by name; adds those it cannot read."""
     shown: dict[str, str] = {}
-    for name in sample.images.keys() - {"input", "paired", "edited"}:
-        with suppress(UndecodableImage, OSError):
+    for name in sorted(sample.images.keys() - {"input", "paired", "edited"}):
+        try:
             shown[name] = _data_url(sample.image(name))
-    return dict(sorted(shown.items()))
+        except (UndecodableImage, OSError) as error:
+            missing.append(f"image {name}: {error}")
+    return shown
 
 
 def _change(sample: Sample) -> str:

@@ -57,6 +57,7 @@ def render_page(
         targets=_choices(cards, "target"),
         funnel=funnel,
         seconds=_seconds(run, entries),
+        ignored=run.plan().ignored,
         bias=position_bias(run),
         spent=spending(run),
         recipe=run.storage.read("recipe.yaml").decode(),

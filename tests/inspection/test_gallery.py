@@ -131,6 +131,23 @@ def test_records_that_ended_early_are_shown_too(write_recipe: WriteRecipe, tmp_p
     assert len(Page(write_gallery(run)).all("img")) == 0
 
 
+def test_what_cannot_be_shown_is_said(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in "abc":
+        Image.new("RGB", (20, 20), "navy").save(folder / f"{name}.png")
+    (folder / "notes.txt").write_text("no image")
+    path = write_recipe(source={"use": "image-folder", "path": str(folder)})
+    run = generate(load_recipe(path), tmp_path / "run")
+    (folder / "a.png").unlink()
+    (folder / "b.png").write_bytes(b"torn")
+    Image.new("RGB", (20, 20), "pink").save(folder / "c.png")
+    text = "".join(Page(write_gallery(run)).text)
+    assert "not shown: input image: " in text and "No such file" in text
+    assert text.count("not shown: input image: the file changed since the run was planned") == 2
+    assert "The source ignored 1" in text and "notes.txt" in text
+
+
 @pytest.mark.usefixtures("trial")
 def test_reasons_are_counted_by_their_kind_and_each_is_shown(
     write_recipe: WriteRecipe, tmp_path: Path
