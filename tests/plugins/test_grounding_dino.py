@@ -116,6 +116,25 @@ def test_finds_what_an_edit_put_there(grounder, scenes):
     assert np.mean(ghosts) <= 0.15
 
 
+@pytest.mark.parametrize(
+    ("size", "left", "top"),
+    [((128, 64), 0, 0), ((128, 64), 64, 0), ((64, 128), 0, 64), ((96, 64), 32, 0)],
+)
+def test_objects_at_the_sides_are_found(grounder, scenes, pictures, size, left, top):
+    """Their places, that is: the mini network was trained on squares, and its boxes are as wide."""
+    hits = []
+    for scene, picture in list(zip(scenes, pictures, strict=True))[:8]:
+        image = Image.new("RGB", size, picture.getpixel((0, 0)))
+        image.paste(picture, (left, top))
+        placement = scene.placements[0]
+        x0, y0, x1, y1 = placement.box
+        (found,) = groundings(grounder.ground([image], [[placement.category]])[0])
+        if box := found.box:
+            x, y = (box.x0 + box.x1) / 2 - left, (box.y0 + box.y1) / 2 - top
+        hits.append(bool(box) and x0 <= x <= x1 and y0 <= y <= y1)
+    assert np.mean(hits) >= 0.75
+
+
 def test_unknown_words_find_nothing(grounder, pictures):
     results = grounder.ground(pictures[:8], [["zeppelin", "", "..."]] * 8)
     assert np.mean([g.box is not None for r in results for g in groundings(r)]) <= 0.1
