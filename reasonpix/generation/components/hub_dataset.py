@@ -171,7 +171,8 @@ def open_dataset(
         listed = list(files_under(folder))
         if metadata_files([file for file in listed if not isinstance(file, Ignored)]):
             return open_metadata_folder(path, folder, split)
-        return datasets.load_dataset(path, split=split), _unread_files(folder, listed, split)
+        ignored = _unread_files(folder, listed, split)
+        return datasets.load_dataset(path, split=split), ignored
     except (OSError, ValueError, KeyError, TypeError, ImportError, tarfile.TarError) as error:
         if not saved and not folder.exists():
             check_hub_proxy()
@@ -186,7 +187,7 @@ def _unread_files(folder: Path, listed: Sequence[str | Ignored], split: str) -> 
     """
     import datasets
 
-    files = datasets.load_dataset_builder(str(folder)).config.data_files
+    files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
     read = {os.path.realpath(file) for file in files.get(split, ())}
     others = {os.path.realpath(file) for files in files.values() for file in files}
     ignored: list[Ignored] = []

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -514,6 +515,15 @@ def test_hf_dataset_gives_pairs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
 
+    (tmp_path / "folder" / "notes.txt").write_text("notes")
+    (tmp_path / "folder" / "._train-00000-of-00001.parquet").write_text("")
+    (tmp_path / "folder" / "test-00000-of-00001.parquet").write_bytes(
+        (tmp_path / "folder" / "train-00000-of-00001.parquet").read_bytes()
+    )
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+        for name in ("a.input.png", "a.input.png"):
+            tar.addfile(tarfile.TarInfo(name))
     file = "folder/train-00000-of-00001.parquet"
     inputs = {"image": "original_image", "caption": "original_prompt"}
     got = hf(
@@ -530,6 +540,7 @@ def test_hf_dataset_gives_pairs(tmp_path: Path) -> None:
         {"path": file, **PAIRS, "edited_image": "n"},
         {"path": file, **PAIRS, "split": "test"},
         {"path": "torn.parquet", **PAIRS},
+        {"path": "tars", "image": "input.png"},
     )
     red, lime = [255, 0, 0], [0, 255, 0]
     pairs = [
@@ -542,6 +553,14 @@ def test_hf_dataset_gives_pairs(tmp_path: Path) -> None:
         ["6", "a dog", lime, "a red dog", "turn it red", red],
     ]
     assert got[0] == got[1] == got[2] == pairs
+    ignored = [json.loads(line) for line in (tmp_path / "ignored.jsonl").read_text().splitlines()]
+    column = {"n": "a column that is not read"}
+    assert ignored[0] == column | {
+        "._train-00000-of-00001.parquet": "metadata of macOS",
+        "notes.txt": "not a file of data",
+        "test-00000-of-00001.parquet": "a file of another split",
+    }
+    assert ignored[1] == ignored[2] == column
     assert [row[0] for row in got[3] if len(row) == 6] == ["0", "3", "5", "6"]
     assert got[3][0] == ["0", None, red, None, "turn it green", lime]
     assert [row[2] for row in got[4]] == [red, red, None, red, red, red, lime]
@@ -552,6 +571,7 @@ def test_hf_dataset_gives_pairs(tmp_path: Path) -> None:
     assert got[9].startswith(f"column 'n' of '{file}' holds no images: ")
     assert got[10].startswith(f"path: cannot open dataset '{file}': ")
     assert got[11].startswith("path: cannot open dataset 'torn.parquet': ")
+    assert got[12].startswith("path: tars/a.tar: several samples have the same key (a); rename ")
 
 
 @pytest.mark.parametrize(

@@ -100,12 +100,16 @@ def test_same_evaluation_and_seed_same_study(tmp_path: Path) -> None:
         study.close()
 
 
-def test_only_cases_that_all_edited_are_drawn(tmp_path: Path) -> None:
+def test_only_cases_that_all_edited_are_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     edits = evaluation(tmp_path / "evaluation", 6, failed={"Deneb": (0, 3), "Alphard": (4,)})
     with create_study(edits, tmp_path / "all", samples=3, per_worker=2) as study:
         rows = content(study)[1]
         assert isinstance(rows, list)
         assert {row[2] for row in rows} == {"case1", "case2", "case5"}
+    told = "3 of 6 cases cannot be drawn, because a method has no edit of them"
+    assert told in caplog.messages
     with create_study(
         edits, tmp_path / "direct", samples=6, per_worker=2, kinds=["direct"]
     ) as study:
