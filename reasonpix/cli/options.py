@@ -86,11 +86,12 @@ class EditingModelArguments:
     batch_size: int
 
     def load(self) -> ReasonPix2Pix:
-        """Load the model. Raises `ReasonpixError`."""
+        """Load the model, and print what it is made for. Raises `ReasonpixError`."""
         with require_extra("edit"):
             from reasonpix.editing.pipeline import ReasonPix2Pix
+            from reasonpix.plugin.intended_images import domain_warnings
 
-        return ReasonPix2Pix.from_pretrained(
+        model = ReasonPix2Pix.from_pretrained(
             self.model,
             revision=self.revision,
             variant=self.variant,
@@ -99,6 +100,9 @@ class EditingModelArguments:
             batch_size=self.batch_size,
             runtime=self.runtime,
         )
+        for line in domain_warnings([(self.model, model.intended_images)], "", "your images"):
+            click.echo(f"warning: {line}", err=True)
+        return model
 
 
 def editing_model_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from reasonpix.datasets.columns import Feature
 from reasonpix.datasets.licences import licence_of, package_licence
 from reasonpix.datasets.writers import Written
 from reasonpix.errors import PluginError, RunError
+from reasonpix.generation.model_domains import run_warnings
 from reasonpix.generation.outcomes import (
     OutcomeCounts,
     StageEntry,
@@ -31,6 +32,7 @@ from reasonpix.generation.run_recipe import packages_of, recipe_text
 from reasonpix.generation.statistics import position_bias
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import ModelOptions
+from reasonpix.plugin.intended_images import CARD_KEY
 from reasonpix.plugin.spec import ComponentSpec
 
 _UNPUBLISHED_KEYS = ("resources", "shard_size")
@@ -109,11 +111,14 @@ def render_card(run: RunFolder, form: Form, written: Written) -> str:
     )
     environment.filters |= {"cell": _cell, "yaml": _dump}
     return environment.get_template("card.md.jinja").render(
-        head=_head(form, written, licences),
+        head=_head(form, written, licences, run.plan().source.get("domain")),
         form=form,
         summary=form.count(written.rows),
         version=__version__,
-        notes=written.notes,
+        notes=(
+            *(f"> **Warning.** {warning}." for warning in run_warnings(run.plan(), entries)),
+            *written.notes,
+        ),
         components=_component_rows(parts, packages_of(run)),
         weights=_weight_rows(parts),
         prompts=_prompt_rows(entries),
@@ -143,7 +148,9 @@ def _cell(text: str) -> str:
 # -- The head -------------------------------------------------------------------------------------
 
 
-def _head(form: Form, written: Written, licences: Mapping[str, str | None]) -> dict[str, Any]:
+def _head(
+    form: Form, written: Written, licences: Mapping[str, str | None], domain: str | None
+) -> dict[str, Any]:
     """Metadata for the hub. It names a licence only if that of every part is known."""
     head: dict[str, Any] = {"pretty_name": form.title}
     names = list(dict.fromkeys(name for name in licences.values() if name))
@@ -155,6 +162,8 @@ def _head(form: Form, written: Written, licences: Mapping[str, str | None]) -> d
         "size_categories": [_size(written.rows)],
         "tags": ["instruction-based-image-editing", "reasonpix"],
     }
+    if domain:
+        head[CARD_KEY] = domain
     if written.features:
         features = [{"name": n, **_feature_metadata(f)} for n, f in written.features.items()]
         # Without splits: `datasets` warns unless each has its size in memory too.

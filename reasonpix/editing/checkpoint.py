@@ -5,6 +5,7 @@ model_index.json          StableDiffusionInstructPix2PixPipeline; missing parts 
 unet/ vae/ scheduler/     as diffusers writes them
 text_encoder/ tokenizer/  only if the connector or the encoder reads them
 connector/                config.json, model.safetensors: connector and unconditional states
+intended_images.json      what images it is made for, if not for any
 reasonpix.json            the encoder by reference, and the sampling settings
 training_data.json        what it was trained on, see `reasonpix.datasets.training_data`
 ```
@@ -47,6 +48,8 @@ from reasonpix.editing.pipeline_parts import (
 from reasonpix.errors import WeightsError
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import MLLMEncoder, ModelOptions
+from reasonpix.plugin.intended_images import FILE as INTENDED
+from reasonpix.plugin.intended_images import IntendedImages, read_intended_images
 from reasonpix.plugin.model_files import find_file, read_json
 from reasonpix.plugin.spec import ComponentSpec, check, read_spec
 
@@ -70,6 +73,8 @@ class LoadedModel:
     own_text: bool
     """Whether the encoder is the model's own text encoder."""
     settings: SamplingSettings
+    intended_images: IntendedImages | None = None
+    """The only images that it is made for; None for any."""
 
     def build_encoder(self, **options: Any) -> MLLMEncoder[Any]:
         """Create and check the encoder without loading it.
@@ -105,7 +110,8 @@ def load_checkpoint(options: ModelOptions, unet_weights: bool = True) -> LoadedM
         model = EditingModel(parts.unet, connector, uncond_states, parts.text)
     except ValueError as error:
         raise WeightsError(f"model: {options.model!r}: {error}") from error
-    return LoadedModel(model, parts.vae, parts.scheduler, encoder, own_text, settings)
+    intended = read_intended_images(parts.options)
+    return LoadedModel(model, parts.vae, parts.scheduler, encoder, own_text, settings, intended)
 
 
 def initialize_model(
@@ -143,7 +149,8 @@ def initialize_model(
         == parts.options.model
         and encoder.options.revision == parts.options.revision
     )
-    return LoadedModel(model, parts.vae, parts.scheduler, encoder, own_text, settings)
+    intended = read_intended_images(parts.options)
+    return LoadedModel(model, parts.vae, parts.scheduler, encoder, own_text, settings, intended)
 
 
 def read_encoder_spec(options: ModelOptions) -> ComponentSpec | None:
@@ -270,6 +277,8 @@ def save_checkpoint(folder: Path, checkpoint: LoadedModel) -> None:
         "settings": checkpoint.settings.model_dump(),
     }
     _write_json(folder / _FACTS, facts)
+    if checkpoint.intended_images:
+        _write_json(folder / INTENDED, checkpoint.intended_images.model_dump())
     _write_json(folder / "model_index.json", _pipeline_index(checkpoint, with_text))
 
 

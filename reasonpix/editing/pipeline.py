@@ -106,6 +106,7 @@ class ReasonPix2Pix:
         `networks` replace the checkpoint's UNet and VAE, for example by an export.
         """
         self.settings = checkpoint.settings
+        self.intended_images = checkpoint.intended_images
         self.device = device
         self._encoder = encoder
         self._scheduler: Any = checkpoint.scheduler

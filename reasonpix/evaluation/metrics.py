@@ -35,6 +35,7 @@ from reasonpix.evaluation.pixel_metrics import distances, psnr, ssim
 from reasonpix.generation.components.edit_filters import RegroundedOptions, box_mask, overlaps
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Grounder
+from reasonpix.plugin.intended_images import IntendedImages, read_intended_images
 from reasonpix.plugin.types import Problem
 
 VERSION = "1"
@@ -129,6 +130,11 @@ class Metrics:
         """Raise `ReasonpixError` for problems that are cheap to detect, such as missing models."""
         for part in self._models:
             part.check()
+
+    def made_for(self) -> list[tuple[str, IntendedImages | None]]:
+        """What images the embedding models are made for, by their keys in a recipe."""
+        models = {"metrics.clip": self._clip, "metrics.dino": self._dino}
+        return [(name, read_intended_images(it.options)) for name, it in models.items()]
 
     def load(self) -> None:
         """Load the weights. Raises `WeightsError`."""

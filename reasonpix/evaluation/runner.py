@@ -33,6 +33,7 @@ from reasonpix.evaluation.training_overlap import TrainingOverlap, method_overla
 from reasonpix.plugin import registry
 from reasonpix.plugin.components import Component, Grounder, Method, ModelOptions
 from reasonpix.plugin.edits import MethodRequest
+from reasonpix.plugin.intended_images import domain_of_dataset, domain_warnings
 from reasonpix.plugin.spec import ComponentSpec
 from reasonpix.plugin.types import Problem
 from reasonpix.plugin.weights import check_weights
@@ -78,6 +79,10 @@ def evaluate(
     }
     _check_components(components | ({"grounder": grounder} if grounder else {}))
     metrics.check()
+    domain = domain_of_dataset(recipe.benchmark.path)
+    made_for = [(name, it.intended_images) for name, it in components.items()]
+    for line in domain_warnings([*made_for, *metrics.made_for()], domain, "the benchmark's images"):
+        _LOG.warning(line)
     benchmark = read_benchmark(recipe.benchmark, Path())
     _check_captions(benchmark, methods)
     overlaps = method_overlaps(methods, benchmark.cases)

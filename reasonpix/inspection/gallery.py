@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reasonpix.core.figures import counted, duration
+from reasonpix.generation.model_domains import run_warnings
 from reasonpix.generation.outcomes import StageEntry, endings_of, read_stages, verdicts
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.generation.statistics import position_bias, spending
@@ -46,6 +47,7 @@ def render_page(
     environment.filters |= {"duration": duration}
     return environment.get_template("gallery.html").render(
         name=run.name,
+        warnings=run_warnings(run.plan(), entries),
         total=tally.total,
         accepted=accepted,
         cards=cards,

@@ -13,6 +13,7 @@ from shlex import quote
 
 from reasonpix.core.figures import byte_size, counted
 from reasonpix.errors import ReasonpixError
+from reasonpix.generation.model_domains import run_warnings
 from reasonpix.generation.outcomes import (
     StageEntry,
     Verdicts,
@@ -64,6 +65,8 @@ class RunStatus:
     """Those of them that all filters accept, by the scores measured so far."""
     problem: str
     """Why `finished` is unknown."""
+    warnings: Sequence[str]
+    """Models that it uses outside of what they are made for."""
     superseded: Mapping[str, int]
     """Bytes of the stage folders that `stages.json` does not name."""
 
@@ -74,6 +77,7 @@ class RunStatus:
         records, shards = counted(plan.rows, "record"), counted(len(plan.shards), "shard")
         yield f"{self.run}: {records} in {shards}, {more}"
         yield f"running: {self.holder}" if self.holder else "no process is running it"
+        yield from (f"warning: {warning}" for warning in self.warnings)
         yield ""
         yield f"{'':>22} {'shards':>8} {'':>8} {'':>8}   {'records':>8}"
         head = ("reused", "done", "to do")
@@ -159,6 +163,7 @@ def read_status(run: RunFolder, recipe: Recipe | None = None) -> RunStatus:
         finished=finished,
         accepted=accepted,
         problem=problem,
+        warnings=run_warnings(plan, entries),
         superseded=superseded(run),
     )
 

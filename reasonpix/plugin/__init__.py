@@ -29,6 +29,7 @@ from reasonpix.plugin.components import (
 from reasonpix.plugin.edits import Edit, EditRequest, MethodRequest
 from reasonpix.plugin.filters import RejectIf, ThresholdFilter, ThresholdOptions
 from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.intended_images import IntendedImages
 from reasonpix.plugin.samples import Sample, SampleImage
 from reasonpix.plugin.slots import SlotSpec
 from reasonpix.plugin.stages import Result, StageSpec, check_results
@@ -65,6 +66,7 @@ __all__ = [
     "Grounder",
     "Grounding",
     "Ignored",
+    "IntendedImages",
     "InvalidBox",
     "MLLMEncoder",
     "Method",

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from reasonpix.plugin.intended_images import IntendedImages
+
 
 class Options(BaseModel):
     """The options of a component in a recipe. Every field has a type and a description."""
@@ -101,6 +103,20 @@ class Component(ABC, Generic[O_co]):
         Above 1 the slot's method may be called from several threads, with items of many shards.
         """
         return 1
+
+    @property
+    def intended_images(self) -> IntendedImages | None:
+        """The only images that it is made for; by default what its weights say, or None for any.
+
+        A run over images of another `Source.domain` warns.
+        """
+        if not isinstance(self.options, ModelOptions):
+            return None
+        from reasonpix.plugin.intended_images import read_intended_images
+
+        named = (getattr(self.options, field) for field in self.options.weights)
+        each = [self.options.model_copy(update={"model": it}) for it in named if it]
+        return next(filter(None, map(read_intended_images, each)), None)
 
     def check(self) -> None:
         """Raise a `ReasonpixError` for what is missing and cheap to check, such as an API key.
@@ -226,6 +242,11 @@ class SourceItem(Record):
 
 class Source(Component[O_co]):
     """Where input images come from. Reading is by native id, in any order, from any thread."""
+
+    @property
+    def domain(self) -> str:
+        """The kind of its images, as in `IntendedImages.domain`; empty if unknown."""
+        return ""
 
     @property
     def gives_pairs(self) -> bool:

@@ -102,10 +102,10 @@ def _say_once(message: str) -> None:
     _LOG.warning(message)
 
 
-def automatic_variants(model: str) -> list[str]:
-    """The variants in a folder that are loaded because the plain files are missing."""
+def automatic_variants(options: ModelOptions) -> list[str]:
+    """The variants that are loaded because the model lacks the plain files."""
     found: set[str] = set()
-    names = _files_in(Path(model))
+    names = list_files(options) or ()
     for part in {name.rpartition("/")[0] for name in names}:
         for stem in ("model", "diffusion_pytorch_model"):
             variants = variants_of(_names_in(names, part), stem)
@@ -176,8 +176,11 @@ def _check_pointers(folder: Path, names: Sequence[str]) -> None:
 def read_json(options: ModelOptions, name: str) -> dict[str, Any] | None:
     """Read a JSON mapping of the model; None if the model has no such file."""
     file = find_file(options, name)
-    if file is None:
-        return None
+    return None if file is None else read_json_file(file, options, name)
+
+
+def read_json_file(file: Path, options: ModelOptions, name: str) -> dict[str, Any]:
+    """The JSON mapping in `file`, which is `name` of the model. Raises `WeightsError`."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -187,6 +190,22 @@ def read_json(options: ModelOptions, name: str) -> dict[str, Any] | None:
     if not isinstance(values, dict):
         raise WeightsError(f"model: {name} of {options.model!r} is not a JSON object")
     return values
+
+
+def find_cached(options: ModelOptions, name: str) -> Path | None:
+    """Find a file of the model in its folder or the hub's cache, without a request."""
+    if os.path.isdir(options.model):
+        return find_file(options, name)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(
+            options.model, name, cache_dir=options.cache_dir, revision=options.revision
+        )
+    except HFValidationError:  # a GGUF file
+        return None
+    return Path(file) if isinstance(file, str) else None
 
 
 def find_file(options: ModelOptions, name: str) -> Path | None:

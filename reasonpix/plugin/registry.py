@@ -18,7 +18,7 @@ import pluggy
 from reasonpix.core.api_version import check_api_version
 from reasonpix.errors import PluginError
 from reasonpix.plugin import hookspecs
-from reasonpix.plugin.components import Component, ModelOptions, Options
+from reasonpix.plugin.components import Component, ModelOptions, Options, Source
 from reasonpix.plugin.model_files import automatic_variants
 from reasonpix.plugin.slots import SLOTS, SlotSpec
 from reasonpix.plugin.stages import StageSpec
@@ -313,7 +313,14 @@ def fingerprint_facts(slot_name: str, name: str, options: Options) -> dict[str, 
             if named and Path(named).exists():
                 # The content counts, not the path.
                 facts.setdefault("weights", {})[field] = digest(Path(named))
-                if os.path.isdir(named) and (variants := automatic_variants(named)):
-                    facts.setdefault("variants", {})[field] = variants
                 facts["options"].pop(field)
+                weights = component.options.model_copy(update={"model": named})
+                if os.path.isdir(named) and (variants := automatic_variants(weights)):
+                    facts.setdefault("variants", {})[field] = variants
+    # For a hub id it depends on what is in the cache, which must not change a fingerprint.
+    is_known = "weights" in facts or not isinstance(options, ModelOptions)
+    if is_known and (intended := component.intended_images):
+        facts["intended_images"] = intended.model_dump()
+    if isinstance(component, Source) and component.domain:
+        facts["domain"] = component.domain
     return facts | {"component": dict(component.fingerprint_facts())}

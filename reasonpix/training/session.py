@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ from reasonpix.editing.pipeline_parts import (
     unet_stride,
     vae_scale_factor,
 )
+from reasonpix.plugin.intended_images import (
+    domain_of_dataset,
+    domain_warnings,
+    read_intended_images,
+)
 from reasonpix.training.batches import BatchLoader, Stage
 from reasonpix.training.checkpointing import checkpoints, read_state
 from reasonpix.training.distributed import explain_out_of_memory, raise_in_all_processes
@@ -38,6 +44,8 @@ from reasonpix.training.setup import (
     trainable_views,
 )
 from reasonpix.training.state import TrainingState
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ def prepare_session(
     """
     parts = read_parts(recipe.model.weights)
     check_recipe_fits(recipe, parts, accelerator.num_processes)
+    if accelerator.is_main_process:
+        _warn_of_domains(recipe, parts)
     pairs = read_pairs(recipe.data, report=report("rows"))
     vae = parts.vae.requires_grad_(False).eval().to(accelerator.device)
     stride = unet_stride(parts.unet, parts.vae)
@@ -127,6 +137,18 @@ def prepare_session(
         batches=batches,
         state=state,
     )
+
+
+def _warn_of_domains(recipe: TrainingRecipe, parts: PipelineParts) -> None:
+    paths = [recipe.data.path] if isinstance(recipe.data.path, str) else recipe.data.path
+    domains = {domain_of_dataset(path) for path in paths}
+    made_for = [
+        (recipe.model.model, read_intended_images(parts.options)),
+        (f"encoder {recipe.encoder.name}", recipe.encoder.build().intended_images),
+    ]
+    domain = domains.pop() if len(domains) == 1 else ""
+    for line in domain_warnings(made_for, domain, "the training images"):
+        _LOG.warning(line)
 
 
 def _prepare_features(

@@ -305,3 +305,23 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
     with pytest.raises(ReasonpixError, match="exists"):
         check_writable([tmp_path / "taken.png"], [], overwrite=True)
+
+
+def test_weights_of_a_variant_of_a_model_with_a_purpose(tiny: Path, here: Path) -> None:
+    model = Path(shutil.copytree(tiny, here / "model"))
+    for part in ("unet", "vae"):
+        [file] = (model / part).glob("*.safetensors")
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    purpose = {"domain": "faces", "description": "photographs of faces"}
+    (model / "intended_images.json").write_text(json.dumps(purpose))
+    picture(1).save("one.png")
+    for name, folder, more in (("a.png", tiny, ()), ("b.png", model, ("--variant", "fp16"))):
+        result = call("one.png", "--instruction", WORDS, "--model", folder, "--out", name, *more)
+        assert result.exit_code == 0, result.output
+    assert result.stderr == (
+        f"warning: {model}: made for photographs of faces only, and your images may show "
+        "something else; the results are then meaningless, and filters do not notice it\n"
+    )
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
+    result = call("one.png", "--instruction", WORDS, "--model", model, "--variant", "bf16")
+    assert "no weights of the variant 'bf16'; it has fp16" in told(result)

@@ -360,7 +360,8 @@ def test_a_grounder_of_another_kind_is_told_before_the_first_edit(
     result = call("evaluate", recipe(grounder=grounder), "--out", tmp_path / "out")
     assert result.exit_code == 1
     told = result.stderr.splitlines()[-1]
-    assert told.startswith("metrics or grounder: a model cannot be loaded")
+    assert "holds no usable GroundingDinoForObjectDetection" in told
+    assert "config.json names Blip2ForConditionalGeneration" in told
     assert not list((tmp_path / "out").glob("edits/*"))
 
 
@@ -407,3 +408,17 @@ def test_without_a_terminal_progress_is_told_in_lines(recipe: Recipe, tmp_path: 
     result = call("evaluate", recipe(), "--out", tmp_path / "out")
     told = result.stderr.splitlines()
     assert "Red: 8 of 8" in told and told[-1].startswith("measure: ")
+
+
+def test_models_for_other_images_than_the_benchmarks_are_told(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = recipe(methods={"Red": "fake-method"})
+    evaluated(written, tmp_path / "out")
+    [line] = caplog.messages
+    assert line.startswith("metrics.clip, metrics.dino: made for scenes of the sticker world")
+    assert "and the benchmark's images may show something else" in line
+    caplog.clear()
+    (tmp_path / "benchmark" / "README.md").write_text("---\nimage_domain: sticker-world\n---\n")
+    evaluated(written, tmp_path / "out")
+    assert caplog.messages == []

@@ -67,7 +67,7 @@ def test_the_only_variant_is_loaded_and_said_once(
     assert said == [
         f"model: {str(tmp_path)!r} has weights only as the variant {variant}, which is loaded"
     ]
-    assert automatic_variants(str(tmp_path)) == [variant]
+    assert automatic_variants(options(tmp_path)) == [variant]
     check_weights(options(tmp_path))
 
 
@@ -80,7 +80,7 @@ def test_a_variant_is_chosen_by_name_and_plain_weights_by_default(
     other.save_pretrained(tmp_path, variant="fp16")
     assert same(plain, load(tmp_path, plain))
     assert same(other, load(tmp_path, plain, variant="fp16"))
-    assert automatic_variants(str(tmp_path)) == [] and not caplog.records
+    assert automatic_variants(options(tmp_path)) == [] and not caplog.records
     with pytest.raises(
         WeightsError, match=r"^variant: .* no weights of the variant 'bf16'; it has plain.* fp16"
     ):

@@ -19,6 +19,8 @@ from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.recipe_catalog import locate
 from reasonpix.generation.run_folder import RunFolder
 from reasonpix.inspection.gallery import write_gallery
+from reasonpix.inspection.status import read_status
+from reasonpix.plugin.intended_images import domain_of_dataset
 
 SMALL = ("source.count=6", "shard_size=3", "pipeline.editor.num_inference_steps=3")
 
@@ -99,7 +101,9 @@ def test_part_two_takes_captions_from_the_source(tmp_path: Path) -> None:
     assert sum(o.status == "ok" for o in read_outcomes(run)) >= 3
 
 
-def test_photographs_go_through(tmp_path: Path) -> None:
+def test_photographs_go_through_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Real photographs of assorted sizes and modes: nonsense to mini models, never a failure."""
     folder = tmp_path / "photographs"
     folder.mkdir()
@@ -124,3 +128,29 @@ def test_photographs_go_through(tmp_path: Path) -> None:
     assert len(edited) >= 12
     for sample in edited:
         assert sample.edited_image().size == sample.image().size
+    warnings = warnings_of(run)
+    assert len(warnings) == 3
+    for warned in warnings:
+        assert "made for scenes of the sticker world" in warned
+        assert "captioner blip2, grounder grounding-dino, editor gligen" in warned
+    assert sum("sticker world" in record.getMessage() for record in caplog.records) == 1
+
+
+def warnings_of(run: Path) -> list[str]:
+    """The warnings in the status, in the gallery, and in the card of a published dataset."""
+    publish(RunFolder(run), run.with_name("published"))
+    pages = [
+        "\n".join(read_status(RunFolder(run)).lines()),
+        Path(write_gallery(RunFolder(run))).read_text(),
+        run.with_name("published").joinpath("README.md").read_text(),
+    ]
+    return [line for page in pages for line in page.splitlines() if "arning" in line]
+
+
+def test_scenes_of_the_mini_world_give_no_warning(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert warnings_of(run) == []
+    made(run)  # again, to see what it says
+    assert not caplog.records
+    assert domain_of_dataset(run.with_name("published")) == "sticker-world"

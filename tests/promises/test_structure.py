@@ -60,6 +60,7 @@ TESTED_THROUGH = {
     "llm/test_dispatch.py": "llm/batch_jobs llm/live_calls llm/types",
     "llm/test_ledger.py": "llm/budget llm/requests",
     "llm/test_ledger_sync.py": "llm/ledger_merge",
+    "plugin/test_intended_images.py": "generation/model_domains",
     "plugin/test_registry.py": "core/lazy plugin/hookspecs plugin/slots",
     "plugin/test_testing.py": "plugin/components plugin/edits plugin/testing/base "
     "plugin/testing/data plugin/testing/editing plugin/testing/perception plugin/testing/planning",

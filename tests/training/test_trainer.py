@@ -751,3 +751,15 @@ def test_nothing_to_align_to(tmp_path: Path) -> None:
     align = {"align": {"steps": 1}, "data__align": "plain"}
     with pytest.raises(WeightsError, match="no text encoder, so there is nothing to align to"):
         run(tmp_path, model__model=str(tmp_path / "wordless"), **align)
+
+
+def test_a_model_keeps_its_purpose_and_other_images_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_training(tmp_path)
+    purpose = {"description": "photographs of faces", "domain": "faces"}
+    (tmp_path / "start/intended_images.json").write_text(json.dumps(purpose))
+    run(tmp_path, steps=1)
+    [line] = caplog.messages
+    assert "made for photographs of faces only, and the training images may show" in line
+    assert json.loads((tmp_path / "out/model/intended_images.json").read_text()) == purpose

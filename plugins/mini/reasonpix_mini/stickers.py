@@ -67,6 +67,11 @@ class Stickers(Source[StickersOptions]):
     Options = StickersOptions
 
     @property
+    def domain(self) -> str:
+        """That of the mini checkpoints."""
+        return "sticker-world"
+
+    @property
     def gives_pairs(self) -> bool:
         """By the option `pairs`."""
         return self.options.pairs

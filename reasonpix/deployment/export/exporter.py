@@ -48,10 +48,17 @@ from reasonpix.editing.runtimes.select import choose_export_device
 from reasonpix.errors import ReasonpixError, WeightsError, require_extra
 from reasonpix.evaluation.benchmark import BenchmarkOptions, read_benchmark
 from reasonpix.evaluation.metrics import Metrics, MetricsOptions
-from reasonpix.plugin import registry
+from reasonpix.plugin import intended_images, registry
 from reasonpix.plugin.components import ModelOptions
+from reasonpix.plugin.model_files import automatic_variants
 
-_MODEL_FILES = ("model_index.json", "reasonpix.json", "README.md", "unet/config.json")
+_MODEL_FILES = (
+    "model_index.json",
+    "reasonpix.json",
+    intended_images.FILE,
+    "README.md",
+    "unet/config.json",
+)
 _MODEL_FOLDERS = ("vae", "scheduler", "connector", "text_encoder", "tokenizer")
 """Files and folders of a model other than the UNet's weights."""
 _UNUSED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx", "*.fp16.*", "*non_ema*")
@@ -258,6 +265,9 @@ def _check_weights(target: _ExportTarget, weights: str) -> None:
 def _copy_model(options: ModelOptions, draft: Path) -> None:
     """Copy the model without the UNet's weights. Symbolic links become files."""
     source = Path(registry.checkpoint(options.model) or options.model)
+    options = options.model_copy(update={"model": str(source)}) if source.is_dir() else options
+    variants = {options.variant or "", *automatic_variants(options)} - {""}
+    unused = [it for it in _UNUSED if not any(variant in it for variant in variants)]
     if not source.is_dir():
         from huggingface_hub import snapshot_download
 
@@ -267,7 +277,7 @@ def _copy_model(options: ModelOptions, draft: Path) -> None:
                 revision=options.revision,
                 cache_dir=options.cache_dir,
                 allow_patterns=[*_MODEL_FILES, *(f"{part}/*" for part in _MODEL_FOLDERS)],
-                ignore_patterns=list(_UNUSED),
+                ignore_patterns=unused,
             )
         )
     for name in _MODEL_FILES:
@@ -279,7 +289,7 @@ def _copy_model(options: ModelOptions, draft: Path) -> None:
             shutil.copytree(
                 source / part,
                 draft / part,
-                ignore=shutil.ignore_patterns(*_UNUSED),
+                ignore=shutil.ignore_patterns(*unused),
                 copy_function=shutil.copyfile,
             )
 

@@ -15,6 +15,7 @@ from reasonpix.core.files.folder import files_under
 from reasonpix.core.files.ignored import Ignored
 from reasonpix.errors import SourceError
 from reasonpix.plugin.components import Options, Source, SourceItem, SourcePair
+from reasonpix.plugin.intended_images import domain_of_dataset
 from reasonpix.plugin.types import Problem
 
 MAX_BYTES = 1 << 30
@@ -47,6 +48,11 @@ class FileSource(Source[O_co]):
     @abstractmethod
     def root(self) -> Path:
         """The folder that native ids are relative to."""
+
+    @property
+    def domain(self) -> str:
+        """What the card of a published dataset in the root says."""
+        return domain_of_dataset(self.root)
 
     @abstractmethod
     def listing(self) -> Iterator[tuple[str, ItemTexts | Problem] | Ignored]:

@@ -21,6 +21,7 @@ from reasonpix.generation.components.file_source import ItemTexts, file_bytes
 from reasonpix.generation.components.metadata_folder import metadata_files, open_metadata_folder
 from reasonpix.plugin.components import Options, Source, SourceItem
 from reasonpix.plugin.hookspecs import hookimpl
+from reasonpix.plugin.intended_images import domain_of_dataset
 from reasonpix.plugin.types import Problem
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class HFDataset(Source[HFDatasetOptions]):
 
     name: ClassVar[str] = "hf-dataset"
     Options: ClassVar[type[Options]] = HFDatasetOptions
+
+    @property
+    def domain(self) -> str:
+        """What the card of a published dataset says."""
+        return domain_of_dataset(self.options.path)
 
     @property
     def gives_pairs(self) -> bool:

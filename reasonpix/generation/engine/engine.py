@@ -7,6 +7,7 @@ run, and where models do not fit in memory together.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from reasonpix.generation.engine.reopening import (
     reopen_failed,
 )
 from reasonpix.generation.engine.unit import UnitResult, asks_llm
+from reasonpix.generation.model_domains import run_warnings
 from reasonpix.generation.outcomes import outcome_counts, write_stages
 from reasonpix.generation.pipeline import Stage, stages_of
 from reasonpix.generation.plan import Listing, plan_of, rows_for, rows_wanted
@@ -34,6 +36,8 @@ from reasonpix.llm.ledger_sync import ledger_file
 from reasonpix.llm.planner import LLMPlanner
 from reasonpix.plugin.components import ModelOptions, Source
 from reasonpix.plugin.weights import check_weights
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def generate(
         wanted = rows_wanted(plan_of(recipe, run), limit, target_accepted)
         recheck_all = retry_failed or target_accepted is not None
         _check_components(run, stages, wanted, recheck_all, max_cost)
+        for warning in run_warnings(plan_of(recipe, run), [stage.entry for stage in stages]):
+            _LOG.warning(warning)
         stack.enter_context(run.storage.lock())
         run.storage.remove_drafts()
         listing = Listing(recipe, run, source)

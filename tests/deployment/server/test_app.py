@@ -394,12 +394,19 @@ def test_a_signal_lets_accepted_edits_end(tiny: Path) -> None:
 
 
 def test_before_it_is_ready_and_a_second_signal(tiny: Path) -> None:
-    with started(tiny) as (process, url), httpx2.Client(base_url=url, timeout=60) as client:
+    with (
+        started(tiny, page=True) as (process, url),
+        httpx2.Client(base_url=url, timeout=60) as client,
+    ):
         answer = client.get("/readyz")
         assert "the model is still loading" in told(answer, 503)
         assert int(answer.headers["retry-after"]) >= 1
         assert told(ask(client, picture(), WORDS), 503) and told(client.get("/v1/model"), 503)
         assert client.get("/healthz").status_code == 200
+        until(lambda: client.get("/readyz").status_code == 200, 60)
+        page = client.get("/")
+        assert page.status_code == 200 and "<html" in page.text
+        assert all(client.get(it).status_code == 200 for it in ("/page.js", "/page.css"))
         assert process.stdout is not None and process.stdout.readline() == f"serving on {url}\n"
         with ThreadPoolExecutor(1) as pool:
             lost = pool.submit(ask, client, picture(), WORDS, steps=100)
