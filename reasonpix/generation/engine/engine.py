@@ -93,9 +93,7 @@ def generate(
         source = stack.enter_context(closing(open_source(recipe)))
         wanted = rows_wanted(plan_of(recipe, run), limit, target_accepted)
         recheck_all = retry_failed or target_accepted is not None
-        _check_components(run, stages, wanted, recheck_all, max_cost)
-        for warning in run_warnings(plan_of(recipe, run), [stage.entry for stage in stages]):
-            _LOG.warning(warning)
+        _check_components(recipe, run, stages, wanted, recheck_all, max_cost)
         stack.enter_context(run.storage.lock())
         run.storage.remove_drafts()
         listing = Listing(recipe, run, source)
@@ -187,6 +185,7 @@ def open_source(recipe: Recipe) -> Source[Any]:
 
 
 def _check_components(
+    recipe: Recipe,
     run: RunFolder,
     stages: Sequence[Stage],
     wanted: float,
@@ -213,6 +212,8 @@ def _check_components(
                 check_weights(component.options)
             if max_cost is not None and isinstance(component, LLMPlanner):
                 check_price(component)
+    for warning in run_warnings(plan_of(recipe, run), [stage.entry for stage in stages]):
+        _LOG.warning(warning)
 
 
 def _extend_plan(run: RunFolder, stages: Sequence[Stage], listing: Listing, wanted: float) -> bool:
