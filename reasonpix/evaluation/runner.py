@@ -76,8 +76,8 @@ def evaluate(
     metrics = Metrics(recipe.metrics, grounder)
     components: dict[str, Component[Any]] = {
         f"methods.{name}": method for name, method in methods.items()
-    }
-    _check_components(components | ({"grounder": grounder} if grounder else {}))
+    } | ({"grounder": grounder} if grounder else {})
+    _check_components(components)
     metrics.check()
     domain = domain_of_dataset(recipe.benchmark.path)
     made_for = [(name, it.intended_images) for name, it in components.items()]
