@@ -145,6 +145,8 @@ def test_precision_and_recall_on_captions_of_photographs(spacy: Spacy, half: str
         ("a man and a woman walk on a beach", ["man", "woman", "beach"]),
         ("a cat and a dog are sleeping", ["cat", "dog"]),
         ("a soda can", ["soda can"]),
+        ("a boat sails on a lake while a bear fishes", ["boat", "lake", "bear"]),
+        ("a few baseball bats and a dozen chicken eggs", ["baseball bat", "chicken egg"]),
         ("a blonde with a red brick building", ["blonde", "brick building"]),
         # what is near in form
         ("the tail end of a plane and a tree top", ["plane", "tree top"]),

@@ -61,10 +61,25 @@ def correct_tags(words: Sequence[Word], dictionary: Dictionary) -> None:
         elif dictionary.is_gerund(word.lower) and i and words[i - 1].is_noun:
             if not (i + 1 < len(words) and words[i + 1].is_noun):
                 word.tag = "VBG"
+        elif word.tag == "NNS" and _is_predicate(words, i, dictionary):
+            word.tag = "VBZ"
         elif word.text[0].isupper() and not is_known:
             word.tag = "NNP"
         elif word.is_proper and word.text[0].islower() and is_known:
             word.tag = "NN"
+
+
+def _is_predicate(words: Sequence[Word], i: int, dictionary: Dictionary) -> bool:
+    """Whether the plural noun `i` is the verb of "a boat sails": "a" allows for no plural."""
+    singular, first = dictionary.singular(words[i].lower), i
+    while first and words[first - 1].tag in ("NN", "NNP"):
+        first -= 1
+    counts = {word.lower for word in words[max(first - 1, 0) : i]} & (
+        word_lists().quantities | {"few", "couple"}
+    )
+    ends = not _tag(words, i + 1).startswith("NN")
+    is_verb = singular != words[i].lower and dictionary.is_verb(singular)
+    return first < i and ends and is_verb and not counts and _article(words, first) in ("a", "an")
 
 
 def _describes(words: Sequence[Word], i: int) -> bool:
@@ -101,7 +116,7 @@ def _is_no_verb(words: Sequence[Word], i: int, is_head: bool) -> bool:
             return True  # "a knife and fork beside a plate"
         if before == "NN" and after and word.lower not in ("are", "have", "do"):
             return not _is_joined(words, i - 1)  # "a bathroom sink with a mirror"
-    if after.startswith("NN") and not word.lower.endswith(("ed", "en")):
+    if after.startswith("NN") and word.tag not in ("VBN", "VBD"):
         return before in ("DT", "IN", "PRP$", "POS", "JJ")  # "a team of sled dogs"
     return is_head or (word.tag == "VBZ" and before in ("IN", "JJ"))
 

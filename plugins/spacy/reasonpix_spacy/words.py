@@ -106,6 +106,10 @@ class Dictionary:
         lists = word_lists()
         return self.singular(word) in self._nouns or word in lists.plural_only | lists.brands
 
+    def is_verb(self, word: str) -> bool:
+        """Whether the word is the base form of a verb."""
+        return word in self._verbs
+
     def is_adjective(self, word: str) -> bool:
         """Whether the word is an adjective."""
         return word in self._adjectives
