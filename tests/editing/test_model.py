@@ -336,8 +336,18 @@ def test_other_predictions_are_refused() -> None:
 
 
 def draws(count: int = 7, size: int = 4, seed: int = 0, **options: Any) -> StepSampler:
-    given = {"views": 2, "shape": (1, 1, 1), "timesteps": 1000, "dropout": 0.05} | options
-    return StepSampler(seed, range(100, 100 + count), batch_size=size, **given)
+    examples = range(100, 100 + count)
+    views = {example: (0, 1) for example in examples}
+    given = {"views": views, "shape": (1, 1, 1), "timesteps": 1000, "dropout": 0.05} | options
+    return StepSampler(seed, examples, batch_size=size, **given)
+
+
+def test_each_example_is_seen_in_its_own_views() -> None:
+    views = {100: [0, 2], 101: [1], 102: [0, 1, 2]}
+    sampler = draws(3, 3, views=views)
+    seen = [sampler.draw(step, place) for step in range(40) for place in range(3)]
+    for example, own in views.items():
+        assert {draw.view for draw in seen if draw.example == example} == set(own)
 
 
 @settings(max_examples=25)
