@@ -257,6 +257,15 @@ def test_a_box_of_nothing_is_rejected_and_its_neighbours_are_edited(editor: Glig
     assert "belongs to an image of 64x64" in failed.reason
 
 
+def test_the_prompt_is_the_edited_caption(editor: Gligen) -> None:
+    image = Image.fromarray(world.scene("test", 5).render())
+    [asked] = editor.edit([request_for(image, (8, 8, 40, 40), edited_caption="a rabbit and a bee")])
+    spelled = loaded(prompt="a rabbit and a bee")
+    [same] = spelled.edit([request_for(image, (8, 8, 40, 40), edited_caption="a donut")])
+    [other] = editor.edit([request_for(image, (8, 8, 40, 40), edited_caption="a donut")])
+    assert asked.tobytes() == same.tobytes() != other.tobytes()
+
+
 def test_the_phrase_and_the_box_alone_decide_what_is_drawn() -> None:
     """With an empty prompt, the edit is nearer to its own ground truth than to another's."""
     editor = loaded(prompt="", num_inference_steps=8)

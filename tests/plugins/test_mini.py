@@ -23,7 +23,7 @@ from reasonpix_mini import world
 from reasonpix_mini.lexicon import Lexicon, LexiconOptions, canonical, mentioned
 from reasonpix_mini.stickers import Stickers, StickersOptions
 
-from reasonpix.plugin import hookspecs
+from reasonpix.plugin import edited_caption, hookspecs
 from reasonpix.plugin.components import SourceItem
 from reasonpix.plugin.testing import PlannerContract, SourceContract
 from reasonpix.plugin.types import (
@@ -670,3 +670,16 @@ def test_links_stay_inside_the_checkpoints() -> None:
     for link in links:
         assert not link.readlink().is_absolute()
         assert link.resolve(strict=True).is_relative_to(CHECKPOINTS)
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_the_edited_caption_of_a_scene_is_that_of_the_edited_scene(index: int) -> None:
+    scene = world.scene("test", index)
+    names = [placement.category for placement in scene.placements]
+    for number, selected in enumerate(names):
+        if names.count(selected) > 1:
+            continue
+        for target in set(NAMES) - {selected}:
+            after = scene.replaced(number, target).caption  # its order may be another
+            edited = edited_caption(scene.caption, selected, target)
+            assert sorted(re.split(", | and ", edited)) == sorted(re.split(", | and ", after))

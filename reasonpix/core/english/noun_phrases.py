@@ -140,8 +140,10 @@ def _is_written(words: CaptionWords, first: int, last: int, parts: list[str]) ->
     written = [words[i] for i in range(first, last + 1)]
     if len(written) == len(parts):
         return all(map(_same, written, parts))
-    hyphenated = all(words.is_hyphenated(i) for i in range(first + 1, last + 1))
-    return hyphenated and _same("".join(written), "".join(parts))
+    # "hour glass" for "hourglass", but not "be an" for "bean"
+    joined = min(map(len, written)) > 2
+    joined = joined or all(words.is_hyphenated(i) for i in range(first + 1, last + 1))
+    return joined and _same("".join(written), "".join(parts))
 
 
 def _same(a: str, b: str) -> bool:

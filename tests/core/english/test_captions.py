@@ -84,6 +84,8 @@ def test_one_of_several_is_replaced(
         ("der Hund auf dem Sofa", "Hund", "Fuchs", "der Fuchs auf dem Sofa"),
         ("🐝 on a flower", "🐝", "🦋", "🦋 on a flower"),
         ("a bee", "bee", r"\1 mug", r"a \1 mug"),
+        ("an hour glass", "hourglass", "one-way sign", "a one-way sign"),
+        ("It must be an apple", "bean", "owl", "It must be an apple, with an owl"),
         ("", "bee", "owl", "an owl"),
     ],
 )
