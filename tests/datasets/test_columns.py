@@ -143,7 +143,7 @@ def test_a_damaged_row_of_metadata_is_named(replaced: RunFolder, tmp_path: Path)
     path = tmp_path / "dataset" / "metadata.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:40], *lines[3:]]))
-    with pytest.raises(SourceError, match=r"dataset/metadata\.jsonl:3: cannot be read"):
+    with pytest.raises(SourceError, match=r"dataset/metadata\.jsonl: cannot be read: line 3"):
         open_reader("dataset", tmp_path, "train", None)
 
 
