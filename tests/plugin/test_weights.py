@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from reasonpix.errors import WeightsError
+from reasonpix.errors import ReasonpixError, WeightsError
 from reasonpix.plugin.components import ModelOptions
-from reasonpix.plugin.weights import check_weights, digest
+from reasonpix.plugin.weights import check_weights, digest, pretrained
 
 
 def weights(folder: Path, **files: str) -> Path:
@@ -56,3 +56,17 @@ def test_a_folder_that_is_none(model: str) -> None:
 def test_a_hub_id_or_a_folder_may_be_there(tmp_path: Path) -> None:
     check_weights(ModelOptions(model="Salesforce/blip2-opt-2.7b"))
     check_weights(ModelOptions(model=str(weights(tmp_path / "one", **{"model.safetensors": "1"}))))
+
+
+def test_a_proxy_to_the_hub_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("ALL_PROXY", "socks5://me:recognisable@127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    options = ModelOptions(model="nobody/nothing", cache_dir=tmp_path)
+    with pytest.raises(ReasonpixError, match=r"^ALL_PROXY names a SOCKS proxy") as error:
+        pretrained(AutoTokenizer, options)
+    assert "recognisable" not in str(error.value)
