@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reasonpix.core.images import UndecodableImage, decode, decode_mask
 from reasonpix.core.parallel import THREADS, prefetch
@@ -27,6 +27,7 @@ from reasonpix.evaluation.benchmark_formats import (
     DraftRow,
     ReadImage,
     magicbrush,
+    own_images,
     reason_edit,
     scenarios,
     table,
@@ -40,14 +41,29 @@ Kind = Annotated[str, Field(pattern=r"^\w[\w -]*$", max_length=50)]
 """A kind of instructions. It becomes the name of a folder of edits."""
 
 
-class BenchmarkOptions(BaseModel):
-    """The cases to evaluate on."""
+class OwnImage(BaseModel):
+    """An image with an instruction, without a ground truth."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(
+    image: Path = Field(description="The file; relative to the working directory")
+    instruction: str = Field(min_length=1, description="How to edit it")
+
+
+class BenchmarkOptions(BaseModel):
+    """The cases to evaluate on: a benchmark, or images of your own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str | None = Field(
+        None,
         description="Output of `reasonpix benchmark`, any dataset of pairs that `reasonpix train` "
-        "reads, a folder of MagicBrush or Reason-Edit, or a hub id"
+        "reads, a folder of MagicBrush or Reason-Edit, or a hub id",
+    )
+    images: tuple[OwnImage, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Instead of path: images with instructions, to compare edits by eye",
     )
     revision: str | None = Field(None, description="Commit or tag, for hub ids")
     split: str = Field("test", description="Split to read")
@@ -65,6 +81,17 @@ class BenchmarkOptions(BaseModel):
     limit: int | None = Field(
         None, ge=1, description="Read only the first cases, at most this many"
     )
+
+    @model_validator(mode="after")
+    def _path_or_images(self) -> Self:
+        if (self.path is None) == (self.images is None):
+            raise ValueError("name either path or images")
+        return self
+
+    @property
+    def name(self) -> str:
+        """For messages and the report."""
+        return "images of the recipe" if self.path is None else self.path
 
 
 def read_benchmark(options: BenchmarkOptions, base: Path) -> Benchmark:
@@ -85,19 +112,23 @@ def read_benchmark(options: BenchmarkOptions, base: Path) -> Benchmark:
     if broken:
         rows = f"{len(broken)} broken row{'s' * (len(broken) != 1)}"
         raise SourceError(
-            f"benchmark: {options.path}: {rows}\n{shown_rows(broken)}\nfix or remove them"
+            f"benchmark: {options.name}: {rows}\n{shown_rows(broken)}\nfix or remove them"
         )
     if not cases:
-        raise SourceError(f"benchmark: {options.path}: it has no cases")
+        raise SourceError(f"benchmark: {options.name}: it has no cases")
     notes = () if captions is None else tuple(captions.notes())
-    filters = read_grounder_filters(base / Path(options.path).expanduser())
-    return Benchmark(options.path, list(cases.values()), notes, filters)
+    filters = options.path and read_grounder_filters(base / Path(options.path).expanduser())
+    return Benchmark(options.name, list(cases.values()), notes, filters or None)
 
 
 def _drafts(
     options: BenchmarkOptions, base: Path
 ) -> tuple[Iterator[DraftRow], MagicBrushCaptions | None]:
     """The rows, read in the format that the benchmark has, and the descriptions beside them."""
+    if options.images or options.path is None:
+        _reject_options(options, "instructions", "revision", "captions")
+        images = [(base / it.image.expanduser(), it.instruction) for it in options.images or ()]
+        return own_images(images), None
     name, root = options.path, base / Path(options.path).expanduser()
     captions = _named_captions(base / options.captions.expanduser()) if options.captions else None
     for folder_name, folder in ((name, root), (f"{name}/{options.split}", root / options.split)):
@@ -126,7 +157,7 @@ def _reject_options(options: BenchmarkOptions, *names: str) -> None:
     for name in names:
         if getattr(options, name) is not None:
             raise SourceError(
-                f"benchmark: {options.path} has its own format, in which {name} is not an option; "
+                f"benchmark: {options.name} has its own format, in which {name} is not an option; "
                 "leave it out"
             )
 

@@ -6,7 +6,7 @@ Each reader yields drafts of cases: their texts, and functions that read their i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -134,6 +134,20 @@ def _turn(cells: Mapping[str, Any], captions: MagicBrushCaptions | None) -> dict
         before = f"{image}-output{turn - 1}.png" if turn > 1 else f"{image}-input.png"
         facts |= captions.of(image, before, f"{image}-output{turn}.png")
     return facts
+
+
+# -- Images of one's own --------------------------------------------------------------------------
+
+
+def own_images(images: Sequence[tuple[Path, str]]) -> Iterator[DraftRow]:
+    """Files with an instruction each, without a ground truth."""
+    for number, (path, instruction) in enumerate(images, 1):
+        yield Draft(
+            row=f"images {number}: {path.name}",
+            id=f"{number:02}-{path.stem}",
+            instructions={REASONING: instruction},
+            input=partial(_file, path),
+        )
 
 
 # -- MagicBrush -----------------------------------------------------------------------------------

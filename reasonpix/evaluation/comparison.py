@@ -12,6 +12,9 @@ from reasonpix.evaluation.bootstrap import Interval, intervals, paired
 from reasonpix.evaluation.metrics import METRICS, MetricSpec
 from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder
 
+_SIDE_BY_SIDE, _UNRANKED = 4, 24
+"""Most cases to show with all methods: if a metric ranks them, and if there is none."""
+
 Scores = Mapping[str, Mapping[str, float]]
 """By case, then by metric."""
 
@@ -84,6 +87,34 @@ class Comparison:
         """The metric that cases are ranked by: DINO, or else the first one."""
         by_key = {metric.key: metric for metric in self.metrics}
         return by_key.get("dino", next(iter(self.metrics), None))
+
+    def ranked(self, kind: str, method: str) -> list[str]:
+        """Cases from a method's best to its worst; ties keep the benchmark's order.
+
+        Without a metric, all cases in the benchmark's order.
+        """
+        metric = self.primary_metric
+        if metric is None:
+            records = self.folder.records
+            return [case for case, record in records.items() if kind in record.instructions]
+        sign = 1 if metric.better == "lower" else -1
+        scores = self.results[kind, method].scores
+        ranked = [
+            (sign * row[metric.key], case) for case, row in scores.items() if metric.key in row
+        ]
+        return [case for _, case in sorted(ranked, key=lambda pair: pair[0])]
+
+    def spread(self, kind: str) -> list[str]:
+        """The cases to show: evenly spread from the reference's best to its worst.
+
+        Without a metric, the first ones.
+        """
+        ranked = self.ranked(kind, self.reference)
+        if self.primary_metric is None:
+            return ranked[:_UNRANKED]
+        count = min(_SIDE_BY_SIDE, len(ranked))
+        steps = max(1, count - 1)
+        return [ranked[index * (len(ranked) - 1) // steps] for index in range(count)]
 
     @property
     def groups(self) -> dict[str, list[str]]:

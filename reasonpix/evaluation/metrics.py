@@ -21,7 +21,7 @@ from reasonpix.core.images import pixel_digest, resized, rgb
 from reasonpix.core.memory import is_out_of_memory
 from reasonpix.core.parallel import THREADS, Report, prefetch, quiet
 from reasonpix.errors import ReasonpixError
-from reasonpix.evaluation.cases import Case
+from reasonpix.evaluation.cases import Benchmark, Case
 from reasonpix.evaluation.embedders import (
     Clip,
     ClipOptions,
@@ -31,6 +31,7 @@ from reasonpix.evaluation.embedders import (
     ImageModel,
     PreprocessedImage,
 )
+from reasonpix.evaluation.grounder_filters import target_found_note
 from reasonpix.evaluation.pixel_metrics import distances, psnr, ssim
 from reasonpix.generation.components.edit_filters import RegroundedOptions, box_mask, overlaps
 from reasonpix.plugin import registry
@@ -135,6 +136,13 @@ class Metrics:
         """What images the embedding models are made for, by their keys in a recipe."""
         models = {"metrics.clip": self._clip, "metrics.dino": self._dino}
         return [(name, read_intended_images(it.options)) for name, it in models.items()]
+
+    def notes(self, benchmark: Benchmark) -> dict[str, list[str]]:
+        """By metric, what the reader of its values should know."""
+        notes = {"clip_t": list(benchmark.caption_notes)} if benchmark.caption_notes else {}
+        if grounder := self.fingerprint_facts()["grounder"]:
+            notes["target_found"] = [target_found_note(benchmark.grounder_filters, grounder)]
+        return notes
 
     def load(self) -> None:
         """Load the weights. Raises `WeightsError`."""
@@ -262,6 +270,11 @@ class Metrics:
             else:
                 is_found = overlap[0] >= RegroundedOptions().overlap
                 edit.values["target_found"] = float(is_found)
+
+
+def is_measurable(case: Case) -> bool:
+    """Whether any metric can be computed for a case: not for an image without anything else."""
+    return bool(case.read_truth or case.clip_t_caption or case.box or case.read_mask)
 
 
 def cosine(one: Embedding, other: Embedding) -> float:

@@ -8,6 +8,7 @@ input/<id>.png truth/<id>.png the benchmark's images
 edits/<folder>/<kind>/<id>.png   an edit; or <id>.json, the reason why it failed
 scores/<folder>/<kind>.jsonl     what was measured with, then one line for each case
 report.html report.csv report.json
+grid-<kind>.png               input and methods side by side
 ```
 
 Every file is written atomically.

@@ -25,8 +25,7 @@ from reasonpix.core.memory import is_out_of_memory
 from reasonpix.errors import PluginError, ReasonpixError, RecipeError, RunError, WeightsError
 from reasonpix.evaluation.benchmark import read_benchmark
 from reasonpix.evaluation.cases import DIRECT, Benchmark, Case
-from reasonpix.evaluation.grounder_filters import target_found_note
-from reasonpix.evaluation.metrics import Metrics
+from reasonpix.evaluation.metrics import Metrics, is_measurable
 from reasonpix.evaluation.recipe import EvaluationRecipe, load_evaluation_recipe
 from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder, json_lines
 from reasonpix.evaluation.training_overlap import TrainingOverlap, method_overlaps
@@ -78,26 +77,29 @@ def evaluate(
         f"methods.{name}": method for name, method in methods.items()
     } | ({"grounder": grounder} if grounder else {})
     _check_components(components)
-    metrics.check()
-    domain = domain_of_dataset(recipe.benchmark.path)
-    made_for = [(name, it.intended_images) for name, it in components.items()]
-    for line in domain_warnings([*made_for, *metrics.made_for()], domain, "the benchmark's images"):
-        _LOG.warning(line)
     benchmark = read_benchmark(recipe.benchmark, Path())
+    measurable = any(map(is_measurable, benchmark.cases))
+    if measurable:
+        metrics.check()
+    made_for = [(name, it.intended_images) for name, it in components.items()]
+    made_for += metrics.made_for() if measurable else []
+    domain = domain_of_dataset(recipe.benchmark.path or "")
+    for line in domain_warnings(made_for, domain, "the benchmark's images"):
+        _LOG.warning(line)
     _check_captions(benchmark, methods)
     overlaps = method_overlaps(methods, benchmark.cases)
     for name, overlap in overlaps.items():
         if overlap and not overlap.is_clean:
             _LOG.warning(overlap.sentence(name))
     with _locked(out):
-        notes = _notes(benchmark, metrics)
-        folder = _prepare(recipe, benchmark, notes, overlaps, out, progress)
+        folder = _prepare(recipe, benchmark, metrics.notes(benchmark), overlaps, out, progress)
         run = _Run(benchmark, folder, progress, retry_failed)
-        if not run.folder.measured_with:
+        if measurable and not run.folder.measured_with:
             _check_loading(metrics)
         for name, method in methods.items():
             run.edit(name, method, recipe.seed)
-        run.measure(metrics)
+        if measurable:
+            run.measure(metrics)
     return run.folder
 
 
@@ -136,14 +138,6 @@ def _check_captions(benchmark: Benchmark, methods: dict[str, Method[Any]]) -> No
     ]
     if problems:
         raise RecipeError(problems)
-
-
-def _notes(benchmark: Benchmark, metrics: Metrics) -> dict[str, list[str]]:
-    """By metric, what the reader of its values should know."""
-    notes = {"clip_t": list(benchmark.caption_notes)} if benchmark.caption_notes else {}
-    if grounder := metrics.fingerprint_facts()["grounder"]:
-        notes["target_found"] = [target_found_note(benchmark.grounder_filters, grounder)]
-    return notes
 
 
 def _check_loading(metrics: Metrics) -> None:

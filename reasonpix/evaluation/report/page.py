@@ -21,8 +21,6 @@ from reasonpix.evaluation.results import COPY, TRUTH
 
 _EXTREMES = 3
 """How many of a method's best cases are shown, and of its worst ones."""
-_SIDE_BY_SIDE = 4
-"""How many cases are shown with the edits of all methods."""
 _MAX_ROWS = 25
 """Most values of a group in a table, and most reasons of failures."""
 _LOSSLESS_SIDE, _MAX_SIDE = 128, 256
@@ -182,17 +180,15 @@ class _Kind:
             yield method, cells
 
     def side_by_side(self) -> Iterator[dict[str, Any]]:
-        """Cases evenly spread from the reference's best to its worst, with every method's edit."""
-        ranked = self._ranked(self._comparison.reference)
-        count = min(_SIDE_BY_SIDE, len(ranked))
-        steps = max(1, count - 1)
-        for index in range(count):
-            case = ranked[index * (len(ranked) - 1) // steps]
+        """The cases that `Comparison.spread` chooses, with every method's edit."""
+        for case in self._comparison.spread(self.name):
             yield self._card(case, self._comparison.methods)
 
     def extremes(self, method: str) -> list[tuple[str, list[dict[str, Any]]]]:
-        """A method's best and worst cases; no case is in both."""
-        ranked = self._ranked(method)
+        """A method's best and worst cases, if there is a metric; no case is in both."""
+        if self._comparison.primary_metric is None:
+            return []
+        ranked = self._comparison.ranked(self.name, method)
         best, worst = ranked[:_EXTREMES], ranked[_EXTREMES:][-_EXTREMES:][::-1]
         return [
             (title, [self._card(case, [method]) for case in cases])
@@ -209,18 +205,6 @@ class _Kind:
         counts = Counter(failures.values()).most_common()
         shown = [(reason, count, first[reason]) for reason, count in counts[:_MAX_ROWS]]
         return shown, len(counts) - len(shown)
-
-    def _ranked(self, method: str) -> list[str]:
-        """Cases from a method's best to its worst; ties keep the benchmark's order."""
-        metric = self._comparison.primary_metric
-        if metric is None:
-            return []
-        sign = 1 if metric.better == "lower" else -1
-        scores = self._comparison.results[self.name, method].scores
-        ranked = [
-            (sign * row[metric.key], case) for case, row in scores.items() if metric.key in row
-        ]
-        return [case for _, case in sorted(ranked, key=lambda pair: pair[0])]
 
     def _card(self, case: str, methods: Sequence[str]) -> dict[str, Any]:
         """A case with the edits of `methods`; a single method's with all of its scores."""

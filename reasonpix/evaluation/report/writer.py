@@ -13,6 +13,7 @@ from typing import Any
 from reasonpix.core.atomic import write_atomically
 from reasonpix.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Interval
 from reasonpix.evaluation.comparison import Comparison, ScoreKey, compare
+from reasonpix.evaluation.report.grid import render_grid
 from reasonpix.evaluation.report.page import render_page
 from reasonpix.evaluation.results import EvaluationFolder
 
@@ -20,7 +21,7 @@ _COLUMNS = ("kind", "method", "metric", "group", "value", "cases", "mean", "low"
 
 
 def write_report(folder: EvaluationFolder | str | Path, reference: str | None = None) -> Comparison:
-    """Write `report.html`, `report.csv` and `report.json` into the folder of an evaluation.
+    """Write `report.html`, `report.csv`, `report.json` and the grids of edits into the folder.
 
     `reference` is the method that the others are compared with, by default the recipe's last one.
     Raises `RunError` if there is no such method, or the folder does not hold an evaluation.
@@ -34,8 +35,15 @@ def write_report(folder: EvaluationFolder | str | Path, reference: str | None = 
         "report.csv": _csv(comparison),
         "report.json": _json(comparison),
     }
+    grids = {
+        f"grid-{kind}.png": render_grid(comparison, kind, cases)
+        for kind in folder.kinds
+        if (cases := comparison.spread(kind))
+    }
     for name, content in files.items():
         write_atomically(folder.root / name, content.encode())
+    for name, image in grids.items():
+        write_atomically(folder.root / name, image)
     return comparison
 
 
