@@ -21,6 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class ReasonpixError(Exception):
@@ -72,3 +76,11 @@ def require_extra(extra: str) -> Iterator[None]:
         raise ReasonpixError(
             f"this needs the package {error.name}: pip install 'reasonpix[{extra}]'"
         ) from error
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """The problems of a validation, each with its field."""
+    return [
+        ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"])))
+        for item in error.errors(include_url=False, include_input=False)
+    ]

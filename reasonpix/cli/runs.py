@@ -10,6 +10,7 @@ import click
 
 from reasonpix.cli import console
 from reasonpix.cli.options import run_argument, set_option
+from reasonpix.core.figures import counted
 
 
 @click.command("status")
@@ -57,7 +58,7 @@ def clean_command(run: str, yes: bool) -> None:
                 "Remove them? A recipe that needs them would have to recompute them", abort=True
             )
     clean(folder, folders)
-    click.echo(f"{len(folders)} stage folder{'s' * (len(folders) != 1)} removed")
+    click.echo(f"{counted(len(folders), 'stage folder')} removed")
 
 
 @click.command("refilter")
@@ -86,7 +87,7 @@ def refilter_command(run: str, overrides: tuple[str, ...], out: Path | None) -> 
         after = outcome_counts(folder)
     console.print_funnel(after, before)
     click.echo(
-        f"{after.accepted} of {after.total} record{'s' * (after.total != 1)} accepted"
+        f"{after.accepted:,} of {counted(after.total, 'record')} accepted"
         + (f" ({before.accepted} before)" if before else "")
     )
     if before:

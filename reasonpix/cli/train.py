@@ -12,6 +12,7 @@ import click
 
 from reasonpix.cli import console
 from reasonpix.cli.options import set_option
+from reasonpix.core.figures import counted
 from reasonpix.errors import ReasonpixError, require_extra
 
 if TYPE_CHECKING:
@@ -75,13 +76,12 @@ def _run(recipe: TrainingRecipe, out: Path, is_main: bool) -> TrainingResult:
 def _print_result(result: TrainingResult) -> None:
     if result.skipped:
         row, reason = result.skipped[0]
-        rows = f"{len(result.skipped)} row{'s' * (len(result.skipped) != 1)}"
-        click.echo(f"{rows} left out, such as {row}: {reason}")
-    if result.hidden_views:
-        views = f"{len(result.hidden_views)} view{'s' * (len(result.hidden_views) != 1)}"
-        click.echo(f"{views} left out that show no edit, such as {result.hidden_views[0]}")
-    if result.skipped or result.hidden_views:
-        click.echo(f"all of them: {shlex.quote(str(result.model.parent / 'left-out.jsonl'))}")
+        click.echo(f"left out {counted(len(result.skipped), 'row')}, such as {row}: {reason}")
+    if views := result.hidden_views:
+        count = counted(len(views), "view")
+        click.echo(f"left out {count} without a visible edit, such as {views[0]}")
+    if result.skipped or views:
+        click.echo(f"full list: {shlex.quote(str(result.model.parent / 'left-out.jsonl'))}")
     folder = shlex.quote(str(result.model))
     click.echo(f"the model is in {folder}; edit with it:")
     click.echo(f"reasonpix edit IMAGE --instruction TEXT --model {folder}")

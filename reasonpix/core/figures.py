@@ -1,6 +1,8 @@
-"""How counts, durations, sizes and rates are written for people, the same everywhere."""
+"""How counts, lists, durations, sizes and rates are written for people, the same everywhere."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def counted(number: int, noun: str) -> str:
@@ -42,3 +44,9 @@ def byte_size(count: int) -> str:
 def rate(count: float, seconds: float) -> str:
     """How many per second, with three significant digits: "0.0421/s"; empty without time."""
     return f"{count / seconds:.3g}/s" if seconds > 0 else ""
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names and the number of others: "a, b, c and 2 more"."""
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {others:,} more" if others > 0 else "")

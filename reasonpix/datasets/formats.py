@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from reasonpix.core.files.folder import files_under
-from reasonpix.core.files.ignored import Ignored
+from reasonpix.core.files.ignored import Ignored, unread_file
 from reasonpix.core.files.splits import files_of_split
 from reasonpix.datasets.json_readers import InstructPix2PixReader, WebDatasetReader
 from reasonpix.datasets.reader import PairReader
@@ -55,16 +54,11 @@ def open_reader(path: str, base: Path, split: str, revision: str | None) -> Pair
                     f"{path}: no file of split {split!r} among its {len(data)}, such as "
                     + ", ".join(data[:3])
                 )
-            ignored = [_ignored(file, data) for file in listed if file not in set(read)]
+            unread = [unread_file(file, file in data) for file in files if file not in set(read)]
+            ignored = [file for file in listed if isinstance(file, Ignored)] + unread
             return reader(path, [location / file for file in read], location, ignored)
     raise SourceError(
         f"{path}: not a pair dataset; expected .parquet files, .tar files (WebDataset), images "
         "with metadata.jsonl, seeds.json (InstructPix2Pix), or the output of save_to_disk of "
         "`datasets`"
     )
-
-
-def _ignored(file: str | Ignored, data: Sequence[str]) -> Ignored:
-    if isinstance(file, Ignored):
-        return file
-    return Ignored(file, "a file of another split" if file in data else "not a file of data")

@@ -12,6 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from reasonpix.core.figures import counted
 from reasonpix.core.network import check_hub_proxy
 from reasonpix.errors import RunError
 
@@ -86,8 +87,8 @@ def _check_empty(api: HfApi, name: str) -> None:
         return
     if present := [file for file in files if file != ".gitattributes"]:
         raise RunError(
-            f"{name} already has {len(present)} file{'s' * (len(present) != 1)}, such as "
-            f"{present[0]}; push to another name, or delete that dataset on the hub first"
+            f"{name} already has {counted(len(present), 'file')}, such as {present[0]}; push to "
+            "another name, or delete that dataset on the hub first"
         )
 
 

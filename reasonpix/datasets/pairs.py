@@ -14,6 +14,7 @@ from typing import Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from reasonpix.core.figures import counted
 from reasonpix.core.images import UndecodableImage, decode
 from reasonpix.core.parallel import THREADS, Report, prefetch, quiet
 from reasonpix.core.text import is_text
@@ -322,9 +323,9 @@ def _read_row(
 
 def refusal(broken: Mapping[str, str], total: int | None = None) -> SourceError:
     """The error for broken rows: the first ten, and how many there are."""
-    count = f"{len(broken)} broken row{'s' * (len(broken) != 1)}"
     return SourceError(
-        f"data: {count}{f' of {total}' if total else ''}\n{shown_rows(broken)}\n"
+        f"data: {counted(len(broken), 'broken row')}{f' of {total}' if total else ''}\n"
+        f"{shown_rows(broken)}\n"
         "fix or remove them, or set `broken: skip` to train on the others"
     )
 

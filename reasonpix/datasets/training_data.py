@@ -28,7 +28,7 @@ from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.core.text import is_text, one_line, words_of
 from reasonpix.datasets.formats import open_reader
 from reasonpix.datasets.reader import PairReader
-from reasonpix.errors import SourceError, WeightsError
+from reasonpix.errors import SourceError, WeightsError, problems_of
 
 FILE = "training_data.json"
 """Name of the file in a checkpoint's folder."""
@@ -121,14 +121,9 @@ def read_training_data(file: Path) -> TrainingData:
     try:
         return TrainingData.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
-        else:
-            why = str(error)
+        why = problems_of(error)[0] if isinstance(error, ValidationError) else error
         raise WeightsError(
-            f"{file} is damaged: {why}; restore it, or remove it: then the training data "
-            "are unknown"
+            f"{file} is damaged: {why}; restore it, or remove it to make the training data unknown"
         ) from error
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reasonpix.core.figures import counted
 from reasonpix.core.images import UndecodableImage, decode, decode_mask
 from reasonpix.core.parallel import THREADS, prefetch
 from reasonpix.core.text import is_text
@@ -110,7 +111,7 @@ def read_benchmark(options: BenchmarkOptions, base: Path) -> Benchmark:
         else:
             cases[case.id.lower()] = case
     if broken:
-        rows = f"{len(broken)} broken row{'s' * (len(broken) != 1)}"
+        rows = counted(len(broken), "broken row")
         raise SourceError(
             f"benchmark: {options.name}: {rows}\n{shown_rows(broken)}\nfix or remove them"
         )

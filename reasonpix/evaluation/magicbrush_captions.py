@@ -12,10 +12,10 @@ captions, and CLIP direction, need the captions of whole images.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
+from reasonpix.core.figures import counted, listed
 from reasonpix.core.files.encodings import parse_json
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
@@ -37,7 +37,7 @@ class TurnCaptions(TypedDict):
 
 
 class MagicBrushCaptions:
-    """The descriptions in a folder, and which of them the turns lack. Raises `SourceError`."""
+    """The descriptions in a folder, and which of them are missing. Raises `SourceError`."""
 
     def __init__(self, folder: Path) -> None:
         self._files = {name: _read(folder / name) for name in (LOCAL, GLOBAL)}
@@ -71,9 +71,9 @@ class MagicBrushCaptions:
         return ""
 
     def notes(self) -> Iterator[str]:
-        """Sentences for the report: which captions were used, and which are lacking."""
+        """Sentences for the report: which captions were used, and which are missing."""
         if not self:
-            yield f"Neither {LOCAL} nor {GLOBAL} is there, so CLIP-T is not computed."
+            yield f"{LOCAL} and {GLOBAL} are missing, so CLIP-T is not computed."
             return
         if self._files[LOCAL] is not None:
             yield (
@@ -83,11 +83,11 @@ class MagicBrushCaptions:
         else:
             yield (
                 f"CLIP-T compares edits with MagicBrush's global descriptions ({GLOBAL}), because "
-                f"{LOCAL} is not there. MagicBrush's published numbers use local descriptions and "
+                f"{LOCAL} is missing. MagicBrush's published numbers use local descriptions and "
                 "are not comparable."
             )
         if self._files[GLOBAL] is None:
-            yield f"{GLOBAL} is not there, so the images have no captions for CLIP direction."
+            yield f"{GLOBAL} is missing, so the images have no captions for CLIP direction."
         without = {
             LOCAL: "CLIP-T is not computed there",
             GLOBAL: "CLIP direction is not computed there"
@@ -96,14 +96,10 @@ class MagicBrushCaptions:
         }
         for name, files in self._lacking.items():
             if files:
-                shown = ", ".join(
-                    f"{file} ({why})" for file, why in islice(files.items(), _NAMES_IN_NOTE)
-                )
-                more = len(files) - _NAMES_IN_NOTE
+                shown = listed([f"{file} ({why})" for file, why in files.items()], _NAMES_IN_NOTE)
                 yield (
-                    f"{name} lacks the descriptions of {len(files)} "
-                    f"image{'s' * (len(files) != 1)}: {shown}"
-                    f"{f' and {more} more' if more > 0 else ''}; {without[name]}."
+                    f"{name} lacks the descriptions of {counted(len(files), 'image')}: {shown}; "
+                    f"{without[name]}."
                 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
-from reasonpix.core.figures import duration
+from reasonpix.core.figures import counted, duration
 from reasonpix.inspection.lineage import Lineage, Question, Step
 
 
@@ -52,8 +52,7 @@ def _step_lines(step: Step) -> Iterator[str]:
         yield from _question_lines(number, question, shown)
         shown = question.messages
     if step.unanswered:
-        have = "s have" if step.unanswered != 1 else " has"
-        yield f"    {step.unanswered} question{have} no stored answer"
+        yield f"    {counted(step.unanswered, 'question')} without a stored answer"
     if step.note:
         yield f"    {step.note}"
     if step.output is not None:

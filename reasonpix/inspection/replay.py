@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from reasonpix.core.figures import counted
 from reasonpix.core.images import decode
 from reasonpix.generation.engine.unit import Components, StageRunner, component_specs, row_of
 from reasonpix.generation.outcomes import StageEntry, source_of
@@ -105,7 +106,7 @@ def _stage_differences(
     finally:
         components.close()
     if missing := ledger.lookups.count(None):
-        yield f"{missing} of its questions {'have' if missing != 1 else 'has'} no stored answer"
+        yield f"{counted(missing, 'question')} without a stored answer"
     else:
         yield from _differences(row, Row(*row_of(sample.record_id, result)))
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from reasonpix.llm.prompts import explain
+from reasonpix.errors import problems_of
 from reasonpix.llm.tasks import AnswerT, InvalidAnswer, RequestT, ResultT, Task
 from reasonpix.llm.types import Completion
 
@@ -70,7 +70,7 @@ def _explained(task: Task[RequestT, AnswerT, ResultT], completion: Completion) -
         task.answer.model_validate_json(text)
         problems = "there is no answer after the reasoning"
     except ValidationError as error:
-        problems = "; ".join(explain(error))
+        problems = "; ".join(problems_of(error))
     is_cut = completion.finish_reason == "length"
     cut = "the answer was cut off, it is too long; "
     return InvalidAnswer(cut + problems if is_cut else problems)

@@ -24,7 +24,7 @@ from typing import Any, Generic
 import yaml
 from pydantic import Field, ValidationError
 
-from reasonpix.errors import RecipeError
+from reasonpix.errors import RecipeError, problems_of
 from reasonpix.llm.tasks import AnswerT, InvalidAnswer, RequestT, ResultT, Task
 from reasonpix.llm.types import Conversation, Message
 from reasonpix.plugin.types import Record
@@ -66,7 +66,7 @@ class Prompt(Generic[RequestT, AnswerT, ResultT]):
         except yaml.YAMLError as error:
             raise self._error([f"not YAML: {error}"]) from error
         except ValidationError as error:
-            raise self._error(explain(error)) from error
+            raise self._error(problems_of(error)) from error
         problems = [
             *self._placeholder_problems("user", _template_variables(task)),
             *self._placeholder_problems("repair", {"problem"}),
@@ -129,7 +129,7 @@ class Prompt(Generic[RequestT, AnswerT, ResultT]):
             answer = self.task.answer.model_validate(example.get("answer"))
             self.task.read(request, answer)
         except ValidationError as error:
-            lines = [f"examples: number {number}: {line}" for line in explain(error)]
+            lines = [f"examples: number {number}: {line}" for line in problems_of(error)]
             raise self._error(lines) from error
         except InvalidAnswer as error:
             problem = f"the answer of number {number} breaks the rules that it teaches: {error}"
@@ -188,11 +188,3 @@ def _types_of(schema: Any) -> Iterator[str]:
     elif isinstance(schema, list):
         for part in schema:
             yield from _types_of(part)
-
-
-def explain(error: ValidationError) -> list[str]:
-    """The problems of a validation, each with its field."""
-    return [
-        ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"])))
-        for item in error.errors(include_url=False, include_input=False)
-    ]

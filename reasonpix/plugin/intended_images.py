@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import Field, ValidationError
 
-from reasonpix.errors import WeightsError
+from reasonpix.errors import WeightsError, problems_of
 from reasonpix.plugin.model_files import find_cached, read_json_file
 from reasonpix.plugin.types import Record
 
@@ -37,11 +37,11 @@ class IntendedImages(Record):
     domain: str = Field(min_length=1)
     """Name that is compared with that of a source, such as "sticker-world"."""
     description: str = Field(min_length=1)
-    """The same for people, in the plural."""
+    """Text for messages, in the plural."""
 
 
 def read_intended_images(options: ModelOptions) -> IntendedImages | None:
-    """What `options.model`, a folder or a hub id in the cache, says it is made for.
+    """The images that `options.model`, a folder or a cached hub id, is made for; None for any.
 
     Raises `WeightsError` if the file is damaged.
     """
@@ -51,10 +51,9 @@ def read_intended_images(options: ModelOptions) -> IntendedImages | None:
     try:
         return IntendedImages.model_validate(read_json_file(file, options, FILE))
     except ValidationError as error:
-        first = error.errors()[0]
         raise WeightsError(
-            f"model: {FILE} of {options.model!r}: {'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}; it needs `domain` and `description`"
+            f"model: {FILE} of {options.model!r}: {problems_of(error)[0]}; it needs `domain` and "
+            "`description`"
         ) from error
 
 
@@ -82,6 +81,6 @@ def domain_warnings(
             names.setdefault(intended, {})[name] = None
     return [
         f"{', '.join(models)}: made for {intended.description} only, and {images} may show "
-        "something else; the results are then meaningless, and filters do not notice it"
+        "something else; then the results are meaningless, and filters do not detect it"
         for intended, models in names.items()
     ]

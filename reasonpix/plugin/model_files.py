@@ -1,4 +1,4 @@
-"""The files of a model: find those that hold its weights, or say what lies there instead.
+"""The files of a model: find its weights, or explain what is there instead.
 
 A model is a folder or a repository of the hub; a pipeline of diffusers has its parts in subfolders.
 Weights are safetensors, plain or as a variant: `model.safetensors`, `model.fp16.safetensors`, and
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasonpix.core.figures import listed
 from reasonpix.core.network import check_hub_proxy
 from reasonpix.errors import WeightsError
 
@@ -157,7 +158,7 @@ def _check_files(folder: Path, names: Sequence[str], stem: str, variant: str | N
         ) from error
     if missing := [shard for shard in shards if shard not in names]:
         raise WeightsError(
-            f"model: {str(folder)!r} lacks {_listed(missing)}, of {len(shards)} files that {index} "
+            f"model: {str(folder)!r} lacks {listed(missing)}, of {len(shards)} files that {index} "
             "names; download the model again"
         )
     _check_pointers(folder, shards)
@@ -190,6 +191,15 @@ def read_json_file(file: Path, options: ModelOptions, name: str) -> dict[str, An
     if not isinstance(values, dict):
         raise WeightsError(f"model: {name} of {options.model!r} is not a JSON object")
     return values
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` in a folder; empty if there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def find_cached(options: ModelOptions, name: str) -> Path | None:
@@ -232,7 +242,7 @@ def find_file(options: ModelOptions, name: str) -> Path | None:
     return Path(downloaded) if downloaded else None
 
 
-# -- What lies there -------------------------------------------------------------------------------
+# -- What is there instead -------------------------------------------------------------------------
 
 
 def list_files(options: ModelOptions) -> tuple[str, ...] | None:
@@ -283,14 +293,14 @@ def _names_in(names: Sequence[str], part: str) -> list[str]:
 
 
 def _explain(model: str, part: str, names: Sequence[str]) -> str:
-    """What a part without usable weights holds, and how to mend it."""
+    """What a part without usable weights contains, and how to fix it."""
     folder = Path(model, part)
     here = _names_in(names, part)
     if not names:
         return "the folder is empty; download the model again, or name another folder"
     if part and not here:
         parts = sorted({name.partition("/")[0] for name in names if "/" in name})
-        return f"there is no {part}/ in it, only {_listed(parts)}; download the model again"
+        return f"there is no {part}/ in it, only {listed(parts)}; download the model again"
     formats = {
         kind: files
         for kind, suffixes in _OTHER_FORMATS.items()
@@ -301,7 +311,7 @@ def _explain(model: str, part: str, names: Sequence[str]) -> str:
         formats["OpenVINO"] = [name for name in here if name.endswith(".xml")]
     if "pickle" in formats:
         return (
-            f"it has pickles only ({_listed(formats['pickle'])}), which can run code and are not "
+            f"it has pickles only ({listed(formats['pickle'])}), which can run code and are not "
             f"read; if you trust them, convert them with `{_conversion(model, folder, here)}`"
         )
     if formats:
@@ -311,7 +321,7 @@ def _explain(model: str, part: str, names: Sequence[str]) -> str:
             if kind == "GGUF"
             else ""
         )
-        return f"it has {kind} only ({_listed(files)}); {use}name the model in safetensors"
+        return f"it has {kind} only ({listed(files)}); {use}name the model in safetensors"
     if others := [name for name in here if name.endswith(".safetensors")]:
         return _explain_names(others)
     elsewhere = {name.rpartition("/")[0] for name in names if name.endswith(".safetensors")}
@@ -320,29 +330,29 @@ def _explain(model: str, part: str, names: Sequence[str]) -> str:
         if "snapshots" in place.parts:  # of the hub's cache
             place = Path(*place.parts[: place.parts.index("snapshots") + 2])
         return (
-            f"its weights lie in {_listed(sorted(elsewhere))}; name a folder such as {str(place)!r}"
+            f"its weights lie in {listed(sorted(elsewhere))}; name a folder such as {str(place)!r}"
         )
     suffixes = tuple(suffix for several in _OTHER_FORMATS.values() for suffix in several)
     nested = [name.rpartition("/")[0] for name in names if "/" in name and name.endswith(suffixes)]
     if nested and not part:
         return f"in {nested[0]}/ {_explain(model, nested[0], names)}"
-    held = _listed(here or list(names))
+    held = listed(here or list(names))
     return f"it has {held} and no weights; download the model again, or name another folder"
 
 
 def _explain_names(others: Sequence[str]) -> str:
     if any(_SHARD.search(name) for name in others):
         return (
-            f"it has shards ({_listed(others)}) without their index (….safetensors.index.json); "
+            f"it has shards ({listed(others)}) without their index (….safetensors.index.json); "
             "download the model again"
         )
     if {_WEIGHTS.fullmatch(name) is not None for name in others} == {True}:
         return (
-            f"it has {_listed(others)}, which belongs to the other of transformers and diffusers; "
-            "name a model of the right kind"
+            f"it has {listed(others)}: transformers and diffusers name their weights differently, "
+            "and this is the other library's name; name a model of the right kind"
         )
     return (
-        f"it has {_listed(others)}, which is not a folder of transformers or diffusers; convert a "
+        f"it has {listed(others)}, which neither transformers nor diffusers reads; convert a "
         'Stable Diffusion checkpoint with `python -c "from diffusers import '
         "StableDiffusionPipeline as P; P.from_single_file('FILE').save_pretrained('FOLDER')\"`"
     )
@@ -350,10 +360,7 @@ def _explain_names(others: Sequence[str]) -> str:
 
 def _conversion(model: str, folder: Path, here: Sequence[str]) -> str:
     """A command that writes safetensors beside the pickles of a folder."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
+    config = read_config(folder)
     place, then = str(folder), ""
     if not Path(model).is_dir():
         place, then = "FOLDER", f"hf download {model} --local-dir FOLDER && "
@@ -364,8 +371,3 @@ def _conversion(model: str, folder: Path, here: Sequence[str]) -> str:
         name = (config.get("architectures") or ["AutoModel"])[0]
     code = f"from {library} import {name} as M; M.{read}.save_pretrained({place!r})"
     return f'{then}python -c "{code}"'
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -6,7 +6,6 @@ GGUF files are unpacked once, into a cache of safetensors: see `find_gguf` and `
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -19,7 +18,7 @@ from reasonpix.core.atomic import atomic_dir, lock
 from reasonpix.core.memory import is_out_of_memory
 from reasonpix.core.network import check_hub_proxy
 from reasonpix.errors import WeightsError
-from reasonpix.plugin.model_files import check_folder, choose_variant
+from reasonpix.plugin.model_files import check_folder, choose_variant, read_config
 
 __all__ = [
     "check_weights",
@@ -44,8 +43,8 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     `loader` is any class with the `from_pretrained` of transformers or diffusers; `arguments`
     (`subfolder`, `dtype`, …) are passed on. Remote code is never run, and weights are safetensors:
     the plain files, `options.variant`, or the only variant there. Raises `WeightsError` with the
-    actual cause: a missing folder, what lies there instead of weights, weights of another class, or
-    a hub that cannot be reached, and `ReasonpixError` for a proxy that cannot be used.
+    actual cause: a missing folder, one without weights, weights of another class, or a hub that
+    cannot be reached, and `ReasonpixError` for a proxy that cannot be used.
     """
     model = options.model
     check_weights(options)
@@ -126,11 +125,7 @@ def _load_network(loader: Any, options: ModelOptions, part: str, arguments: dict
 
 def _declared_class(options: ModelOptions, arguments: dict[str, Any]) -> str:
     """The class that the configuration of a folder names, as the end of a sentence."""
-    file = Path(options.model, arguments.get("subfolder", ""), "config.json")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
+    config = read_config(Path(options.model, arguments.get("subfolder", "")))
     named = [config.get("_class_name"), *(config.get("architectures") or ())]
     names = ", ".join(filter(None, named)) or config.get("model_type")
     return f"; its config.json names {names}" if names else ""

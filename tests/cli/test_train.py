@@ -69,8 +69,8 @@ def test_it_tells_where_the_model_is_and_the_model_is_of_use(here: Path) -> None
     result = call("train", "recipe.yaml", "--out", "my run", "--set", "steps=1")
     assert result.exit_code == 0, result.output
     left_out, which, where, how = result.stdout.splitlines()
-    assert left_out.startswith("3 rows left out, such as ") and "pairs.parquet" in left_out
-    assert which == "all of them: 'my run/left-out.jsonl'"
+    assert left_out.startswith("left out 3 rows, such as ") and "pairs.parquet" in left_out
+    assert which == "full list: 'my run/left-out.jsonl'"
     assert where == "the model is in 'my run/model'; edit with it:"
     picture(1).save("one.png")
     words = how.replace("IMAGE", "one.png").replace("TEXT", "'make it rain'")

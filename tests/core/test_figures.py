@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reasonpix.core.figures import byte_size, counted, duration, rate
+from reasonpix.core.figures import byte_size, counted, duration, listed, rate
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,11 @@ def test_sizes_and_rates_keep_their_digits() -> None:
     sizes = [byte_size(n) for n in (0, 812, 999, 3_400, 999_600, 1_250_000_000, 5 * 10**15)]
     assert sizes == ["0 B", "812 B", "999 B", "3.4 kB", "1 MB", "1.25 GB", "5e+03 TB"]
     assert [rate(1, 24), rate(300, 2), rate(0, 2), rate(3, 0)] == ["0.0417/s", "150/s", "0/s", ""]
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [([], ""), (["a"], "a"), (list("abc"), "a, b, c"), (list("abcde"), "a, b, c and 2 more")],
+)
+def test_the_first_names_are_listed_and_the_others_counted(names: list[str], text: str) -> None:
+    assert listed(names) == text

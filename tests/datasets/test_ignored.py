@@ -288,7 +288,7 @@ def test_files_beside_a_table_are_told(tmp_path: Path, told: Any) -> None:
     (folder / "README.md").write_text("")
     (folder / "._train-0.parquet").write_text("")
     assert told(folder, tmp_path) == [
-        "…/data: ignored 2: not a file of data: README.md, more.tar.gz",
+        "…/data: ignored 2: not a data file: README.md, more.tar.gz",
         "…/data: ignored 2: a column that is not read: note, other",
         "…/data: ignored 1: metadata of macOS: ._train-0.parquet",
         "…/data: ignored 1: a file of another split: test-0.parquet",

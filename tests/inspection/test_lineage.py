@@ -228,9 +228,9 @@ def test_an_answer_that_is_not_stored_is_not_asked_for(
     told, replayed = replay_record(run, "0")
     [plan] = [step for step in told.steps if step.stage == "plan"]
     assert (plan.questions, plan.unanswered) == ([], 1)
-    assert "1 question has no stored answer" in "\n".join(lineage_lines(told))
+    assert "1 question without a stored answer" in "\n".join(lineage_lines(told))
     assert [it.stage for it in replayed if not it.is_identical] == ["plan"]
-    assert "no stored answer" in "\n".join(replay_lines(replayed))
+    assert "without a stored answer" in "\n".join(replay_lines(replayed))
     (tmp_path / "run" / "llm.sqlite").unlink()
     assert trace_record(run, "0").as_dict() == told.as_dict()
     assert not (tmp_path / "run" / "llm.sqlite").exists()

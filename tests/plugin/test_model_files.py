@@ -170,7 +170,7 @@ LIES = {
     "shard": (missing_shard, r"lacks model-00002-of-\d+.safetensors, of .* download"),
     "library": (
         touch("diffusion_pytorch_model.safetensors"),
-        "other of transformers and diffusers",
+        "transformers and diffusers name their weights diff",
     ),
     "one file": (touch("v1-5-pruned.safetensors"), "from_single_file"),
     "cache": (

@@ -97,3 +97,8 @@ class IgnoredCounts:
 def unread_columns(columns: Iterable[str]) -> list[Ignored]:
     """Columns that a reader does not need."""
     return [Ignored(column, _UNREAD_COLUMN) for column in columns]
+
+
+def unread_file(name: str, is_data: bool) -> Ignored:
+    """A file of a dataset that is not read: its data belong to another split, or it has none."""
+    return Ignored(name, "a file of another split" if is_data else "not a data file")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from reasonpix.core.files.folder import files_under
-from reasonpix.core.files.ignored import Ignored, unread_columns
+from reasonpix.core.files.ignored import Ignored, unread_columns, unread_file
 from reasonpix.core.files.tar_index import index_tar
 from reasonpix.core.network import check_hub_proxy
 from reasonpix.core.text import is_text
@@ -203,8 +203,7 @@ def _unread_files(folder: Path, listed: Sequence[str | Ignored], split: str) -> 
             continue
         path = os.path.realpath(folder / file)
         if path not in read:
-            reason = "a file of another split" if path in others else "not a file of data"
-            ignored.append(Ignored(file, reason))
+            ignored.append(unread_file(file, path in others))
         elif path.endswith(".tar"):
             index = index_tar(Path(path))
             if index.repeated:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from reasonpix.core.files.encodings import decode_text, parse_json_lines
 from reasonpix.core.files.folder import files_under
-from reasonpix.core.files.ignored import Ignored
+from reasonpix.core.files.ignored import Ignored, unread_file
 from reasonpix.core.files.splits import files_of_split
 from reasonpix.errors import SourceError
 
@@ -63,7 +63,7 @@ def open_metadata_folder(
     chosen = files_of_split(metadata, split)
     if not chosen:
         raise SourceError(f"{where}: no file of split {split!r}; it has {', '.join(metadata)}")
-    ignored += [Ignored(name, "a file of another split") for name in metadata if name not in chosen]
+    ignored += [unread_file(name, True) for name in metadata if name not in chosen]
     rows = [row for name in chosen for row in _rows(where, root, name)]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     images = {

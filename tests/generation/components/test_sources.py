@@ -157,10 +157,12 @@ def test_v3det_is_listed_by_id(tmp_path: Path) -> None:
         {"id": 9, "file_name": "images/n3/gone.jpg"},
     ]
     options = v3det(tmp_path, {"images": rows, "annotations": [], "categories": []})
-    first, second, third = source("v3det", **options).items()
+    first, second, third, *ignored = source("v3det", **options).items()
     assert isinstance(first, SourceItem) and isinstance(second, SourceItem)
     assert [first.native_id, second.native_id] == ["images/n2/b.jpg", "images/n1/a.jpg"]
     assert isinstance(third, tuple) and third[0] == "images/n3/gone.jpg"
+    keys = ("annotations", "categories")
+    assert ignored == [Ignored(key, "a column that is not read") for key in keys]
 
 
 @pytest.mark.parametrize(
@@ -557,7 +559,7 @@ def test_hf_dataset_gives_pairs(tmp_path: Path) -> None:
     column = {"n": "a column that is not read"}
     assert ignored[0] == column | {
         "._train-00000-of-00001.parquet": "metadata of macOS",
-        "notes.txt": "not a file of data",
+        "notes.txt": "not a data file",
         "test-00000-of-00001.parquet": "a file of another split",
     }
     assert ignored[1] == ignored[2] == column
