@@ -19,7 +19,7 @@ from PIL import Image
 from reasonpix.datasets.views import VISIBLE_CHANGE, Fit, View, largest_change
 
 SIDE = 256
-"""Of the square that training sees, and of a square picture."""
+"""Side of the square that training sees, and of a square picture."""
 
 RATIOS = ((1, 1), (4, 3), (16, 9), (21, 9))
 
@@ -30,7 +30,7 @@ def random_pair(
     """The input image, the edited image, and the edit's box as a mask."""
     wide = (ratio[0] / ratio[1]) ** 0.5
     width, height = size = round(SIDE * wide), round(SIDE / wide)
-    if rng.random() < 0.5:  # as many standing pictures as lying ones
+    if rng.random() < 0.5:  # half of the pictures are portraits
         width, height = size = height, width
     small = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     picture = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)

@@ -115,8 +115,8 @@ def _bars() -> Iterator[PhaseProgress]:
     "training",
     multiple=True,
     metavar="DATASET|MODEL",
-    help="A training dataset, or a model that records its training data: the benchmark gets none "
-    "of its images and instructions. Repeat the option for several.",
+    help="A training dataset, or a model that records its training data: leave out samples with "
+    "its images or instructions. May be repeated.",
 )
 @click.option(
     "--seed",

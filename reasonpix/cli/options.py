@@ -46,8 +46,8 @@ revision_option = click.option("--revision", help="Commit or tag of the hub repo
 variant_option = click.option(
     "--variant",
     metavar="NAME",
-    help="Variant of the weight files, such as fp16. By default the plain files, or the only "
-    "variant there.",
+    help="Variant of the weight files, such as fp16. By default the plain files, or the "
+    "model's only variant.",
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."

@@ -191,8 +191,8 @@ def publish_command(run: str, out: Path, to: str, push_to_hub: str | None, priva
 def parts_command(places: tuple[str, ...], split: str) -> None:
     """Count the samples of runs and published datasets by part, as Table 2 of the paper does.
 
-    Of a run, accepted records count. A run and the dataset published from it have the same samples:
-    name one of them.
+    Counts the accepted records of a run. A run and the dataset published from it have the same
+    samples: name only one of them.
     """
     from reasonpix.inspection.parts import count_parts, table_lines
 

@@ -86,10 +86,10 @@ def suffixes() -> frozenset[str]:
 
 
 def why_not_image(path: str) -> str | None:
-    """Why a file is not taken for an image; None if its name or its content is an image's.
+    """Why a file does not count as an image; None if its name or content is an image's.
 
-    A file that is named like an image is one even if it cannot be read: that is a mistake to
-    report for this file. Others are looked into.
+    A file with an image's name counts even if it cannot be read: that is an error to report for
+    this file. Other files are read to see.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix in suffixes():

@@ -69,7 +69,7 @@ def proxy_for(url: str) -> Proxy | None:
         server = urlsplit(url)
         host, port = server.hostname or "", server.port
     except ValueError:
-        return None  # whoever connects to it explains what is wrong
+        return None  # connecting to it will explain what is wrong
     proxies = getproxies()
     kind = next((kind for kind in (server.scheme, "all") if proxies.get(kind)), None)
     if kind is None or _is_this_machine(host) or _is_exempt(host, port, proxies.get("no", "")):

@@ -104,10 +104,10 @@ def canonical(name: str, names: Iterable[str]) -> str | None:
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
-    """The entry of `names` that somebody who had to choose one means by `name`, or None.
+    """The entry of `names` that `name` refers to, if it must be one of them, or None.
 
     It is `canonical`, or the only entry that ends like `name`: "hydrant" and "the red fire hydrant"
-    are "fire hydrant". A name that mentions other entries too ("bowl of soup") is none of them.
+    are "fire hydrant". A name that mentions other entries too ("bowl of soup") matches none.
     """
     candidates = list(dict.fromkeys(names))
     if (same := canonical(name, candidates)) is not None:

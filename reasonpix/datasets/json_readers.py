@@ -163,7 +163,7 @@ class WebDatasetReader(_JsonReader):
 def _rows_of(number: int, index: TarIndex) -> Iterator[_TarRow]:
     """The samples of a file that have a member that is read.
 
-    If a key comes again before its sample is complete, nobody knows which members belong together:
+    If a key repeats before its sample is complete, it is unclear which members belong together:
     all its samples are broken rows.
     """
     mixed = {

@@ -136,7 +136,7 @@ def _turn(cells: Mapping[str, Any], captions: MagicBrushCaptions | None) -> dict
     return facts
 
 
-# -- Images of one's own --------------------------------------------------------------------------
+# -- The user's own images ------------------------------------------------------------------------
 
 
 def own_images(images: Sequence[tuple[Path, str]]) -> Iterator[DraftRow]:

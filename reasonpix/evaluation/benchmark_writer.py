@@ -160,7 +160,7 @@ def _collected(
 
 
 def _overlaps_of_checkpoints(contents: Sequence[CaseContent]) -> dict[str, TrainingOverlap]:
-    """By the name of an installed checkpoint, what the benchmark shares with its training data."""
+    """What the benchmark shares with the training data of each installed checkpoint, by name."""
     found = {}
     for name, folder in sorted(registry.checkpoints().items()):
         if (file := folder / TRAINING_DATA).is_file():
@@ -198,7 +198,7 @@ def _training_data(name: str) -> TrainingData:
             return read_training_data(file)
         if (place / "model_index.json").is_file():
             raise SourceError(
-                f"{name}: a model that does not record what it was trained on ({TRAINING_DATA}); "
+                f"{name}: this model does not record its training data ({TRAINING_DATA}); "
                 "name the datasets instead"
             )
     return training_data_of_dataset(name)

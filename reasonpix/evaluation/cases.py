@@ -36,8 +36,8 @@ class Case:
     caption: str = ""
     edited_caption: str = ""
     local_caption: str | None = None
-    """What the edit puts there, without the rest of the image: MagicBrush's local description. ""
-    if the benchmark has such descriptions, but not of this case; None if it has none."""
+    """What the edit adds, without the rest of the image: MagicBrush's local description. Empty if
+    the benchmark has such descriptions, but not of this case; None if it has none."""
     target: str | None = None
     """The category that the edit should put into the box."""
     box: Box | None = None

@@ -13,7 +13,7 @@ from reasonpix.evaluation.metrics import METRICS, MetricSpec
 from reasonpix.evaluation.results import COPY, TRUTH, CaseRecord, EvaluationFolder
 
 _SIDE_BY_SIDE, _UNRANKED = 4, 24
-"""Most cases to show with all methods: if a metric ranks them, and if there is none."""
+"""Most cases to show with all methods: if a metric ranks them, and without a metric."""
 
 Scores = Mapping[str, Mapping[str, float]]
 """By case, then by metric."""

@@ -33,7 +33,7 @@ class TurnCaptions(TypedDict):
     caption: str
     edited_caption: str
     local_caption: str | None
-    """"" if the file lacks it; None if there is no file of local descriptions."""
+    """Empty if the file lacks it; None without a file of local descriptions."""
 
 
 class MagicBrushCaptions:

@@ -87,7 +87,7 @@ class EvaluationFolder:
 
     @property
     def training_overlaps(self) -> dict[str, TrainingOverlap | None]:
-        """By method, what the benchmark shares with its training data; None if they are unknown."""
+        """What the benchmark shares with the training data of each method; None if unknown."""
         return {
             method: found and TrainingOverlap.model_validate(found)
             for method, found in self._index["training_overlaps"].items()

@@ -1,4 +1,4 @@
-"""Warnings for runs that use models on images that these are not made for."""
+"""Warnings about models that a run uses on images that they are not made for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reasonpix.plugin.intended_images import IntendedImages, domain_warnings
 
 
 def run_warnings(plan: Plan, entries: Sequence[StageEntry]) -> list[str]:
-    """A line for each kind of models that the stages of a run use outside of their domain."""
+    """A warning for each kind of models that a run uses on images that they are not made for."""
     images = f"the images of the source `{plan.source.get('use')}`"
     return domain_warnings(_made_for(entries), plan.source.get("domain", ""), images)
 

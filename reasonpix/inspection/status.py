@@ -66,7 +66,7 @@ class RunStatus:
     problem: str
     """Why `finished` is unknown."""
     warnings: Sequence[str]
-    """Models that it uses outside of what they are made for."""
+    """About models that it uses on images that they are not made for."""
     superseded: Mapping[str, int]
     """Bytes of the stage folders that `stages.json` does not name."""
 

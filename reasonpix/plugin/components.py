@@ -66,7 +66,7 @@ class ModelOptions(Options):
         None,
         min_length=1,
         description="Variant of the weight files, such as fp16; by default the plain files, or the "
-        "only variant there",
+        "model's only variant",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Computing precision; auto is float32 on a CPU, float16 on a GPU"
@@ -262,8 +262,8 @@ class Source(Component[O_co]):
     def items(self) -> Iterator[SourceItem | tuple[str, Problem] | Ignored]:
         """All rows in a stable order; an unreadable row is (native id, problem).
 
-        What is no row of the source, such as a text file among images, is `Ignored`: it is
-        counted by its reason, and shown with the run.
+        Anything else, such as a text file among images, is `Ignored`: it is counted by reason and
+        shown with the run.
         """
 
     @abstractmethod

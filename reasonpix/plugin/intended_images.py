@@ -1,4 +1,4 @@
-"""What images a model is made for, and a warning where a run uses it on others.
+"""The images that a model is made for, and a warning when a run uses it on others.
 
 A folder of weights says it in `intended_images.json`:
 

@@ -175,7 +175,7 @@ def trainable_views(features: CachedFeatures | OnlineFeatures) -> TrainableViews
             }
         else:
             left_out[row] = (
-                "no edit is visible in what training sees of it: its colours change by "
+                "no edit is visible: colours of what training sees change by "
                 f"{max(changes)} of 255 levels"
             )
     pairs.leave_out(left_out)

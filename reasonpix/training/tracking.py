@@ -1,4 +1,4 @@
-"""What a training run tells: steps, curves, validation images, and which rows were left out."""
+"""What a training run reports: steps, curves, validation images, and rows that were left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reasonpix.core.atomic import write_atomically
 from reasonpix.training.recipe import TrainingRecipe
 
 _NAMED_IN_CARD = 200
-"""Rows and views that a model's card names at most."""
+"""How many rows and views a model's card names at most."""
 
 
 class TrainingLog:
@@ -76,7 +76,7 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What the recipe's data contain and the model was not trained on."""
+    """The recipe's data that the model was not trained on."""
 
     rows: Mapping[str, str]
     """Rows and the reason for each."""
@@ -90,7 +90,7 @@ class LeftOut:
         write_atomically(file, text.encode())
 
     def card(self, recipe: TrainingRecipe, examples: int) -> str:
-        """`README.md` of the trained model, which tells what it was trained on."""
+        """`README.md` of the trained model, which says what it was trained on."""
         data = recipe.data
         paths = [data.path] if isinstance(data.path, str) else data.path
         facts = {
@@ -128,4 +128,4 @@ class LeftOut:
         )
 
     def _reasons(self) -> dict[str, str]:
-        return dict(self.rows) | dict.fromkeys(self.views, "this view shows no edit")
+        return dict(self.rows) | dict.fromkeys(self.views, "no edit is visible in this view")

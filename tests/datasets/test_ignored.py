@@ -149,7 +149,7 @@ def test_what_an_image_folder_leaves_over_is_told(tmp_path: Path, told: Any) -> 
         "…/data: ignored 3: a file that no row names: 2-edited.png, in/2.png, notes.txt",
         "…/data: ignored 2: a column that is not read: caption, edited_caption",
         "…/data: ignored 1: hidden: .DS_Store",
-        "…/data: ignored 1: a column of values of several types: mixed",
+        "…/data: ignored 1: a column with values of several types: mixed",
     ]
 
 

@@ -347,7 +347,7 @@ def test_a_trained_model_stands_for_its_data(run: RunFolder, tmp_path: Path) -> 
     with pytest.raises(RunError, match="10 more are in the training data"):  # all say the same
         build_benchmark(run, tmp_path / "none", disjoint_from=[str(tmp_path / "two")])
     (folder(tmp_path / "three") / "model_index.json").write_text("{}")
-    with pytest.raises(SourceError, match="does not record what it was trained on"):
+    with pytest.raises(SourceError, match="does not record its training data"):
         build_benchmark(run, tmp_path / "none", disjoint_from=[str(tmp_path / "three")])
 
 

@@ -40,13 +40,13 @@ _STATUS_OF = {
     "unsupported_parameter": 400,
     "unsupported_value": 400,
 }
-"""The status of an error that names its kind only; of any other kind, 500."""
+"""The HTTP status of an error that only names its kind; 500 for any other kind."""
 
 
 def parse(content: bytes) -> Any:
-    """The JSON of a body; a stream of events becomes the response that it adds up to.
+    """The JSON of a body; the events of a stream are merged into one response.
 
-    Raises `ValueError` for what is neither, and for a stream that breaks off.
+    Raises `ValueError` if it is neither, or if a stream breaks off.
     """
     text = content.decode(json.detect_encoding(content), errors="replace").lstrip("\ufeff \r\n\t")
     if re.match(r"(data|event|id|retry)?:", text):
@@ -92,7 +92,7 @@ def status_of(error: Any) -> int:
 def completion_of(body: Any) -> Completion | None:
     """The completion in the first choice of a response, None if it has none.
 
-    Counts of tokens that are missing or impossible are 0, both of them: not reported.
+    If a token count is missing or impossible, both are 0, which means not reported.
     """
     choice = _choice(body)
     if choice is None:
@@ -203,7 +203,7 @@ def _events(text: str) -> Iterator[Any]:
 
 
 def _joined(events: Iterator[Any]) -> dict[str, Any]:
-    """The response that the events of a stream add up to."""
+    """The response made of the events of a stream."""
     texts = {"content": "", "reasoning_content": "", "refusal": ""}
     body: dict[str, Any] = {"usage": None}
     choice: dict[str, Any] = {"message": texts}

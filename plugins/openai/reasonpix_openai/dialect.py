@@ -1,4 +1,4 @@
-"""What a server accepts of the protocol, which parts of it are left out where it refuses them."""
+"""The parameters that a server accepts; those that it refuses are left out."""
 
 from __future__ import annotations
 

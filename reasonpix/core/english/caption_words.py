@@ -36,7 +36,7 @@ class CaptionWords:
         texts = {word.text for word in self.words}
         latin = any(text.isascii() and text.isalpha() for text in texts)
         self.is_english = bool(texts & _ENGLISH) or (latin and not texts & _FOREIGN)
-        """As frequent words tell."""
+        """Guessed from frequent words."""
 
     def __getitem__(self, index: int) -> str:
         """A word without case and accents; empty outside of the caption."""
@@ -84,7 +84,7 @@ def apply_edits(caption: str, edits: Iterable[Edit]) -> str:
 
 
 def _case(caption: str) -> Callable[[str], str]:
-    """What writes a text as the caption is written: ALL CAPS, Title Case, or neither."""
+    """A function that gives a text the caption's case: ALL CAPS, Title Case, or neither."""
     if caption.isupper() and sum(map(str.isalpha, caption)) > 3:
         return str.upper
     long_words = re.findall(r"[^\W\d_]{3,}", caption)

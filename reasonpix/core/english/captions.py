@@ -47,11 +47,11 @@ _GROUPS = word_list("groups")
 """Of many things: "a group of cats"."""
 
 _PORTIONS = word_list("portions")
-"""Of something uncountable: "a slice of pizza". Of "sandwich" there is none, but "a sandwich"."""
+"""Of something uncountable: "a slice of pizza", but "a sandwich"."""
 
 _CONTAINERS = word_list("containers")
 _PORTIONABLE = word_list("portionable")
-"""Countable things of which there are slices: "a slice of cake"."""
+"""Countable things that come in slices: "a slice of cake"."""
 
 
 def edited_caption(
@@ -106,7 +106,7 @@ def _name(target: str) -> str:
 
 
 def _without_mention(caption: str, selected: str, target: str) -> str:
-    """For a caption that names the category inside of a word, as Chinese does, or not at all."""
+    """For a caption that names the category within a word, as in Chinese, or not at all."""
     if selected and selected[0].lower() == selected[0].upper() and selected in caption:
         return caption.replace(selected, _name(target), 1)
     text = caption.rstrip()
@@ -136,7 +136,7 @@ def _again(words: CaptionWords, found: NounPhrase, names: Iterable[str]) -> Iter
 
 
 def _all_replaced(words: CaptionWords, found: NounPhrase, selected: str, name: str) -> list[Edit]:
-    """The edits of a phrase all of whose things become the target, and of its verbs."""
+    """The edits of a phrase, all of which becomes the target, and of its verbs."""
     slot = _slot(words, found, selected, name)
     if found.possessive:
         return [_edit(words, slot.start, found, _possessive(slot, found, name))]
@@ -152,7 +152,7 @@ def _all_replaced(words: CaptionWords, found: NounPhrase, selected: str, name: s
 
 
 class _Slot(NamedTuple):
-    """Where a name is to be put: from word `start` on, after the determiners."""
+    """Where to put a name: from word `start` on, after the determiners."""
 
     start: int
     determiners: tuple[str, ...]
@@ -287,7 +287,7 @@ def _edit(words: CaptionWords, start: int, found: NounPhrase, text: str) -> Edit
 
 
 def _one_replaced(words: CaptionWords, found: NounPhrase, selected: str, name: str) -> Edit:
-    """The edit of a plural phrase of which one thing becomes the target: the others stay."""
+    """The edit of a plural phrase: one of its things becomes the target, the others stay."""
     measure = measure_of(words, found)
     start, determiners = found.start, list(found.determiners)
     inner = words.text(found.start + len(determiners), found.end)

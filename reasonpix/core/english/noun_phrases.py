@@ -27,7 +27,7 @@ _OTHER_ATTRIBUTES = word_list("other attributes")
 _KINDS_IN_ING = word_list("kinds in ing")
 _NOUNS_IN_Y = word_list("nouns in y")
 _COMPOUNDS = word_list("compounds of another kind")
-"""What names nothing of its last word's kind: a hot dog."""
+"""Compounds that do not name a kind of their last word: a hot dog."""
 
 _AFTER_A_NOUN = word_list("after a noun")
 
@@ -45,7 +45,7 @@ class NounPhrase:
     """Where the noun begins, with the words that name its kind."""
     determiners: tuple[str, ...]
     attributes: tuple[str, ...]
-    """Kept by whatever replaces the noun: what its colour and size are, not its kind."""
+    """What the replacement keeps: colour and size, not the kind."""
     many: bool
     rank: int
     """0 for a phrase of its own, 1 for a possessive, 2 for a part of a compound."""

@@ -1,1 +1,1 @@
-"""Reading files of users: texts in any Unicode encoding, folders, tars, and what is ignored."""
+"""Users' files: text in any Unicode encoding, folders, tars, YAML; and what readers ignore."""

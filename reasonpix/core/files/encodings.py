@@ -1,4 +1,4 @@
-"""Texts of users in UTF-8 or UTF-16, with or without a byte order mark."""
+"""Users' text files in UTF-8 or UTF-16, with or without a byte order mark."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _parse(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Without this, the first of two values of a key would be lost."""
+    """Reject repeated keys: `json` would silently drop the first value."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,4 +1,4 @@
-"""What a reader ignores: counted by reason, with the first names."""
+"""What a reader ignores, counted by reason, with the first names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SYSTEM_FILES = frozenset(
 class Ignored:
     """A file, folder, row, member or column that a reader does not read, and why.
 
-    `reason` is the same for all that are ignored alike, because they are counted by it.
+    Files are counted by `reason`, so it is the same for all files of a kind.
     """
 
     name: str
@@ -46,7 +46,7 @@ def why_hidden(name: str) -> str | None:
 
 @dataclass
 class IgnoredCounts:
-    """How many were ignored for each reason, with the names of the first."""
+    """How many were ignored for each reason, and the first names."""
 
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)

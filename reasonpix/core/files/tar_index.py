@@ -46,8 +46,8 @@ class TarIndex:
 def index_tar(file: Path) -> TarIndex:
     """Index an uncompressed tar file, also one of several tars, one after another.
 
-    Members of a key belong together wherever they are, until a kind comes again: it begins another
-    sample. Raises `OSError` and `tarfile.TarError`, also if a part of the file is not readable.
+    Members with the same key belong together wherever they are, until a kind repeats, which begins
+    another sample. Raises `OSError` and `tarfile.TarError`, also if a part of the file is damaged.
     """
     ignored: list[Ignored] = []
     pieces: dict[str, list[tuple[int, dict[str, Member]]]] = {}

@@ -14,9 +14,9 @@ from reasonpix.evaluation.comparison import Comparison
 from reasonpix.evaluation.results import TRUTH
 
 _CELL, _GAP, _MARGIN = 256, 8, 16
-"""Side of the square of an image, space between two, and around all; in pixels."""
+"""Side of an image's cell, space between cells, and around all; in pixels."""
 _SIZE, _LINE = 15, 20
-"""Height of letters and of a line, in pixels."""
+"""Height of the font and of a line, in pixels."""
 
 
 def render_grid(comparison: Comparison, kind: str, cases: Sequence[str]) -> bytes:

@@ -51,7 +51,7 @@ class FileSource(Source[O_co]):
 
     @property
     def domain(self) -> str:
-        """What the card of a published dataset in the root says."""
+        """The domain in the card of a published dataset in the root."""
         return domain_of_dataset(self.root)
 
     @abstractmethod

@@ -65,7 +65,7 @@ class HFDataset(Source[HFDatasetOptions]):
 
     @property
     def domain(self) -> str:
-        """What the card of a published dataset says."""
+        """The domain in the card of a published dataset."""
         return domain_of_dataset(self.options.path)
 
     @property

@@ -90,7 +90,7 @@ def open_metadata_folder(
         try:
             arrays[column] = pa.array(cells)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            ignored.append(Ignored(column, "a column of values of several types"))
+            ignored.append(Ignored(column, "a column with values of several types"))
     data = datasets.Dataset(pa.table(arrays))
     for column in images:
         data = data.cast_column(column, datasets.Image())
