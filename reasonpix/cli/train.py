@@ -77,7 +77,7 @@ def _print_result(result: TrainingResult) -> None:
     if result.skipped:
         row, reason = result.skipped[0]
         click.echo(f"left out {counted(len(result.skipped), 'row')}, such as {row}: {reason}")
-    if views := result.hidden_views:
+    if views := result.views_without_edit:
         count = counted(len(views), "view")
         click.echo(f"left out {count} without a visible edit, such as {views[0]}")
     if result.skipped or views:

@@ -27,13 +27,13 @@ FILE = "benchmark.json"
 
 
 class GrounderFilter(BaseModel):
-    """A filter that asked a grounder which samples to keep."""
+    """A filter that used a grounder."""
 
     model_config = ConfigDict(frozen=True)
 
     filter: str
     grounder: str
-    """The word after `use:`."""
+    """Its name, as after `use:`."""
     model: str | None = None
     """Its weights, as the recipe names them."""
     weights: str
@@ -45,7 +45,7 @@ class GrounderFilter(BaseModel):
 
 
 class GrounderFilters(BaseModel):
-    """All filters of a benchmark that asked a grounder."""
+    """All filters of a benchmark that used a grounder."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,13 +63,8 @@ class GrounderFilters(BaseModel):
     def sentence(self) -> str:
         """For the card."""
         if not self.filters:
-            return (
-                "No filter asked a grounder, so any grounder may measure whether targets are found."
-            )
-        return (
-            f"A grounder chose among the samples ({self}): measure whether targets are found with "
-            "another one."
-        )
+            return 'No filter used a grounder, so any grounder may measure "Target found".'
+        return f'A grounder filtered the samples ({self}): measure "Target found" with another one.'
 
 
 def weights_of(grounder: Mapping[str, Any]) -> str:
@@ -84,7 +79,7 @@ def weights_of(grounder: Mapping[str, Any]) -> str:
 
 
 def filters_by_grounder(run: RunFolder) -> GrounderFilters:
-    """The filters of a finished run that asked a grounder."""
+    """The filters of a finished run that used a grounder."""
     pipeline = yaml.safe_load(run.storage.read("recipe.yaml"))["pipeline"]
     return GrounderFilters(
         filters=tuple(
@@ -130,5 +125,5 @@ def target_found_note(filters: GrounderFilters | None, grounder: Mapping[str, An
             "this grounder recognises."
         )
     if filters.filters:
-        return f"The benchmark was filtered by another grounder than the one used here ({filters})."
-    return "No filter of the benchmark asked a grounder."
+        return f"The benchmark was filtered by a different grounder ({filters})."
+    return "No filter of the benchmark used a grounder."

@@ -59,7 +59,7 @@ class Session:
     training_examples: Sequence[int]
     validation_views: Sequence[tuple[int, int]]
     """The held-out examples, each with a view of it."""
-    hidden_views: Sequence[str]
+    views_without_edit: Sequence[str]
     """Views of rows that show no edit, and are not trained on."""
     checkpoint: LoadedModel
     """The model; its networks are those that `loss` trains."""
@@ -131,7 +131,7 @@ def prepare_session(
         features=features,
         training_examples=training,
         validation_views=[(number, views.by_example[number][0]) for number in held_out],
-        hidden_views=views.hidden,
+        views_without_edit=views.without_edit,
         checkpoint=checkpoint,
         loss=loss,
         batches=batches,

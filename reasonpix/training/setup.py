@@ -147,30 +147,30 @@ def examples_with_align_text(pairs: Pairs, examples: Sequence[int]) -> list[int]
 
 @dataclass(frozen=True)
 class TrainableViews:
-    """The views of each example in which its edit shows."""
+    """The views of each example in which its edit is visible."""
 
     by_example: Mapping[int, Sequence[int]]
-    """Of each example with any, in order."""
-    hidden: Sequence[str]
-    """The other views of their rows."""
+    """By example, in order; examples without such a view are left out."""
+    without_edit: Sequence[str]
+    """Names of the other views of these examples' rows."""
 
 
 def trainable_views(features: CachedFeatures | OnlineFeatures) -> TrainableViews:
-    """Leave out the views, and rows, in which training would see no edit.
+    """Leave out the views, and rows, in which no edit is visible.
 
-    Two images that look the same, with an instruction, teach the model to change nothing, as the
-    pairs do that Eq. 1 drops. Raises `SourceError` if no row is left.
+    They would teach the model to change nothing, like the pairs that Eq. 1 rejects. Raises
+    `SourceError` if no row is left.
     """
     pairs = features.pairs
     by_example: dict[int, list[int]] = {}
-    hidden: dict[str, None] = {}  # a row may have several examples
+    without_edit: dict[str, None] = {}  # a row may have several examples
     left_out: dict[str, str] = {}
     for number in features.usable():
         changes = [features.change(number, view) for view in range(pairs.views)]
         row = pairs.examples[number].row
         if shows := [view for view, change in enumerate(changes) if change > VISIBLE_CHANGE]:
             by_example[number] = shows
-            hidden |= {
+            without_edit |= {
                 f"{row} view {view}": None for view in range(pairs.views) if view not in shows
             }
         else:
@@ -179,7 +179,7 @@ def trainable_views(features: CachedFeatures | OnlineFeatures) -> TrainableViews
                 f"{max(changes)} of 255 levels"
             )
     pairs.leave_out(left_out)
-    return TrainableViews(by_example, list(hidden))
+    return TrainableViews(by_example, list(without_edit))
 
 
 def data_digest(pairs: Pairs, views: Mapping[int, Sequence[int]], features: str) -> str:

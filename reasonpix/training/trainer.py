@@ -76,7 +76,7 @@ class TrainingResult:
     """The folder of the trained model."""
     skipped: list[tuple[str, str]]
     """The rows that were left out, each with its reason."""
-    hidden_views: list[str]
+    views_without_edit: list[str]
     """The views without a visible edit that were left out, of rows with other views."""
 
 
@@ -118,7 +118,7 @@ def train(
         accelerator.wait_for_everyone()
         session = prepare_session(recipe, out, accelerator, report_stage)
         # Each process has checked only the images of its share.
-        left_out = LeftOut(dict(gather_object(session.pairs.skipped)), session.hidden_views)
+        left_out = LeftOut(dict(gather_object(session.pairs.skipped)), session.views_without_edit)
         if accelerator.is_main_process:
             left_out.write(out / "left-out.jsonl")
         model = _training_loop(session, left_out, report, should_stop)

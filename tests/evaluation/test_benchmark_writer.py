@@ -374,5 +374,5 @@ def test_the_grounder_that_filtered_a_benchmark_is_recorded(
         return
     build_benchmark(run, tmp_path / "bench")
     card = (tmp_path / "bench" / "README.md").read_text(encoding="utf-8")
-    assert "No filter asked a grounder" in card
+    assert "No filter used a grounder" in card
     assert read(tmp_path / "bench").grounder_filters == GrounderFilters()

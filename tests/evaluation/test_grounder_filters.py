@@ -39,7 +39,7 @@ def test_the_same_weights_are_told_whatever_the_other_options(grounder: dict[str
     others = [it for it in (LOCAL, HUB, PINNED, FAKE) if it is not grounder]
     for other in others:
         note = target_found_note(GrounderFilters(filters=(used,)), other)
-        assert "was filtered by another grounder" in note
+        assert "was filtered by a different grounder" in note
 
 
 def test_a_benchmark_without_such_filters_and_one_without_a_record(tmp_path: Path) -> None:

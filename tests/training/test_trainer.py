@@ -648,7 +648,7 @@ def test_views_without_a_visible_edit_are_left_out_of_rows_with_others(tmp_path:
     assert views[1] == [0, 1, 2, 3, 4]
     assert 0 not in views[0] and views[0]  # the centre shows nothing, a crop does
     hidden = [f"{file} row 0 view {view}" for view in range(5) if view not in views[0]]
-    assert trained.hidden_views == hidden
+    assert trained.views_without_edit == hidden
     assert not trained.skipped
     draws = [session.batches.stages[-1].sampler.draw(step, 0) for step in range(60)]
     assert {draw.view for draw in draws if draw.example == 0} == set(views[0])
