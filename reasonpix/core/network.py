@@ -176,10 +176,10 @@ def _is_exempt(host: str, port: int | None, no_proxy: str) -> bool:
 
     name = host.lower().rstrip(".")
     entries = filter(None, re.split(r"[,\s]+", no_proxy.lower()))
-    return any(_names(entry, name, port) for entry in entries) or bool(proxy_bypass(host))
+    return any(_entry_matches(entry, name, port) for entry in entries) or bool(proxy_bypass(host))
 
 
-def _names(entry: str, host: str, port: int | None) -> bool:
+def _entry_matches(entry: str, host: str, port: int | None) -> bool:
     """Whether an entry names a host: `*`, a domain, an address or a network, also with a port."""
     if entry == "*":
         return True

@@ -29,7 +29,7 @@ def value(dtype: str) -> Feature:
     return {"dtype": dtype, "_type": "Value"}
 
 
-def many(feature: Feature) -> Feature:
+def list_of(feature: Feature) -> Feature:
     """A list of values or of structs (a mapping of names to features)."""
     return {"feature": feature, "_type": "List"}
 
@@ -71,11 +71,11 @@ FEATURES: Mapping[str, Feature] = {
     "source_id": TEXT,
     "caption": TEXT,
     "edited_caption": TEXT,
-    "candidates": many(TEXT),
+    "candidates": list_of(TEXT),
     "chosen": value("int32"),
     "selected": TEXT,
     "target": TEXT,
-    "box": many(value("float32")),
+    "box": list_of(value("float32")),
 }
 """The columns that every published dataset of edits has; those of scores follow."""
 

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from reasonpix.core.files.encodings import read_text
+from reasonpix.core.files.encodings import read_front_matter
 from reasonpix.errors import PluginError
 from reasonpix.plugin import registry
 
@@ -29,12 +27,7 @@ def licence_of(name: str, options: Mapping[str, Any], kind: str) -> str | None:
         readme = _cached_card(name, options, kind)
     if readme is None:
         return None
-    try:
-        head = read_text(readme).split("---\n", 2)
-        metadata = yaml.safe_load(head[1]) if len(head) == 3 and not head[0] else {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    licence = metadata.get("license") if isinstance(metadata, dict) else None
+    licence = read_front_matter(readme).get("license")
     return licence.lower() if isinstance(licence, str) else None  # the hub's spelling
 
 

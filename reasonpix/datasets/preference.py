@@ -15,7 +15,7 @@ from typing import Any
 
 from reasonpix.core.figures import counted
 from reasonpix.core.parallel import Size
-from reasonpix.datasets.columns import TEXT, Feature, Row, many, schema_of, value
+from reasonpix.datasets.columns import TEXT, Feature, Row, list_of, schema_of, value
 from reasonpix.datasets.writers import Written, write_rows
 from reasonpix.errors import RecipeError, RunError
 from reasonpix.generation.outcomes import Outcome, read_stages
@@ -26,7 +26,7 @@ from reasonpix.llm.types import Message
 from reasonpix.plugin.samples import Sample
 from reasonpix.plugin.types import RewriteRequest, Rewriting
 
-_TURNS = many({"role": TEXT, "content": TEXT})
+_TURNS = list_of({"role": TEXT, "content": TEXT})
 
 FEATURES: Mapping[str, Feature] = {
     "prompt": _TURNS,

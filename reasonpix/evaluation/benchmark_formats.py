@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reasonpix.core.files.encodings import parse_json, read_text
+from reasonpix.core.files.encodings import read_text
 from reasonpix.core.files.ignored import IgnoredCounts, why_hidden
 from reasonpix.datasets.reader import PairReader
 from reasonpix.errors import SourceError
 from reasonpix.evaluation.cases import DIRECT
 from reasonpix.evaluation.magicbrush_captions import GLOBAL, LOCAL, MagicBrushCaptions
-from reasonpix.generation.components.file_source import file_bytes, others_under
+from reasonpix.generation.components.file_source import file_bytes, others_under, read_json_mapping
 
 REASONING = "reasoning"
 """The kind of instruction that only hints at the target."""
@@ -169,7 +169,7 @@ def magicbrush(where: str, folder: Path, captions: MagicBrushCaptions) -> Iterat
     MagicBrush's evaluation.
     """
     known = {SESSIONS, LOCAL, GLOBAL}
-    for image, turns in _json(folder / SESSIONS, "{image: [turn, …]}").items():
+    for image, turns in read_json_mapping(folder / SESSIONS, "expected {image: [turn, …]}").items():
         for number, turn in enumerate(turns if isinstance(turns, list) else [turns], 1):
             shown = image.encode(
                 errors="backslashreplace"
@@ -309,16 +309,6 @@ def _lines(path: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read: {error}") from error
     return text.rstrip().split("\n")
-
-
-def _json(path: Path, wanted: str) -> dict[str, Any]:
-    try:
-        found = parse_json(file_bytes(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: cannot be read: {error}; expected {wanted}") from error
-    if not isinstance(found, dict):
-        raise SourceError(f"{path}: expected {wanted}")
-    return found
 
 
 def _file(path: Path) -> bytes:

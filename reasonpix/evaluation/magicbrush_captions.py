@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from reasonpix.core.figures import counted, listed
-from reasonpix.core.files.encodings import parse_json
 from reasonpix.core.text import is_text
-from reasonpix.errors import SourceError
-from reasonpix.generation.components.file_source import file_bytes
+from reasonpix.generation.components.file_source import read_json_mapping
 
 LOCAL = "local_descriptions.json"
 GLOBAL = "global_descriptions.json"
@@ -105,13 +103,6 @@ class MagicBrushCaptions:
 
 def _read(path: Path) -> Mapping[str, Any] | None:
     """The descriptions by image and file; None if there is no such file."""
-    wanted = "{image: {file: description}}"
-    try:
-        found = parse_json(file_bytes(path))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: cannot be read: {error}; expected {wanted}") from error
-    if not isinstance(found, dict):
-        raise SourceError(f"{path}: expected {wanted}")
-    return found
+    return read_json_mapping(path, "expected {image: {file: description}}")

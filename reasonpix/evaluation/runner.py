@@ -83,7 +83,7 @@ def evaluate(
         metrics.check()
     made_for = [(name, it.intended_images) for name, it in components.items()]
     made_for += metrics.made_for() if measurable else []
-    domain = domain_of_dataset(recipe.benchmark.path or "")
+    domain = domain_of_dataset(recipe.benchmark.path) if recipe.benchmark.path else ""
     for line in domain_warnings(made_for, domain, "the benchmark's images"):
         _LOG.warning(line)
     _check_captions(benchmark, methods)

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import Field, ValidationError
 
+from reasonpix.core.files.encodings import read_front_matter
 from reasonpix.errors import WeightsError, problems_of
 from reasonpix.plugin.model_files import find_cached, read_json_file
 from reasonpix.plugin.types import Record
@@ -59,12 +59,7 @@ def read_intended_images(options: ModelOptions) -> IntendedImages | None:
 
 def domain_of_dataset(path: str | Path) -> str:
     """The domain of the images of a published dataset in a folder; empty if it is unknown."""
-    try:
-        text = Path(path, "README.md").read_text(encoding="utf-8")
-        head = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
-        return ""
-    domain: Any = head.get(CARD_KEY) if isinstance(head, dict) else None
+    domain = read_front_matter(Path(path, "README.md")).get(CARD_KEY)
     return domain if isinstance(domain, str) else ""
 
 

@@ -59,14 +59,14 @@ def _conjugated(
     table = _VERBS if many else _SINGULAR_VERBS
     if word.text in table:
         yield Edit(word.start, word.end, table[word.text])
-    elif any_verb and word.text.isalpha() and not _is_no_verb(word.text):
+    elif any_verb and word.text.isalpha() and not _is_not_a_verb(word.text):
         if many and word.text.endswith("s") and not word.text.endswith("ss"):
             yield Edit(word.start, word.end, _base(word.text))
         elif not many and not word.text.endswith("s"):
             yield Edit(word.start, word.end, plural(word.text))
 
 
-def _is_no_verb(word: str) -> bool:
+def _is_not_a_verb(word: str) -> bool:
     return word in FUNCTION_WORDS or word in _NO_VERBS or bool(re.search(r"(?:ing|ed|ly|n)$", word))
 
 

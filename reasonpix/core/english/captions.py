@@ -82,7 +82,7 @@ def edited_caption(
     else:
         edits = [
             edit
-            for phrase_found in (found, *_again(words, found, names))
+            for phrase_found in (found, *_later_mentions(words, found, names))
             for edit in _all_replaced(words, phrase_found, selected, name)
         ]
         edits += gender_edits(words, found.end, selected, name)
@@ -124,7 +124,9 @@ def _is_paired(words: CaptionWords, found: NounPhrase, selected: str) -> bool:
     )
 
 
-def _again(words: CaptionWords, found: NounPhrase, names: Iterable[str]) -> Iterator[NounPhrase]:
+def _later_mentions(
+    words: CaptionWords, found: NounPhrase, names: Iterable[str]
+) -> Iterator[NounPhrase]:
     """Later phrases that mean the same thing: "a cat …, the cat"."""
     if found.many or found.possessive:
         return

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 def decode_text(data: bytes) -> str:
     """A text file's content, with "\\n" for line ends of any system.
@@ -61,3 +63,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key in values if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} is given twice")
     return values
+
+
+def read_front_matter(path: Path) -> dict[str, Any]:
+    """The YAML mapping at the head of a Markdown file, such as a hub card; empty if it has none."""
+    try:
+        before, *parts = read_text(path).split("---\n", 2)
+        metadata = yaml.safe_load(parts[0]) if len(parts) == 2 and not before else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}

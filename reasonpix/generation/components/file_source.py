@@ -135,8 +135,16 @@ def others_under(root: Path, names: Collection[str], reason: str) -> Iterator[Ig
 def read_json(path: Path, expected: str) -> Any:
     """Parse a JSON file. Raises a `SourceError` that says what was `expected`."""
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(file_bytes(path))
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file; {expected}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: cannot be read: {error}; {expected}") from error
+
+
+def read_json_mapping(path: Path, expected: str) -> dict[str, Any]:
+    """Parse a JSON file that holds an object. Raises a `SourceError` as `read_json` does."""
+    values = read_json(path, expected)
+    if not isinstance(values, dict):
+        raise SourceError(f"{path}: {expected}")
+    return values

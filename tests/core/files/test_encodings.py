@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import codecs
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reasonpix.core.files.encodings import decode_text, parse_json, parse_json_lines
+from reasonpix.core.files.encodings import (
+    decode_text,
+    parse_json,
+    parse_json_lines,
+    read_front_matter,
+)
 
 WITH_MARK = [
     lambda text: text.encode(),
@@ -86,3 +92,24 @@ def test_the_line_of_broken_json_is_named() -> None:
     assert next(rows) == (1, {"a": 1})
     with pytest.raises(ValueError, match="line 3: Expecting value"):
         next(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("---\nlicense: mit\ntags: [a]\n---\n# Title\n", {"license": "mit", "tags": ["a"]}),
+        ("\ufeff---\r\nlicense: mit\r\n---\r\n", {"license": "mit"}),
+        ("# Title\n", {}),
+        ("---\nlicense: mit\n", {}),
+        ("---\n- mit\n---\n", {}),
+        ("---\n{\n---\n", {}),
+        ("", {}),
+    ],
+)
+def test_the_front_matter_of_a_card_is_read(
+    text: str, values: dict[str, object], tmp_path: Path
+) -> None:
+    card = tmp_path / "README.md"
+    card.write_bytes(text.encode())
+    assert read_front_matter(card) == values
+    assert read_front_matter(tmp_path / "none.md") == {}
