@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -24,6 +25,12 @@ _MOST_LENIENT_BRACES = 4
 # How many opening braces are tried in a text that is JSON in parts, and in one that is not, where
 # as many closing ones are tried for each: it takes longer.
 
+_LEAST_BUDGET = 1_000_000
+_MOST_PASSES = 8
+_MOST_LENIENT_LENGTH = 5000
+# How many characters are read of a text that is JSON in parts: so many, or as many as in so many
+# passes over it. An object that is nearly JSON is at most so long.
+
 _TAGS = "think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis|seed:think"
 _TAG = re.compile(
     rf"(?P<start><(?:{_TAGS})\b[^<>]*>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>analysis)"
@@ -31,6 +38,9 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 # DeepSeek, Qwen and many others; Mistral; Kimi; OpenThinker; the channels of gpt-oss.
+
+_QUOTED = re.compile(r"(['\"`]).\1|“.”|‘.’|«.»|\(.\)")
+# A tag between quotation marks is mentioned and does not begin or end any reasoning.
 
 _decoder = json.JSONDecoder(strict=False)  # a line break in a string does not invalidate it
 
@@ -45,7 +55,8 @@ def read_answer(
     last object that has the fields, otherwise with why there is none.
     """
     problem: InvalidAnswer | None = None
-    for value in _objects(_without_reasoning(completion.text)):
+    is_cut = completion.finish_reason == "length"
+    for value in _objects(_without_reasoning(completion.text, is_cut)):
         try:
             answer = task.answer.model_validate(value)
         except ValidationError:
@@ -76,21 +87,77 @@ def _explained(task: Task[RequestT, AnswerT, ResultT], completion: Completion) -
     return InvalidAnswer(cut + problems if is_cut else problems)
 
 
-def _without_reasoning(text: str) -> str:
+def _without_reasoning(text: str, is_cut: bool) -> str:
     """The text without a model's reasoning, which holds drafts of answers."""
     parts: list[str] = []
-    begin, reasoning = 0, False
-    for tag in _TAG.finditer(text):
+    begin, opening = 0, None
+    for tag in _tags(text):
         if tag["start"] is None:
-            if not reasoning:
+            if opening is None:
                 parts.clear()  # the opening tag is part of the prompt
-            begin, reasoning = tag.end(), False
-        elif not reasoning:
+            begin, opening = tag.end(), None
+        elif opening is None:
             parts.append(text[begin : tag.start()])
-            reasoning = True
-    if not reasoning:  # otherwise the reasoning was cut off
+            begin, opening = tag.end(), tag.start()
+    # Reasoning that does not end was cut off. But a tag within a sentence may be mentioned.
+    if opening is None or (not is_cut and re.search(r"[\w,] \Z", text[:opening][-2:])):
         parts.append(text[begin:])
     return "\n".join(parts)
+
+
+def _tags(text: str) -> Iterator[re.Match[str]]:
+    """The tags that begin and end reasoning, not those that are mentioned or part of an object."""
+    tags = list(_TAG.finditer(text))
+    ends = _object_ends(text) if tags else {}
+    starts = sorted(ends)
+    for tag in tags:
+        before, after = text[max(0, tag.start() - 1) : tag.start()], text[tag.end() : tag.end() + 1]
+        place = bisect(starts, tag.start())
+        is_inside = place > 0 and tag.end() <= ends[starts[place - 1]]
+        if not is_inside and not _QUOTED.fullmatch(f"{before}.{after}"):
+            yield tag
+
+
+def _object_ends(text: str) -> dict[int, int]:
+    """Where the outermost JSON objects of a text start, and where they end."""
+    budget = _Budget(text)
+    ends: dict[int, int] = {}
+    start = text.find("{")
+    while start >= 0:
+        end = budget.decoded(start)[1]
+        if end is not None:
+            ends[start] = end
+        if budget.is_spent:
+            break
+        start = text.find("{", end or start + 1)
+    return ends
+
+
+class _Budget:
+    """Decodes objects of a text until it has read too many characters or tried too many braces."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._left = max(_LEAST_BUDGET, _MOST_PASSES * len(text))
+        self._per_brace = self._left // _MOST_BRACES
+
+    @property
+    def is_spent(self) -> bool:
+        return self._left <= 0
+
+    def decoded(self, start: int) -> tuple[Any, int | None]:
+        """The object at a brace, and its end; no end if the brace belongs to prose or a string."""
+        value, end, read = None, None, len(self._text)
+        try:
+            value, end = _decoder.raw_decode(self._text, start)
+            read = end
+        except json.JSONDecodeError as error:
+            if not error.msg.startswith("Unterminated string"):  # which was read to the end
+                read = error.pos
+        except (RecursionError, ValueError):
+            pass
+        self._left -= read - start + self._per_brace
+        return value, end
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
@@ -105,19 +172,20 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    for start in _last_braces(text, _MOST_BRACES):
-        try:
-            yield _decoder.raw_decode(text, start)[0]
-        except (RecursionError, ValueError):
-            continue  # the brace belongs to prose or to a string
+    budget = _Budget(text)
+    for start in _last_braces(text):
+        value, end = budget.decoded(start)
+        if end is not None:
+            yield value
+        if budget.is_spent:
+            break
 
 
-def _last_braces(text: str, most: int) -> Iterator[int]:
-    """The places of the last opening braces, the last first."""
+def _last_braces(text: str) -> Iterator[int]:
+    """The places of the opening braces, the last first."""
     start = len(text)
-    while most and (start := text.rfind("{", 0, start)) >= 0:
+    while (start := text.rfind("{", 0, start)) >= 0:
         yield start
-        most -= 1
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -128,8 +196,9 @@ def _lenient_objects(text: str) -> Iterator[dict[str, Any]]:
     """Objects with single or typographic quotes, trailing commas or bare keys, as in YAML."""
     if '"' not in text:
         text = re.sub("[“”„]", '"', text)
-    for start in _last_braces(text, _MOST_LENIENT_BRACES):
-        for end in islice(re.finditer("}", text[start:]), _MOST_LENIENT_BRACES):
+    for start in islice(_last_braces(text), _MOST_LENIENT_BRACES):
+        longest = text[start : start + _MOST_LENIENT_LENGTH]
+        for end in islice(re.finditer("}", longest), _MOST_LENIENT_BRACES):
             try:
                 value = yaml.safe_load(text[start : start + end.end()])
             except (yaml.YAMLError, AttributeError, RecursionError, TypeError, ValueError):

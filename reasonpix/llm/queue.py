@@ -304,7 +304,14 @@ class RequestQueue:
 
 
 def _encodable(outcome: Attempt) -> Attempt:
-    """The outcome without lone surrogates, which JSON can carry but UTF-8 cannot encode."""
+    """The outcome without lone surrogates, which JSON can carry but UTF-8 cannot encode.
+
+    A stream may split a pair, which is joined again. Without its other half, a surrogate becomes
+    U+FFFD, which makes an answer invalid.
+    """
     texts = {name: value for name, value in outcome if isinstance(value, str)}
-    clean = {name: text.encode(errors="replace").decode() for name, text in texts.items()}
+    clean = {
+        name: text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        for name, text in texts.items()
+    }
     return outcome if clean == texts else outcome.model_copy(update=clean)

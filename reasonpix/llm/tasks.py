@@ -6,6 +6,7 @@ the answer's JSON schema and examples, is in `templates/<task>.yaml`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -39,6 +40,8 @@ MAX_INSTRUCTION_LENGTH = 300
 
 MAX_TARGET_WORDS = 4
 """Maximum number of words of a target category."""
+
+_DAMAGED = re.compile("[\ufffd\ud800-\udfff]")
 
 RequestT = TypeVar("RequestT", RewriteRequest, SelectRequest, ReplaceRequest, ResolveRequest)
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -84,7 +87,7 @@ def read_rewriting(request: RewriteRequest, answer: RewriteAnswer) -> Rewriting:
         for word in _names(answer.revealing)
         if not (mentions(request.caption, word) and mentions(request.edited_caption, word))
     )
-    problems = _instruction_problems(instruction)
+    problems = _damage(answer) or _instruction_problems(instruction)
     if not problems and words_of(instruction) == words_of(request.instruction):
         problems.append("instruction repeats the direct instruction")
     if leaked := [word for word in revealing if mentions(instruction, word)]:
@@ -180,7 +183,7 @@ def read_plan(request: ReplaceRequest, answer: ReplaceAnswer) -> EditPlan:
         "selected": _names(answer.selected_synonyms),
         "target": _names(answer.target_synonyms),
     }
-    problems = []
+    problems = _damage(answer)
 
     selected = closest(answer.selected, categories)
     if selected is None:
@@ -241,6 +244,16 @@ TASKS: Mapping[PlannerTask, Task[Any, Any, Any]] = {
 def _names(words: Sequence[str]) -> list[str]:
     """Words with a meaning, without articles and duplicates."""
     return list(dict.fromkeys(strip_article(word) for word in words if content_words(word)))
+
+
+def _damage(answer: RewriteAnswer | ReplaceAnswer) -> list[str]:
+    """The fields with characters that were lost on the way, such as in another encoding."""
+    fields = {name: (value,) if isinstance(value, str) else value for name, value in answer}
+    return [
+        f"{name} holds damaged characters"
+        for name, texts in fields.items()
+        if any(_DAMAGED.search(text) for text in texts)
+    ]
 
 
 def _instruction_problems(instruction: str) -> list[str]:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reasonpix.llm.answers import read_answer
-from reasonpix.llm.tasks import REPLACE, SELECT, InvalidAnswer
+from reasonpix.llm.tasks import REPLACE, REWRITE, SELECT, InvalidAnswer
 from reasonpix.llm.types import Completion
-from reasonpix.plugin.types import EditPlan, ReplaceRequest, SelectRequest
+from reasonpix.plugin.types import EditPlan, ReplaceRequest, RewriteRequest, SelectRequest
 
 REQUEST = ReplaceRequest(caption="a bee on a flower", categories=("bee", "flower"), seed=0)
 CHOICE = SelectRequest(
@@ -125,6 +125,59 @@ def test_reasoning_alone_is_no_answer(text: str) -> None:
     assert problem(text, "length").startswith("the answer was cut off, it is too long; ")
 
 
+def mentioned(tag: str) -> EditPlan:
+    return PLAN.model_copy(update={"instruction": f"Say {tag} to it."})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"I chose <reason> here.\n{ANSWER}",
+        f"As an <analysis> of the picture shows, {ANSWER} is best.",
+        f"I did not use `<think>` or `</think>`:\n{ANSWER}",
+        f'{ANSWER}\nI left the "</reasoning>" out.',
+        f"{ANSWER}\n(</think>) is not needed.",
+    ],
+)
+def test_a_tag_that_is_mentioned_begins_and_ends_no_reasoning(text: str) -> None:
+    assert read(text) == PLAN
+
+
+@pytest.mark.parametrize("tag", ["<think>", "</think>", "<reason>so</reason>", "[THINK]"])
+@pytest.mark.parametrize("text", ["{0}", "Sure:\n{0}\nDone.", "<think>{1}</think>{0}"])
+def test_a_tag_within_an_answer_is_a_part_of_it(text: str, tag: str) -> None:
+    expected = mentioned(tag)
+    assert read(text.format(answer(instruction=expected.instruction), DRAFT)) == expected
+    indented = json.dumps(json.loads(answer(instruction=expected.instruction)), indent=2)
+    assert read(text.format(indented, DRAFT)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Sure. <think>{DRAFT}",
+        f"Let me think.\n<think>\n{DRAFT}\nHm,",
+        f"<think>The tag <think> is odd. {DRAFT}",
+        f'{DRAFT}, "as said",</think> and no more',
+    ],
+)
+def test_a_draft_in_reasoning_without_an_end_is_no_answer(text: str) -> None:
+    assert problem(text) == "there is no answer after the reasoning"
+    assert "cut off" in problem(f"I am in a <think> phase: {DRAFT}", "length")
+
+
+@pytest.mark.parametrize("damaged", ["gr\ufffdn", "\ufffd", "half \ud83d of", "\udc80"])
+def test_an_answer_with_damaged_characters_is_invalid(damaged: str) -> None:
+    assert "instruction holds damaged characters" in problem(answer(instruction=f"Be {damaged} x."))
+    assert "target holds damaged characters" in problem(answer(target=f"wasp{damaged}"))
+    assert "synonyms holds damaged" in problem(answer(target_synonyms=["moth", f"m{damaged}"]))
+    rewriting = Completion(text=json.dumps({"revealing": [], "instruction": f"Be {damaged} x."}))
+    request = RewriteRequest(caption="a", edited_caption="b", instruction="c", seed=0)
+    with pytest.raises(InvalidAnswer, match="instruction holds damaged characters"):
+        read_answer(REWRITE, request, rewriting)
+    assert read(answer(instruction="Grün 🦋 für Ð.")).instruction == "Grün 🦋 für Ð."
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
@@ -204,12 +257,25 @@ def test_what_is_wrong_is_told(text: str, told: str) -> None:
         "{'a': " * 20_000 + "}" * 20_000,
         "<think>{" * 20_000,
         "{" + "9" * 10_000 + "}" + '{"best": ' + "9" * 10_000 + "}",
+        '{"a":' * 1000 + "[" + "1," * 200_000 + "1]" + "}" * 1000,
+        '{"a":' * 900 + "[" + '"x",' * 100_000 + "1]" + "}" * 900,
+        "<think>" + '{"a":[1,' * 400 + "1," * 200_000 + "1" + "]}" * 400,
+        '{"' * 500 + "so " * 300_000,
+        "<think>" + "{" * 400_000,
+        "{ so " + "it is a bee and not a wasp, " * 25_000 + " }",
+        ("{ so " + "it is: a bee - " * 2_000 + " }") * 4,
     ],
 )
 def test_a_text_of_any_size_is_read_quickly(text: str) -> None:
     begun = time.process_time()
     assert problem(text)
     assert time.process_time() - begun < 5
+
+
+def test_an_answer_is_found_after_a_text_of_any_size() -> None:
+    assert read('{"a": [' * 5_000 + ANSWER) == PLAN
+    assert read("so { " * 200_000 + ANSWER) == PLAN
+    assert read(f"<think>{'{ so ' * 200_000}</think>{ANSWER}") == PLAN
 
 
 @settings(max_examples=40)

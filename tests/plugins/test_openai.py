@@ -561,6 +561,115 @@ def test_a_stream_that_breaks_off_is_asked_for_again(server: Server, make: Make,
     assert unavailable(planner).may_be_charged
 
 
+SEPARATORS = "\u2028\u2029\x85"
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r", "\n"])
+def test_only_line_breaks_separate_the_lines_of_a_stream(
+    server: Server, make: Make, separator: str, end: str
+) -> None:
+    text = f"one{separator}two {separator}"
+    event = {"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}
+    said = json.dumps(event, ensure_ascii=False)
+    server.script({"MARK": [{"raw": f"data: {said}{end}data: [DONE]{end}"}]})
+    assert attempt(make(), "MARK") == [Completion(text=text)]
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n", "\r"])
+def test_the_data_of_an_event_may_have_several_lines(server: Server, make: Make, line: str) -> None:
+    deltas = [{"delta": {"content": "on"}}, {"delta": {"content": "e"}, "finish_reason": "stop"}]
+    events = [json.dumps({"choices": [delta]}, indent=1).split("\n") for delta in deltas]
+    raw = line.join(
+        part for event in events for part in ("event: chunk", *(f"data:{it}" for it in event), "")
+    )
+    server.script({"MARK": [{"raw": raw}, {"raw": raw + line}]})
+    assert attempt(make(), "MARK", "MARK") == [Completion(text="one")] * 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content_type"),
+    [
+        ("latin-1", "application/json; charset=latin-1"),
+        ("cp1252", "application/json; charset=windows-1252"),
+        ("shift_jis", 'application/json; charset="Shift_JIS"'),
+        ("utf-8", "application/json; charset=latin-1"),
+        ("utf-8", "application/json; charset=none-such"),
+        ("utf-16", "application/json"),
+    ],
+)
+def test_a_declared_charset_is_honoured_unless_the_body_is_utf_8(
+    server: Server, make: Make, encoding: str, content_type: str
+) -> None:
+    text = "日本" if encoding == "shift_jis" else "Grün für"
+    body = json.dumps({"choices": [{"message": {"content": text}}]}, ensure_ascii=False)
+    server.script({"MARK": [{"raw": body, "encoding": encoding, "content_type": content_type}]})
+    assert attempt(make(), "MARK") == [Completion(text=text)]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "encoding"),
+    [
+        ("A creature for the gr\xfcn sky should fly.", "latin-1"),
+        ("A creature \ud83d should fly there.", "utf-8"),
+        ("A creature of \ufffd should fly there.", "utf-8"),
+    ],
+)
+def test_an_answer_with_damaged_characters_is_repaired(
+    server: Server, make: Make, instruction: str, encoding: str
+) -> None:
+    content = json.dumps(json.loads(answer(instruction=instruction)), ensure_ascii=False)
+    body = json.dumps({"choices": [{"message": {"content": content}}]}, ensure_ascii=False)
+    raw = body.replace("\ud83d", "\\ud83d")  # escaped once: half a pair in the content
+    server.script({"MARK": [{"raw": raw, "encoding": encoding}, answer()]})
+    assert ask(make(), "MARK") == [PLAN]
+    assert "instruction holds damaged" in server.bodies()[1]["messages"][-1]["content"]
+
+
+def test_a_pair_of_surrogates_that_a_stream_splits_is_one_character(
+    server: Server, make: Make
+) -> None:
+    instruction = "A creature \U0001f600 that repeats words."
+    halves = json.dumps(json.loads(answer(instruction=instruction)), ensure_ascii=False)
+    before, after = halves.split("\U0001f600")
+    parts = [{"content": f"{before}\ud83d"}, {"content": f"\ude00{after}"}]
+    events = [{"choices": [{"delta": part, "finish_reason": "stop"}]} for part in parts]
+    server.script({"MARK": [{"raw": "".join(f"data: {json.dumps(it)}\n\n" for it in events)}]})
+    [plan] = ask(make(), "MARK")
+    assert isinstance(plan, EditPlan)
+    assert plan.instruction == instruction
+
+
+USAGE = {"prompt_tokens": 100, "completion_tokens": 7}
+
+
+@pytest.mark.parametrize("kind", ["content_filter", "SAFETY", "length"])
+@pytest.mark.parametrize("message", [{"message": None}, {}, {"message": {}}, {"delta": None}])
+def test_a_choice_without_a_message_is_an_answer_that_is_paid_for(
+    server: Server, make: Make, tmp_path: Path, kind: str, message: dict[str, Any]
+) -> None:
+    body = {"choices": [{"finish_reason": kind, **message}], "usage": USAGE}
+    asked_twice = kind == "length"  # once more, with what is wrong
+    server.script({"MARK": [{"raw": json.dumps(body)}]})
+    for _ in range(2):  # the second run finds what the first one stored
+        with Ledger(tmp_path / "llm.sqlite", max_cost=1.0) as ledger:
+            planner = make(price=PRICE)
+            planner.ledger = ledger
+            told = reason(planner, "rejected")
+            assert ("cut off" if asked_twice else "refused: 'content filter'") in told
+            assert ledger.spent().cost == pytest.approx(PRICE.of(100, 7) * (1 + asked_twice))
+            assert ledger.spent().estimated == 0
+    assert len(server.bodies()) == 1 + asked_twice
+
+
+@pytest.mark.parametrize("choices", [None, [], [None]])
+def test_an_answer_without_choices_is_asked_for_again(
+    server: Server, make: Make, choices: list[None] | None
+) -> None:
+    server.script({"MARK": [{"raw": json.dumps({"choices": choices, "usage": USAGE})}]})
+    assert unavailable(make()).may_be_charged
+
+
 @pytest.mark.parametrize("reason_", ["length", "max_tokens", "MAX_TOKENS"])
 @pytest.mark.parametrize("form", ["reasoning", "stream", "parts"])
 def test_an_answer_that_was_cut_off_is_told_with_the_limit(

@@ -25,8 +25,8 @@ POST /v1/chat/completions, /v1/files, /v1/batches; GET /v1/files/…/content, /v
 The id of a request is `request_id` of its JSON body. A reply is a text, or an object with any of
 `content`, `refusal`, `finish_reason`, `status` (an HTTP error), `message`, `code` and `type` (of
 the error), `param` (of the error), `headers`, `delay` (seconds), `row` (fields of its row in a
-batch), `raw` and `content_type` (a body to send as it is), `cut` (the connection is closed before a
-byte, or in the middle of the body).
+batch), `raw`, `encoding` and `content_type` (a body to send as it is), `cut` (the connection is
+closed before a byte, or in the middle of the body).
 
 A reply, or the script for all of them, may name the `form` in which other servers send the same
 answer, see `FORMS`.
@@ -489,7 +489,8 @@ class Server:
         extra = reply.get("headers", {})
         if "raw" in reply:
             kind = reply.get("content_type", "application/json")
-            return await _send(writer, reply.get("status", 200), reply["raw"].encode(), kind, extra)
+            raw = reply["raw"].encode(reply.get("encoding", "utf-8"))
+            return await _send(writer, reply.get("status", 200), raw, kind, extra)
         status = reply.get("status", 200)
         await _send(writer, status, content, headers=extra, cut=reply.get("cut"))
         if answered:

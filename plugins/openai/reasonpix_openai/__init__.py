@@ -232,7 +232,7 @@ class OpenAIPlanner(LLMPlanner[OpenAIOptions]):
             # takes longer than the rest of a call.
             with self._client() as client:
                 response = client.post("/chat/completions", cast_to=Response, body=request)
-            return self._replies.read(response.content)
+            return self._replies.read(response.content, response.charset_encoding)
         except (APIStatusError, APIConnectionError) as error:
             failure = error
         # Outside of `except`: errors are not chained to the server's, which may quote the key.

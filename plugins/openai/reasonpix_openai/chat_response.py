@@ -43,18 +43,32 @@ _STATUS_OF = {
 """The HTTP status of an error that only names its kind; 500 for any other kind."""
 
 
-def parse(content: bytes) -> Any:
+def parse(content: bytes, charset: str | None = None) -> Any:
     """The JSON of a body; the events of a stream are merged into one response.
 
-    Raises `ValueError` if it is neither, or if a stream breaks off.
+    `charset` is the one that the response declares. Raises `ValueError` if the body is neither JSON
+    nor a stream, or if a stream breaks off.
     """
-    text = content.decode(json.detect_encoding(content), errors="replace").lstrip("\ufeff \r\n\t")
+    text = _decoded(content, charset).lstrip("\ufeff \r\n\t")
     if re.match(r"(data|event|id|retry)?:", text):
         return _joined(_events(text))
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _decoded(content: bytes, charset: str | None) -> str:
+    """The text of a body: JSON is UTF-8, unless it is not valid and another charset is declared."""
+    encoding = json.detect_encoding(content)
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        pass
+    try:
+        return content.decode(charset or encoding)
+    except (UnicodeDecodeError, LookupError):
+        return content.decode(encoding, errors="replace")
 
 
 def error_of(body: Any) -> Any:
@@ -92,6 +106,8 @@ def status_of(error: Any) -> int:
 def completion_of(body: Any) -> Completion | None:
     """The completion in the first choice of a response, None if it has none.
 
+    A choice without a message is one if it says why it finished: a filter took the message, or all
+    tokens went into reasoning.
     If a token count is missing or impossible, both are 0, which means not reported.
     """
     choice = _choice(body)
@@ -100,7 +116,7 @@ def completion_of(body: Any) -> Completion | None:
     message = choice.get("message", choice.get("delta"))
     if not isinstance(message, dict):
         message = {"content": message if isinstance(message, str) else choice.get("text")}
-        if message["content"] is None:
+        if message["content"] is None and not choice.get("finish_reason"):
             return None
     reason = str(choice.get("finish_reason") or "stop").lower()
     if reason in _CUT_OFF:
@@ -186,11 +202,7 @@ def _count(value: Any) -> int | None:
 def _events(text: str) -> Iterator[Any]:
     """The JSON of each event. Raises `ValueError` if the last is not the end."""
     ended = False
-    for line in text.splitlines():
-        name, _, data = line.partition(":")
-        data = data.strip()
-        if name != "data" or not data:
-            continue
+    for data in _data(text):
         if data == "[DONE]":
             ended = True
             break
@@ -200,6 +212,34 @@ def _events(text: str) -> Iterator[Any]:
         yield event
     if not ended:
         raise ValueError("the stream breaks off")
+
+
+def _data(text: str) -> Iterator[str]:
+    """The data of each event: its lines are joined, as the standard of server-sent events says.
+
+    Some servers leave out the empty line between events: then each line is the data of an event.
+    """
+    lines: list[str] = []
+    # Not `splitlines`, which also splits at characters that JSON may hold, such as U+2028.
+    for line in (*re.split(r"\r\n|\n|\r", text), ""):
+        name, _, value = line.partition(":")
+        if name == "data" and (value := value.strip(" \t")):
+            lines.append(value)
+        if line or not lines:
+            continue
+        if len(lines) > 1 and _is_json(joined := "\n".join(lines)):
+            yield joined
+        else:
+            yield from lines
+        lines.clear()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _joined(events: Iterator[Any]) -> dict[str, Any]:

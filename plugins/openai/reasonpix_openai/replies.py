@@ -70,10 +70,10 @@ class Replies:
     answered: bool = False
     """Whether the server has ever replied as a chat API does."""
 
-    def read(self, content: bytes) -> Attempt | ServerError:
+    def read(self, content: bytes, charset: str | None = None) -> Attempt | ServerError:
         """Read the body of a successful response. Raises `ReasonpixError` if `url` is wrong."""
         try:
-            return self.attempt(200, parse(content))
+            return self.attempt(200, parse(content, charset))
         except ValueError:
             # Truncated, or of another protocol.
             if content.lstrip().startswith((b"{", b"data:")):
@@ -88,7 +88,7 @@ class Replies:
         if error is not None:
             # Some gateways forward a model's errors with status 200.
             return ServerError(status_of(error), error, may_be_charged=True)
-        if isinstance(body, dict) and body.get("choices") == []:
+        if isinstance(body, dict) and body.get("choices", ...) in ([], [None], None):
             self.answered = True
             return self.unavailable("an answer without choices", may_be_charged=True)
         completion = completion_of(body)
