@@ -191,12 +191,12 @@ def publish_command(run: str, out: Path, to: str, push_to_hub: str | None, priva
 def parts_command(places: tuple[str, ...], split: str) -> None:
     """Count the samples of runs and published datasets by part, as Table 2 of the paper does.
 
-    Counts the accepted records of a run. A run and the dataset published from it have the same
-    samples: name only one of them.
+    Counts the accepted records of a run. A record that several runs or datasets list, such as a run
+    and the dataset published from it, counts once.
     """
-    from reasonpix.inspection.parts import count_parts, table_lines
+    from reasonpix.inspection.parts import read_parts, table_lines
 
-    for line in table_lines([count_parts(place, split) for place in places]):
+    for line in table_lines([read_parts(place, split) for place in places]):
         click.echo(line)
 
 

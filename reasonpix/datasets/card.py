@@ -35,6 +35,9 @@ from reasonpix.plugin.components import ModelOptions
 from reasonpix.plugin.intended_images import CARD_KEY
 from reasonpix.plugin.spec import ComponentSpec
 
+SOURCE_KEY = "image_source"
+"""Key at the top of the card: the component that the images came from."""
+
 _UNPUBLISHED_KEYS = ("resources", "shard_size")
 """Recipe keys that say how to compute and have no effect on samples."""
 
@@ -111,7 +114,7 @@ def render_card(run: RunFolder, form: Form, written: Written) -> str:
     )
     environment.filters |= {"cell": _cell, "yaml": _dump}
     return environment.get_template("card.md.jinja").render(
-        head=_head(form, written, licences, run.plan().source.get("domain")),
+        head=_head(form, written, licences, run.plan().source),
         form=form,
         summary=form.count(written.rows),
         version=__version__,
@@ -149,7 +152,10 @@ def _cell(text: str) -> str:
 
 
 def _head(
-    form: Form, written: Written, licences: Mapping[str, str | None], domain: str | None
+    form: Form,
+    written: Written,
+    licences: Mapping[str, str | None],
+    source: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Metadata for the hub. It names a licence only if that of every part is known."""
     head: dict[str, Any] = {"pretty_name": form.title}
@@ -162,7 +168,8 @@ def _head(
         "size_categories": [_size(written.rows)],
         "tags": ["instruction-based-image-editing", "reasonpix"],
     }
-    if domain:
+    head[SOURCE_KEY] = source["use"]
+    if domain := source.get("domain"):
         head[CARD_KEY] = domain
     if written.features:
         features = [{"name": n, **_feature_metadata(f)} for n, f in written.features.items()]

@@ -25,7 +25,7 @@ IMAGE: Feature = {"_type": "Image"}
 
 
 def value(dtype: str) -> Feature:
-    """A plain value, such as `string` or `float32`."""
+    """A plain value, such as `string` or `float64`."""
     return {"dtype": dtype, "_type": "Value"}
 
 
@@ -72,10 +72,10 @@ FEATURES: Mapping[str, Feature] = {
     "caption": TEXT,
     "edited_caption": TEXT,
     "candidates": list_of(TEXT),
-    "chosen": value("int32"),
+    "chosen": value("int64"),
     "selected": TEXT,
     "target": TEXT,
-    "box": list_of(value("float32")),
+    "box": list_of(value("float64")),
 }
 """The columns that every published dataset of edits has; those of scores follow."""
 
@@ -114,7 +114,12 @@ class RunColumns:
             "selected": plan.selected if plan else None,
             "target": plan.target if plan else None,
             "box": list(sample.box.xyxy) if plan else None,
-        } | {column: outcome.scores.get(score) for score, column in self.scores.items()}
+        } | {column: _float(outcome.scores.get(score)) for score, column in self.scores.items()}
+
+
+def _float(score: float | None) -> float | None:
+    """JSON would write a whole number without a point, and readers would infer an integer."""
+    return None if score is None else float(score)
 
 
 def columns_of(run: RunFolder) -> RunColumns:

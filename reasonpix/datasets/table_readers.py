@@ -17,6 +17,7 @@ from reasonpix.core.files.ignored import Ignored
 from reasonpix.datasets.reader import PairReader, Texts, image_columns
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.hub_dataset import image_bytes, open_dataset
+from reasonpix.generation.components.metadata_folder import mixed_column
 
 # -- Parquet --------------------------------------------------------------------------------------
 
@@ -245,6 +246,8 @@ class HubDatasetReader(PairReader):
     def require(self, columns: Sequence[str]) -> None:
         """Checks the dataset's features."""
         for column in columns:
+            if mixed := mixed_column(column, self.ignored):
+                raise SourceError(f"{self.where}/{mixed.problem}")
             if column not in self._data.column_names:
                 raise self.missing_column(column, self._data.column_names)
             kind = getattr(self._data.features[column], "dtype", "other data")

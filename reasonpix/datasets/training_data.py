@@ -147,6 +147,7 @@ def training_data_of_dataset(path: str) -> TrainingData:
     Raises `SourceError` if a row cannot be read, because it could not be compared.
     """
     rows = open_reader(path, Path(), "train", None)
+    rows.require([rows.instruction])
     columns = [it for it in (rows.instruction, "direct_instruction") if it in rows.columns]
     instructions: set[str] = set()
     for number, texts in enumerate(rows.texts(columns)):

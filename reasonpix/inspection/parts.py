@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reasonpix.core.figures import counted
+from reasonpix.core.files.encodings import read_front_matter
+from reasonpix.datasets.card import SOURCE_KEY
 from reasonpix.datasets.columns import part_of
 from reasonpix.datasets.formats import open_reader
 from reasonpix.errors import SourceError
-from reasonpix.generation.outcomes import outcome_counts, read_stages
+from reasonpix.generation.outcomes import endings_of, read_stages, verdicts
 from reasonpix.generation.run_folder import RunFolder
 
 TABLE_2: Mapping[str, tuple[str, str, str, int]] = {
@@ -23,58 +25,87 @@ TABLE_2: Mapping[str, tuple[str, str, str, int]] = {
 
 
 @dataclass(frozen=True)
-class PartCounts:
+class PartRecords:
     """The samples of a run or dataset by part."""
 
     where: str
-    samples: Mapping[str, int]
+    records: Mapping[str, Sequence[str]]
+    """Record ids by part; one that names the row, where a row has none."""
     detail: str
     """What else to know about these samples."""
 
 
-def count_parts(where: str, split: str = "train") -> PartCounts:
-    """Count the accepted records of a finished run, or the rows of a published dataset.
+def read_parts(where: str, split: str = "train") -> PartRecords:
+    """The accepted records of a finished run, or the rows of a published dataset, by part.
 
     Raises `RunError` or `SourceError` if it is neither.
     """
     run = RunFolder(where)
-    if run.is_planned:
-        counts, plan = outcome_counts(run), run.plan()
-        part = part_of(read_stages(run))
-        detail = f"of {counted(counts.total, 'record')}; the images are of {plan.source['use']}"
-        return PartCounts(str(run), {part: counts.accepted}, detail)
+    return _of_run(run) if run.is_planned else _of_dataset(where, split)
+
+
+def _of_run(run: RunFolder) -> PartRecords:
+    entries, total = read_stages(run), 0
+    accepted: list[str] = []
+    for ending in endings_of(run, entries, verdicts(run, entries)):
+        total += 1
+        if ending.status == "ok":
+            accepted.append(ending.record_id)
+    detail = f"of {counted(total, 'record')}; {_source(run.plan().source['use'])}"
+    return PartRecords(str(run), {part_of(entries): accepted}, detail)
+
+
+def _of_dataset(where: str, split: str) -> PartRecords:
     rows = open_reader(where, Path(), split, None)
     try:
         rows.require(["part"])
     except SourceError as error:
         raise SourceError(f"{error}; only datasets published by reasonpix name the part") from error
-    samples: Counter[str] = Counter()
+    columns = [name for name in ("part", "record_id") if name in ("part", *rows.columns)]
+    records: dict[str, list[str]] = {}
     unknown = Counter[str]()
-    for texts in rows.texts(["part"]):
+    for number, texts in enumerate(rows.texts(columns)):
         if isinstance(texts, OSError):
             unknown["cannot be read"] += 1
         elif texts["part"] in TABLE_2:
-            samples[str(texts["part"])] += 1
+            record_id = texts.get("record_id") or rows.name(number)
+            records.setdefault(str(texts["part"]), []).append(str(record_id))
         else:
             unknown["name no part"] += 1
     left_out = "".join(f"; {counted(n, 'row')} that {why}" for why, n in unknown.items())
-    return PartCounts(where, samples, f"of {counted(len(rows), 'row')}{left_out}")
+    source = _source(read_front_matter(Path(where, "README.md")).get(SOURCE_KEY))
+    return PartRecords(where, records, f"of {counted(len(rows), 'row')}{left_out}; {source}")
 
 
-def table_lines(counts: Sequence[PartCounts]) -> Iterator[str]:
-    """Table 2 with a column of these counts, and below it what each place has."""
-    totals = sum((Counter(place.samples) for place in counts), Counter[str]())
+def _source(name: object) -> str:
+    return f"source of the images: {name or 'not recorded'}"
+
+
+def table_lines(places: Sequence[PartRecords]) -> Iterator[str]:
+    """Table 2 with a column of these counts, and below it what each place has.
+
+    A record of a part counts once, even if several places list it.
+    """
+    listed = {part: [it for p in places for it in p.records.get(part, ())] for part in TABLE_2}
+    totals = {part: len(set(records)) for part, records in listed.items()}
     yield _line("", "Input Image", "Edited Image", "Instruction", "Paper", "Ours")
     for part, (before, after, instruction, number) in TABLE_2.items():
         numbers = f"{number:,}", f"{totals[part]:,}"
         yield _line(f"Part {part}", before, after, instruction, *numbers)
     paper = sum(number for *_, number in TABLE_2.values())
-    yield _line("Total", "", "", "", f"{paper:,}", f"{totals.total():,}")
+    yield _line("Total", "", "", "", f"{paper:,}", f"{sum(totals.values()):,}")
     yield ""
-    for place in counts:
-        parts = ", ".join(f"Part {part} {place.samples.get(part, 0):,}" for part in TABLE_2
-                          if part in place.samples)  # fmt: skip
+    for place in places:
+        parts = ", ".join(f"Part {part} {len(place.records[part]):,}" for part in TABLE_2
+                          if part in place.records)  # fmt: skip
         yield f"{place.where}: {parts or 'none'} {place.detail}"
+    for part, records in listed.items():
+        repeated = sum(n > 1 for n in Counter(records).values())
+        if repeated:
+            yield (
+                f"Part {part}: {counted(repeated, 'record')} listed more than once, "
+                "each counted once"
+            )
 
 
 def _line(part: str, before: str, after: str, instruction: str, paper: str, ours: str) -> str:

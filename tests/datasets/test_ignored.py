@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from reasonpix.core.files.ignored import Ignored
 from reasonpix.datasets.formats import open_reader
 from reasonpix.datasets.pairs import Data, Pairs, read_pairs
+from reasonpix.datasets.training_data import training_data_of_dataset
 from reasonpix.errors import SourceError
 from reasonpix.plugin.components import Source, SourceItem
 from reasonpix.plugin.registry import find
@@ -170,6 +172,41 @@ def test_what_an_image_folder_leaves_over_is_told(tmp_path: Path, told: Any) -> 
 def test_metadata_that_cannot_be_read(text: str, why: str, tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(text)
     assert why in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "line", "kind"),
+    [
+        (["a bee", 7, "a dog"], 2, "a number"),
+        ([7, "a bee", "a dog"], 1, "a number"),
+        (["a bee", None, ["a dog"]], 3, "a list"),
+        (["a bee", {"en": "a dog"}, "x"], 2, "an object"),
+        (["a bee", "x", True], 3, "a truth value"),
+        ([[1], ["a bee"], None], 1, "a list"),
+    ],
+)
+def test_a_column_of_several_types_names_the_row(
+    values: list[object], line: int, kind: str, tmp_path: Path
+) -> None:
+    rows = [
+        {**row, "caption": "a bee", "edit_prompt": value}
+        for row, value in zip(METADATA, values, strict=True)
+    ]
+    folder = image_folder(tmp_path / "data")
+    (folder / "metadata.jsonl").write_text(as_jsonl(rows))
+    problem = f"data/metadata.jsonl line {line}: 'edit_prompt' is {kind}, not text"
+    assert problem in refused(folder)
+    with pytest.raises(SourceError, match=re.escape(problem)):
+        training_data_of_dataset(str(folder))
+    cls = find("source", "hf-dataset")
+    columns = {"image": "input_image", "path": str(folder)}
+    with pytest.raises(SourceError, match=re.escape(problem)):
+        cls(cls.Options.model_validate({**columns, "caption": "edit_prompt"})).load()
+    # Other columns can be read.
+    source = cls(cls.Options.model_validate({**columns, "caption": "caption"}))
+    source.load()
+    ignored = [it.reason for it in source.items() if isinstance(it, Ignored)]
+    assert "a column with values of several types" in ignored
 
 
 def test_a_row_without_its_file_is_a_broken_row(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from reasonpix.errors import RunError, SourceError
 from reasonpix.generation.engine.engine import generate
 from reasonpix.generation.recipe import load_recipe
 from reasonpix.generation.run_folder import RunFolder
-from reasonpix.inspection.parts import PartCounts, count_parts, table_lines
+from reasonpix.inspection.parts import PartRecords, read_parts, table_lines
 from tests.conftest import Shell, WriteRecipe
 from tests.support.benchmark_rows import benchmark, row
 
@@ -38,13 +38,16 @@ def runs(write_recipe: WriteRecipe, tmp_path: Path) -> dict[str, RunFolder]:
     }
 
 
+def counts(where: str, split: str = "train") -> dict[str, int]:
+    return {part: len(ids) for part, ids in read_parts(where, split).records.items()}
+
+
 def test_the_table_has_the_papers_form_and_ours_beside_it(
     runs: dict[str, RunFolder], shell: Shell
 ) -> None:
     done = shell("parts", "runI", "runII", "runIII")
     assert done.returncode == 0, done.stderr
-    counts = {part: count_parts(str(run)) for part, run in runs.items()}
-    assert {part: dict(it.samples) for part, it in counts.items()} == {
+    assert {part: counts(str(run)) for part, run in runs.items()} == {
         "I": {"I": 4}, "II": {"II": 3}, "III": {"III": 5}
     }  # fmt: skip
     assert done.stdout.splitlines()[:6] == [
@@ -55,27 +58,57 @@ def test_the_table_has_the_papers_form_and_ours_beside_it(
         "Total                                                      40,212       12",
         "",
     ]
-    assert "runIII: Part III 5 of 7 records; the images are of fake-source" in done.stdout
+    assert "runIII: Part III 5 of 7 records; source of the images: fake-source" in done.stdout
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "preference"])
 def test_a_dataset_counts_as_its_run(runs: dict[str, RunFolder], tmp_path: Path, form: str) -> None:
     for part, run in runs.items():
         publish(run, tmp_path / part, form)
-        counted = count_parts(str(tmp_path / part))
-        assert counted.samples == count_parts(str(run)).samples
-        assert counted.detail == f"of {sum(counted.samples.values())} rows"
+        published, of_run = read_parts(str(tmp_path / part)), read_parts(str(run))
+        assert {it: sorted(ids) for it, ids in published.records.items()} == {
+            it: sorted(ids) for it, ids in of_run.records.items()
+        }
+        count = len(published.records[part])
+        assert published.detail == f"of {count} rows; source of the images: fake-source"
+        # Listed together, each record counts once.
+        lines = [*table_lines([of_run, published, published])]
+        assert lines[4] == next(it for it in table_lines([of_run]) if it.startswith("Total"))
+        assert lines[-1] == f"Part {part}: {count} records listed more than once, each counted once"
 
 
 def test_parts_that_were_joined_are_counted_apart(tmp_path: Path) -> None:
     rows = [row(n, part=part) for n, part in enumerate(["I", "III", "III", None, "IV", "II"])]
-    counted = count_parts(str(benchmark(tmp_path / "data", rows)), "test")
-    assert counted.samples == {"I": 1, "II": 1, "III": 2}
-    assert counted.detail == "of 6 rows; 2 rows that name no part"
+    folder = str(benchmark(tmp_path / "data", rows))
+    assert counts(folder, "test") == {"I": 1, "II": 1, "III": 2}
+    assert read_parts(folder, "test").detail == (
+        "of 6 rows; 2 rows that name no part; source of the images: not recorded"
+    )
+
+
+def test_only_equal_records_of_one_part_count_once(tmp_path: Path) -> None:
+    ids = [("I", "a"), ("II", "a"), ("II", "a"), ("II", "b"), ("III", None), ("III", None)]
+    rows = [row(n, part=part, record_id=record_id) for n, (part, record_id) in enumerate(ids)]
+    lines = [*table_lines([read_parts(str(benchmark(tmp_path / "data", rows)), "test")])]
+    assert [line.split()[-1] for line in lines[1:5]] == ["1", "2", "2", "5"]
+    assert lines[7:] == ["Part II: 1 record listed more than once, each counted once"]
+
+
+def test_the_source_is_the_one_of_the_card(tmp_path: Path) -> None:
+    folder = benchmark(tmp_path / "data", [row(0)])
+    for head, source in (
+        ("image_source: image-folder", "image-folder"),
+        ("license: mit", "not recorded"),
+        ("image_source:", "not recorded"),
+    ):
+        (folder / "README.md").write_text(f"---\n{head}\n---\n# Title\n")
+        detail = read_parts(str(folder), "test").detail
+        assert detail == f"of 1 row; source of the images: {source}"
 
 
 def test_large_counts_keep_the_columns() -> None:
-    lines = [*table_lines([PartCounts("a", {"III": 400_000}, "of 1 row")])]
+    records = [str(n) for n in range(400_000)]
+    lines = [*table_lines([PartRecords("a", {"III": records}, "of 1 row")])]
     assert lines[3].endswith("  28,058  400,000") and lines[4].endswith("  40,212  400,000")
     assert len({len(line) for line in lines[:5]}) == 1
 
@@ -89,11 +122,11 @@ def test_what_cannot_be_counted_is_told(runs: dict[str, RunFolder], tmp_path: Pa
     with pytest.raises(
         SourceError, match=r"no column 'part'.*only datasets published by reasonpix"
     ):
-        count_parts(str(tmp_path / "old"))
+        read_parts(str(tmp_path / "old"))
     with pytest.raises(SourceError, match="no such folder or file"):
-        count_parts(str(tmp_path / "nowhere"))
+        read_parts(str(tmp_path / "nowhere"))
     run = runs["III"]
     folder = next(it for it in run.storage.folders("stages") if it.startswith("edit"))
     run.storage.remove(f"stages/{folder}")
     with pytest.raises(RunError, match="is not finished"):
-        count_parts(str(run))
+        read_parts(str(run))

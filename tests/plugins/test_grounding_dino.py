@@ -207,6 +207,15 @@ def test_a_picture_too_narrow_is_a_problem(grounder, pictures):
     assert isinstance(results[1], tuple)
 
 
+@pytest.mark.parametrize("size", [(8000, 6), (6, 8000), (8000, 1), (1, 3000), (900, 3)])
+def test_a_picture_with_a_side_that_vanishes_is_a_problem(grounder, pictures, size):
+    results = grounder.ground([Image.new("RGB", size), pictures[0]], [["bee"], ["bee"]])
+    assert isinstance(results[0], Problem)
+    assert results[0].status == "rejected"
+    assert f"{size[0]}x{size[1]} pixels is too narrow for grounding-dino" in results[0].reason
+    assert isinstance(results[1], tuple)
+
+
 def test_overflow_is_a_problem_and_not_an_empty_answer(pictures):
     broken = loaded()
     with torch.no_grad():

@@ -150,8 +150,8 @@ class GroundingDino(Grounder[GroundingDinoOptions]):
                 shown = pixels[-1]
             else:
                 image = images[query.image].convert("RGB")
-                shown = self._images(images=image, return_tensors="pt").pixel_values[0]
-                if shown.shape[1] * shown.shape[2] < least:
+                shown = None if self._vanishes(image) else self._pixels(image)
+                if shown is None or shown.shape[1] * shown.shape[2] < least:
                     problems[query.image] = Problem(
                         status="rejected",
                         reason=f"an image of {image.width}x{image.height} pixels is too narrow "
@@ -169,6 +169,16 @@ class GroundingDino(Grounder[GroundingDinoOptions]):
             pixels.append(shown)
         if batch:
             yield batch, pixels
+
+    def _vanishes(self, image: Image) -> bool:
+        """Whether the shorter side has no pixel left at the size that the processor resizes to."""
+        longest = self._images.size.get("longest_edge")
+        return bool(longest) and round(longest * min(image.size) / max(image.size)) == 0
+
+    def _pixels(self, image: Image) -> torch.Tensor:
+        """What the network sees of an RGB image, (3, height, width)."""
+        pixels: torch.Tensor = self._images(images=image, return_tensors="pt").pixel_values[0]
+        return pixels
 
     def _tokens(self, category: str) -> list[int]:
         """The prompt of one category: lower case, ends with a dot, and holds no other dot."""

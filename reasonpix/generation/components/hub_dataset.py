@@ -18,7 +18,11 @@ from reasonpix.core.network import check_hub_proxy
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import ItemTexts, file_bytes
-from reasonpix.generation.components.metadata_folder import metadata_files, open_metadata_folder
+from reasonpix.generation.components.metadata_folder import (
+    metadata_files,
+    mixed_column,
+    open_metadata_folder,
+)
 from reasonpix.plugin.components import Options, Source, SourceItem
 from reasonpix.plugin.hookspecs import hookimpl
 from reasonpix.plugin.intended_images import domain_of_dataset
@@ -92,6 +96,8 @@ class HFDataset(Source[HFDatasetOptions]):
             name for name in (options.caption, options.edited_caption, options.instruction) if name
         ]
         for column in images + texts:
+            if mixed := mixed_column(column, self._ignored):
+                raise SourceError(f"{options.path}/{mixed.problem}")
             if column not in data.column_names:
                 raise SourceError(
                     f"{options.path!r} has no column {column!r}; "

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,11 @@ def open_metadata_folder(
     if not chosen:
         raise SourceError(f"{where}: no file of split {split!r}; it has {', '.join(metadata)}")
     ignored += [unread_file(name, True) for name in metadata if name not in chosen]
-    rows = [row for name in chosen for row in _rows(where, root, name)]
+    places, rows = [], []
+    for name in chosen:
+        for place, row in _rows(where, root, name):
+            places.append(place)
+            rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     images = {
         column for column in columns if any(isinstance(row.get(column), _File) for row in rows)
@@ -90,19 +95,55 @@ def open_metadata_folder(
         try:
             arrays[column] = pa.array(cells)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            ignored.append(Ignored(column, "a column with values of several types"))
+            ignored.append(_mixed(column, places, cells))
     data = datasets.Dataset(pa.table(arrays))
     for column in images:
         data = data.cast_column(column, datasets.Image())
     return data, ignored
 
 
+@dataclass(frozen=True, slots=True)
+class MixedColumn(Ignored):
+    """A column that is not read because its values have several types."""
+
+    problem: str
+    """The first row without a text, for those who need the column's texts."""
+
+
+def mixed_column(column: str, ignored: Iterable[Ignored]) -> MixedColumn | None:
+    """The column among what is ignored, if it is there because of its types."""
+    mixed = (it for it in ignored if isinstance(it, MixedColumn) and it.name == column)
+    return next(mixed, None)
+
+
+def _mixed(column: str, places: Sequence[str], cells: Sequence[Any]) -> MixedColumn:
+    reason = "a column with values of several types"
+    rows = zip(places, cells, strict=True)
+    place, cell = next((p, c) for p, c in rows if c is not None and not isinstance(c, str))
+    return MixedColumn(column, reason, f"{place}: {column!r} is {_kind(cell)}, not text")
+
+
+def _kind(cell: object) -> str:
+    match cell:
+        case bool():
+            return "a truth value"
+        case int() | float():
+            return "a number"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return repr(cell)
+
+
 class _File(str):
     """The name of an image, relative to the dataset."""
 
 
-def _rows(where: str, root: Path, name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a metadata file; those of image columns are `_File`."""
+def _rows(where: str, root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place of each row of a metadata file, and its cells; those of image columns are `_File`."""
+    unit = "row" if name.endswith(".parquet") else "line"
     folder = PurePosixPath(name).parent
     try:
         for line, row in _cells(root / name):
@@ -117,7 +158,7 @@ def _rows(where: str, root: Path, name: str) -> Iterator[dict[str, Any]]:
                 if column in cells:
                     raise ValueError(f"line {line}: the column {column!r} is given twice")
                 cells[column] = cell
-            yield cells
+            yield f"{name} {unit} {line}", cells
     except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise SourceError(f"{where}/{name}: cannot be read: {error}") from error
 
