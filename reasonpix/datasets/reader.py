@@ -38,6 +38,10 @@ COLUMNS: Mapping[str, Columns] = {
 """Recognised column names, by their origin."""
 
 
+_PREFERENCES = {"prompt", "chosen", "rejected"}
+"""Columns of datasets of preferences, ours and those of TRL."""
+
+
 class PairReader(ABC):
     """Reads a pair dataset row by row. Images may be read in any order, from any thread."""
 
@@ -107,6 +111,11 @@ def image_columns(where: str, names: Sequence[str]) -> Columns:
     for columns in COLUMNS.values():
         if columns.input in names and columns.edited in names:
             return columns
+    if _PREFERENCES <= set(names):
+        raise SourceError(
+            f"{where}: a dataset of preference pairs, which has no images; expected one of the "
+            "forms hf, instruct-pix2pix and webdataset (`reasonpix publish RUN --out DIR --to hf`)"
+        )
     closest = max(COLUMNS.values(), key=lambda c: len({c.input, c.edited} & set(names)))
     missing = [name for name in (closest.input, closest.edited) if name not in names]
     if len(missing) == 1:

@@ -60,6 +60,7 @@ def _card(trace: RecordRows, entries: Sequence[StageEntry], ending: Ending) -> C
         "input": None,
         "edited": None,
         "small": False,
+        "ratio": 1.0,
     }
     card |= _card_facts(sample) if sample else {}
     if ending.stage in ("source", "read"):  # the reason says it already
@@ -96,6 +97,7 @@ def _card_facts(sample: Sample) -> Card:
         "input": _data_url(image) if image else None,
         "edited": edited,
         "small": bool(image and max(image.size) <= 128),
+        "ratio": image.width / image.height if image else 1.0,
         "boxes": groundings,
         "outputs": {
             name: output.model_dump_json()

@@ -581,3 +581,13 @@ def test_hidden_files_are_no_data(tmp_path: Path) -> None:
     (tmp_path / ".trash").mkdir()
     parquet(tmp_path / ".trash" / "old.parquet", rows(3))
     assert len(read_pairs(Data(path=str(tmp_path))).examples) == 2
+
+
+@pytest.mark.parametrize("extra", [(), ("record_id", "agreement"), ("score_chosen",)])
+def test_preference_pairs_are_named(extra: tuple[str, ...], tmp_path: Path) -> None:
+    table = pa.table({name: ["x"] for name in ("prompt", "chosen", "rejected", *extra)})
+    (tmp_path / "p" / "data").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "p" / "data" / "train-00000.parquet")
+    problem = refused(tmp_path / "p")
+    assert "a dataset of preference pairs, which has no images" in problem
+    assert "expected one of the forms hf, instruct-pix2pix and webdataset" in problem

@@ -30,6 +30,8 @@ from reasonpix.plugin.components import SourceItem, SourcePair
 from reasonpix.plugin.samples import Sample, SampleImage
 from tests.conftest import WriteRecipe
 
+PAIRS = {"use": "fake-source", "count": 3, "caption": "a bee", "instruction": "add a hole",
+         "edited_caption": "a bee with a hole"}  # fmt: skip
 FILTERS = ["no-op", {"use": "eq1", "reject_fraction": 0.3}]
 
 
@@ -130,7 +132,7 @@ def test_datasets_loads_it_with_images(run: RunFolder, tmp_path: Path) -> None:
     assert splits == ["train"]
     assert columns == [*FEATURES, "score_no_op_changed", "score_eq1_distance"]
     assert columns[:3] == ["input_image", "edit_prompt", "edited_image"]
-    assert "float32" in box
+    assert "float64" in box
     natives = [outcome.sample.item.native_id for outcome in accepted(run)]
     assert pixels == [[[60 + int(i), 120, 200], [200, 40, 40]] for i in natives]
     assert same  # the head of the card, which the hub's viewer reads, says what the files say
@@ -141,9 +143,7 @@ def test_datasets_has_nothing_to_warn_of(
     form: str, write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     pytest.importorskip("datasets")
-    source = {"use": "fake-source", "count": 3, "caption": "a bee", "instruction": "add a hole",
-              "edited_caption": "a bee with a hole"}  # fmt: skip
-    run = generate(load_recipe(write_recipe(source=source, part="rewrite")), tmp_path / "run")
+    run = generate(load_recipe(write_recipe(source=PAIRS, part="rewrite")), tmp_path / "run")
     publish(run, tmp_path / "dataset", form)
     code = """if True:
         import json, logging, warnings
@@ -162,6 +162,37 @@ def test_datasets_has_nothing_to_warn_of(
     """
     rows, said = elsewhere(code, tmp_path)
     assert rows >= 3 and said == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "filters"),
+    [
+        ({}, FILTERS),
+        ({"captioner": None, "source": {"use": "fake-source", "caption": "a bee"}}, ["leak"]),
+        ({"part": "rewrite", "source": PAIRS}, ["leak", "diversity", "agreement"]),
+    ],
+)
+def test_forms_can_be_concatenated(
+    recipe: dict[str, Any], filters: list[Any], write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    pytest.importorskip("datasets")
+    run = generate(load_recipe(write_recipe(**recipe, filters=filters)), tmp_path / "run")
+    forms = ["hf", "instruct-pix2pix"]
+    for form in forms:
+        publish(run, tmp_path / form, form)
+    code = f"""if True:
+        import datasets, json
+        parts = [datasets.load_dataset(form, split="train") for form in {forms}]
+        whole = datasets.concatenate_datasets(parts)
+        first, second = (
+            part.remove_columns(["input_image", "edited_image"]).to_list() for part in parts
+        )
+        print(json.dumps([first == second, len(first), len(whole), whole.column_names,
+                          whole.features == parts[0].features]))
+    """
+    same, count, total, columns, features = elsewhere(code, tmp_path)
+    assert same and total == 2 * count > 0 and features
+    assert columns == list(columns_of(run).features)
 
 
 TRAINER = """if True:

@@ -107,6 +107,26 @@ def said(page: Any, text: str) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [(40, 1600), (3, 900), (8000, 6), (300, 200), (48, 48), (4, 120)])
+def test_images_of_any_shape_are_visible_and_not_too_tall(
+    size: tuple[int, int], write_recipe: WriteRecipe, browser: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", size, "navy").save(tmp_path / "photos" / "a.png")
+    source = {"use": "image-folder", "path": str(tmp_path / "photos")}
+    run = generate(load_recipe(write_recipe(source=source)), tmp_path / "run")
+    with opened(browser) as page:
+        page.goto(Path(write_gallery(run)).absolute().as_uri())
+        [image, *_] = page.locator("article img").all()
+        drawn, frame = image.bounding_box(), page.locator(".frame").first.bounding_box()
+        assert 3 <= drawn["height"] <= 450 and 0 < drawn["width"] <= 360
+        # Boxes are placed in the frame, which the image fills without a margin.
+        assert drawn["height"] == pytest.approx(frame["height"], abs=1)
+        if 0.2 < size[0] / size[1] < 5:
+            ratio = drawn["width"] / drawn["height"]
+            assert ratio == pytest.approx(size[0] / size[1], rel=0.05)
+
+
 def test_five_thousand_records_are_searched_without_freezing(
     run: RunFolder, browser: Any, tmp_path: Path
 ) -> None:

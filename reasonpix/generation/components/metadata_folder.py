@@ -142,7 +142,7 @@ class _File(str):
 
 
 def _rows(where: str, root: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place of each row of a metadata file, and its cells; those of image columns are `_File`."""
+    """The place and the cells of each row; the cells of image columns are `_File`."""
     unit = "row" if name.endswith(".parquet") else "line"
     folder = PurePosixPath(name).parent
     try:
