@@ -111,7 +111,7 @@ def image_columns(where: str, names: Sequence[str]) -> Columns:
     for columns in COLUMNS.values():
         if columns.input in names and columns.edited in names:
             return columns
-    if _PREFERENCES <= set(names):
+    if _PREFERENCES.issubset(names):
         raise SourceError(
             f"{where}: a dataset of preference pairs, which has no images; expected one of the "
             "forms hf, instruct-pix2pix and webdataset (`reasonpix publish RUN --out DIR --to hf`)"
