@@ -92,6 +92,32 @@ def test_precision_and_recall_on_captions_of_photographs(spacy: Spacy, half: str
     assert right / sum(map(len, cases.values())) >= 0.95
 
 
+COMPOUNDS = [
+    "fire hydrant", "fire extinguisher", "stop sign", "toaster oven", "microwave oven",
+    "door handle", "wrist watch", "chain saw", "table saw", "can opener", "fork lift", "tennis racket",
+    "coffee maker", "park bench", "light bulb", "garden hose", "tow truck", "ceiling fan",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "frame", ["a {}", "a yellow {}", "A dog sits near a {}", "Several birds perched on the {}"]
+)
+def test_a_compound_at_the_end_of_a_caption(spacy: Spacy, frame: str) -> None:
+    found = categories(spacy, *(frame.format(name) for name in COMPOUNDS))
+    assert [names[-1] for names in found] == COMPOUNDS
+
+
+def test_a_full_stop_at_the_end_changes_nothing(spacy: Spacy) -> None:
+    captions = [
+        caption.rstrip(" .") for kind in CAPTIONS.values() for half in kind.values()
+        for caption in half
+    ]  # fmt: skip
+    captions += [f"a yellow {name}" for name in COMPOUNDS]
+    plain = categories(spacy, *captions)
+    assert categories(spacy, *(f"{caption}." for caption in captions)) == plain
+    assert categories(spacy, *(f"{caption} ." for caption in captions)) == plain
+
+
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
@@ -146,6 +172,13 @@ def test_precision_and_recall_on_captions_of_photographs(spacy: Spacy, half: str
         ("a cat and a dog are sleeping", ["cat", "dog"]),
         ("a soda can", ["soda can"]),
         ("a boat sails on a lake while a bear fishes", ["boat", "lake", "bear"]),
+        ("A flock of geese flies over the wolf-grey tree", ["goose", "tree"]),
+        ("A gaggle of geese flies past a dog", ["goose", "dog"]),
+        ("a flock of birds flies over a lake", ["bird", "lake"]),
+        ("a herd of sheep grazes in a field", ["sheep", "field"]),
+        ("a group of children flies kites", ["child", "kite"]),
+        ("two geese fly over a pond", ["goose", "pond"]),
+        ("a group of sports fans", ["sports fan"]),
         ("a few baseball bats and a dozen chicken eggs", ["baseball bat", "chicken egg"]),
         ("a blonde with a red brick building", ["blonde", "brick building"]),
         # what is near in form

@@ -107,12 +107,23 @@ class Spacy(EntityExtractor[SpacyOptions]):
         """The entities of each caption; `text` is the noun phrase, "two black cats"."""
         cleaned = [clean(caption.text) for caption in captions]
         docs = self._pipeline.pipe(
-            (text.text for text in cleaned), batch_size=self.options.batch_size
+            (self._sentence(text.text) for text in cleaned), batch_size=self.options.batch_size
         )
         return [
             self._entities(caption.text, text, doc)
             for caption, text, doc in zip(captions, cleaned, docs, strict=True)
         ]
+
+    def _sentence(self, text: str) -> Doc:
+        """The words of the text and a full stop: without one the tagger errs on the last word."""
+        from spacy.tokens import Doc
+
+        words = self._pipeline.tokenizer(text)
+        return Doc(
+            self._pipeline.vocab,
+            words=[*(word.text for word in words), "."],
+            spaces=[*(bool(word.whitespace_) for word in words), False],
+        )
 
     def _entities(self, caption: str, cleaned: Cleaned, doc: Doc) -> tuple[Entity, ...]:
         words = [

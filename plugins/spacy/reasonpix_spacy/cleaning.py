@@ -18,6 +18,7 @@ _NOT_WORDS = re.compile(
 """Links, files, hashtags, handles, names of cameras; and "arafed", which BLIP-2 makes up."""
 
 _REPEATED = re.compile(r"\b(\w+) and (?=\1\b)", re.IGNORECASE)
+_ENDS = " .,;:…"
 _JOINED = str.maketrans("()[]{}<>|/", "        ,,")
 _TOKEN = re.compile(r"\S+")
 
@@ -31,7 +32,11 @@ class Cleaned:
 
 
 def clean(caption: str) -> Cleaned:
-    """The caption without what is not English, in lower case where its case says nothing."""
+    """The caption without what is not English and without a full stop at the end.
+
+    It is in lower case where its case says nothing.
+    """
+    caption = caption.rstrip(_ENDS)
     kept = list(caption)
     for match in _NOT_WORDS.finditer(caption):
         kept[match.start() : match.end()] = " " * len(match[0])
@@ -53,7 +58,8 @@ def clean(caption: str) -> Cleaned:
             origins.append(token.start() - 1)
         letters += token[0]
         origins += range(token.start(), token.end())
-    return Cleaned(_without_capitals("".join(letters)), tuple(origins))
+    words = _without_capitals("".join(letters)).rstrip(_ENDS)
+    return Cleaned(words, tuple(origins[: len(words)]))
 
 
 def _is_latin(letter: str) -> bool:

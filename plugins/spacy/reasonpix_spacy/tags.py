@@ -55,7 +55,7 @@ def correct_tags(words: Sequence[Word], dictionary: Dictionary) -> None:
             word.tag = "NN"
         elif not word.is_noun:
             if is_known and _stands_as_noun(words, i, dictionary):
-                word.tag = "NN"
+                word.tag = "NNS" if dictionary.is_irregular_plural(word.lower) else "NN"
         elif "-" in word.lower and not is_known and _describes(words, i):
             word.tag = "JJ"
         elif dictionary.is_gerund(word.lower) and i and words[i - 1].is_noun:
@@ -63,6 +63,8 @@ def correct_tags(words: Sequence[Word], dictionary: Dictionary) -> None:
                 word.tag = "VBG"
         elif word.tag == "NNS" and _is_predicate(words, i, dictionary):
             word.tag = "VBZ"
+        elif word.tag == "NN" and _is_plural_predicate(words, i, dictionary):
+            word.tag = "VBP"
         elif word.text[0].isupper() and not is_known:
             word.tag = "NNP"
         elif word.is_proper and word.text[0].islower() and is_known:
@@ -70,16 +72,42 @@ def correct_tags(words: Sequence[Word], dictionary: Dictionary) -> None:
 
 
 def _is_predicate(words: Sequence[Word], i: int, dictionary: Dictionary) -> bool:
-    """Whether the plural noun `i` is the verb of "a boat sails": "a" allows for no plural."""
+    """Whether the plural noun `i` is the verb of "a boat sails" or "a flock of geese flies"."""
     singular, first = dictionary.singular(words[i].lower), i
+    if singular == words[i].lower or not dictionary.is_verb(singular):
+        return False
+    if _tag(words, i + 1).startswith("NN"):
+        return False
+    if _follows_group(words, i, dictionary):
+        return True
     while first and words[first - 1].tag in ("NN", "NNP"):
         first -= 1
     counts = {word.lower for word in words[max(first - 1, 0) : i]} & (
         word_lists().quantities | {"few", "couple"}
     )
-    ends = not _tag(words, i + 1).startswith("NN")
-    is_verb = singular != words[i].lower and dictionary.is_verb(singular)
-    return first < i and ends and is_verb and not counts and _article(words, first) in ("a", "an")
+    # "a" allows for no plural
+    return first < i and not counts and _article(words, first) in ("a", "an")
+
+
+def _follows_group(words: Sequence[Word], i: int, dictionary: Dictionary) -> bool:
+    """Whether a group of several things stands before word `i`: "a flock of white geese"."""
+    lists, first, several = word_lists(), i - 1, words[i - 1].lower if i else ""
+    while first > 0 and words[first - 1].tag.startswith(("JJ", "NN")):
+        first -= 1
+    if first < 2 or words[first - 1].lower != "of":
+        return False
+    group = words[first - 2].lower
+    if dictionary.is_irregular_plural(several):
+        return group in lists.groups
+    # not "a group of sports fans"
+    return group in lists.herds and (words[i - 1].tag == "NNS" or several in lists.same_plural)
+
+
+def _is_plural_predicate(words: Sequence[Word], i: int, dictionary: Dictionary) -> bool:
+    """Whether noun `i` is the verb of "two geese fly": such a plural describes no noun."""
+    if not i or not dictionary.is_irregular_plural(words[i - 1].lower):
+        return False
+    return dictionary.is_verb(words[i].lower) and not _tag(words, i + 1).startswith("NN")
 
 
 def _describes(words: Sequence[Word], i: int) -> bool:
@@ -93,7 +121,7 @@ def _stands_as_noun(words: Sequence[Word], i: int, dictionary: Dictionary) -> bo
     ends_phrase = not after.startswith(("NN", "JJ"))
     article = _article(words, i)
     determined = before in _DETERMINERS or (before.startswith("JJ") and article in ("a", "an"))
-    if word.tag in _UNKNOWN:
+    if word.tag in _UNKNOWN or dictionary.contradicts(word.tag, word.lower):
         return True
     if word.is_adjective:
         if word.lower in word_lists().descriptions:
@@ -104,6 +132,8 @@ def _stands_as_noun(words: Sequence[Word], i: int, dictionary: Dictionary) -> bo
     if word.tag == "VBG":
         return ends_phrase and determined
     if word.tag == "MD":
+        if i + 1 < len(words) and dictionary.contradicts(after, words[i + 1].lower):
+            return True  # "a can opener"
         return i > 0 and not after.startswith(("VB", "RB", "PRP"))  # "a soda can on a table"
     return word.tag.startswith("VB") and _is_no_verb(words, i, ends_phrase and determined)
 
@@ -111,14 +141,14 @@ def _stands_as_noun(words: Sequence[Word], i: int, dictionary: Dictionary) -> bo
 def _is_no_verb(words: Sequence[Word], i: int, is_head: bool) -> bool:
     """Whether word `i`, tagged as a verb, cannot be one where it stands."""
     word, before, after = words[i], _tag(words, i - 1), _tag(words, i + 1)
-    if word.tag in ("VB", "VBP") and after in ("", "IN", "CC", ",", ".", "VBG"):
+    if word.tag in ("VB", "VBP") and after in ("IN", "CC", ",", ".", "VBG"):
         if before == "CC" and i > 1 and words[i - 2].is_noun:
             return True  # "a knife and fork beside a plate"
-        if before == "NN" and after and word.lower not in ("are", "have", "do"):
+        if before == "NN" and after != "." and word.lower not in ("are", "have", "do"):
             return not _is_joined(words, i - 1)  # "a bathroom sink with a mirror"
     if after.startswith("NN") and word.tag not in ("VBN", "VBD"):
         return before in ("DT", "IN", "PRP$", "POS", "JJ")  # "a team of sled dogs"
-    return is_head or (word.tag == "VBZ" and before in ("IN", "JJ"))
+    return is_head or (word.tag == "VBZ" and before in ("IN", "JJ", "VBZ"))
 
 
 def _is_joined(words: Sequence[Word], i: int) -> bool:

@@ -19,6 +19,8 @@ class WordLists:
     names: frozenset[str]
     hyphenated: frozenset[str]
     groups: frozenset[str]
+    herds: frozenset[str]
+    same_plural: frozenset[str]
     quantities: frozenset[str]
     units: frozenset[str]
     sides: frozenset[str]
@@ -58,7 +60,7 @@ _SINGULAR_ENDINGS = ("ss", "us", "is")
 
 
 class Dictionary:
-    """The nouns, adjectives and verbs in the tables of an English pipeline's lemmatizer."""
+    """The parts of speech in the tables of an English pipeline's lemmatizer."""
 
     def __init__(self, lookups: Any) -> None:
         def table(name: str, part_of_speech: str) -> Any:
@@ -67,6 +69,7 @@ class Dictionary:
         self._nouns = frozenset(table("lemma_index", "noun"))
         self._adjectives = frozenset(table("lemma_index", "adj"))
         self._verbs = frozenset(table("lemma_index", "verb"))
+        self._adverbs = frozenset(table("lemma_index", "adv"))
         self._exceptions: dict[str, list[str]] = dict(table("lemma_exc", "noun"))
         self._endings: list[tuple[str, str]] = [
             (plural, singular) for plural, singular in table("lemma_rules", "noun")
@@ -105,6 +108,15 @@ class Dictionary:
         """Whether the word is a noun, in the singular or plural."""
         lists = word_lists()
         return self.singular(word) in self._nouns or word in lists.plural_only | lists.brands
+
+    def is_irregular_plural(self, word: str) -> bool:
+        """Whether the word is a plural without an "s", as "geese" is."""
+        return not word.endswith("s") and self.singular(word) != word
+
+    def contradicts(self, tag: str, word: str) -> bool:
+        """Whether the word is a noun and cannot be the infinitive or adverb that the tag says."""
+        others = {"VB": self._verbs, "RB": self._adverbs | self._adjectives}.get(tag)
+        return bool(others) and word not in others and self.is_noun(word)
 
     def is_verb(self, word: str) -> bool:
         """Whether the word is the base form of a verb."""

@@ -40,7 +40,7 @@ from reasonpix.core.english.noun_phrases import (
 from reasonpix.core.english.vocabulary import word_list
 from reasonpix.core.text import head_nouns, strip_article, words_of
 
-EDITED_CAPTIONS = 2
+EDITED_CAPTIONS = 3
 """Version of the rules, for the fingerprint of what uses edited captions."""
 
 _GROUPS = word_list("groups")
@@ -67,17 +67,19 @@ def edited_caption(
 
     `phrase` is a part of the caption in which to look first, `synonyms` are other words for
     `selected`. With `one_of_several` a single thing is replaced: "two cats" become "a cat and a
-    dog", not "two dogs". A caption that does not name `selected` says nothing that the edit makes
-    wrong, so the target is appended.
+    dog", not "two dogs", and "each cat" becomes "each cat and a dog". A caption that does not name
+    `selected`, or that says there is none, says nothing that the edit makes wrong, so the target is
+    appended.
     """
     name = _name(target)
     words = CaptionWords(caption)
     names = dict.fromkeys([selected, *synonyms, *head_nouns(selected)])
     found = find_noun_phrase(words, names, phrase)
-    if found is None:
+    if found is None or _is_absent(words, found):
         return _without_mention(caption, selected, target)
     paired = _is_paired(words, found, selected)
-    if one_of_several and found.many and not found.possessive and not paired:
+    several = found.many or not _EACH.isdisjoint(found.determiners)
+    if one_of_several and several and not found.possessive and not paired:
         edits = [_one_replaced(words, found, selected, name)]
     else:
         edits = [
@@ -115,6 +117,11 @@ def _without_mention(caption: str, selected: str, target: str) -> str:
     if not text or end is None:
         return shown
     return f"{text[: end.start()]}, with {shown}{end[0]}"
+
+
+def _is_absent(words: CaptionWords, found: NounPhrase) -> bool:
+    """Whether the caption says that there is none: "no dogs", "without a dog"."""
+    return "no" in found.determiners or words[found.start - 1] in ("without", "neither")
 
 
 def _is_paired(words: CaptionWords, found: NounPhrase, selected: str) -> bool:
@@ -176,7 +183,7 @@ def _slot(words: CaptionWords, found: NounPhrase, selected: str, name: str) -> _
             return outer
         single = {"these": "this", "those": "that", "some": "a"}
         determiners = tuple(single.get(it, it) for it in found.determiners)
-        article = () if _is_owned(words, found) else ("a",)
+        article = () if _is_owned(words, found.start) else ("a",)
         return slot._replace(determiners=determiners or article, many=False)
     if outer and found.many and unit in _GROUPS and is_uncountable(name):
         return outer._replace(determiners=())
@@ -187,7 +194,7 @@ def _slot(words: CaptionWords, found: NounPhrase, selected: str, name: str) -> _
         return slot._replace(many=not keeps_unit)
     if found.many or found.determiners not in ((), ("some",), ("any",)):
         return slot
-    if _is_owned(words, found):
+    if _is_owned(words, found.start):
         return slot
     uncountable = is_uncountable(words[found.end - 1])
     if uncountable and is_uncountable(name):
@@ -200,16 +207,20 @@ def _slot(words: CaptionWords, found: NounPhrase, selected: str, name: str) -> _
     return slot
 
 
-def _is_owned(words: CaptionWords, found: NounPhrase) -> bool:
+def _is_owned(words: CaptionWords, start: int) -> bool:
     """Whether a possessive stands where a determiner would: "a man's hat", "the dogs' bowls"."""
-    before = words.caption[: words.words[found.start].start]
-    return bool(re.search(r"\w['’]s\s+$|s['’]\s+$", before))
+    before = words.caption[: words.words[start].start]
+    is_short = words[start - 1] == "s" and words[start - 2] in _BEFORE_IS  # "there's"
+    return not is_short and bool(re.search(r"\w['’]s\s+$|s['’]\s+$", before))
 
 
 def _is_portionable(name: str) -> bool:
     return words_of(name)[-1:] != [] and words_of(name)[-1] in _PORTIONABLE
 
 
+_EACH = frozenset({"each", "every"})
+_BEFORE_IS = frozenset({"he", "here", "it", "she", "that", "there", "this", "what", "who"})
+_SHARES = frozenset({"all", "both", "each", "either", "half", "neither", "none", "one"})
 _ONE = frozenset({*ARTICLES, "one", "another", "each", "every", "this", "that", "either"})
 
 
@@ -291,17 +302,23 @@ def _edit(words: CaptionWords, start: int, found: NounPhrase, text: str) -> Edit
 def _one_replaced(words: CaptionWords, found: NounPhrase, selected: str, name: str) -> Edit:
     """The edit of a plural phrase: one of its things becomes the target, the others stay."""
     measure = measure_of(words, found)
-    start, determiners = found.start, list(found.determiners)
-    inner = words.text(found.start + len(determiners), found.end)
+    start, determiners = found.start, [it for it in found.determiners if it != "all"]
+    inner = words.text(found.start + len(found.determiners), found.end)
     counted = next((it for it in determiners if is_counted((it,))), "")
     number = NUMERALS.index(counted) + 1 if counted in NUMERALS else 0
     number = int(counted) if counted.isdecimal() else 2 if counted == "both" else number
     if measure and singular(measure.noun) in ("pair", "couple") and not measure.many:
         start, determiners, counted, number = measure.start, [], "", 2
-    if number == 2:
-        determiners = [it for it in determiners if it != counted]
+    if (
+        number == 2 and words[start - 1] == "of" and words[start - 2] in _SHARES
+    ):  # "each of the two cats"
+        rest = " ".join([*(it for it in determiners if it != counted), inner])
+    elif number == 2:
+        single = {"these": "this", "those": "that"}
+        determiners = [single.get(it, it) for it in determiners if it != counted]
         one = singular(inner)
-        rest = " ".join(determiners or [indefinite_article(one)]) + " " + one
+        article = [] if _is_owned(words, start) else [indefinite_article(one)]
+        rest = " ".join([*(determiners or article), one])
     elif number > 2:
         fewer = str(number - 1) if counted.isdecimal() or number > 12 else NUMERALS[number - 2]
         rest = " ".join([fewer if it == counted else it for it in determiners] + [inner])

@@ -49,6 +49,27 @@ def test_everything_that_is_named_is_replaced(
         ("the dogs' bowls", "dog", "cat", "the cats' bowls"),
         ("jeans on a chair", "jeans", "skirt", "a skirt on a chair"),
         ("a dog", "dog", "cat", "a cat"),
+        # an owner and a number
+        ("The woman's two dogs run.", "dog", "turtle", "The woman's dog and a turtle run."),
+        ("the boy's three kites", "kite", "owl", "the boy's two kites and an owl"),
+        ("Anna's two cats", "cat", "dog", "Anna's cat and a dog"),
+        ("The dogs' two bowls are red", "bowl", "cup", "The dogs' bowl and a cup are red"),
+        ("the boy's pair of books", "book", "cup", "the boy's book and a cup"),
+        ("There's two cats here", "cat", "dog", "There's a cat and a dog here"),
+        ("these two dogs", "dog", "cat", "this dog and a cat"),
+        # each of several, and none
+        ("Each penguin holds an orange in its beak.", "penguin", "dog",
+         "Each penguin and a dog holds an orange in its beak."),
+        ("a hat on every table", "table", "chair", "a hat on every table and a chair"),
+        ("each of the two dogs", "dog", "cat", "each of the dogs and a cat"),
+        ("a photo of two cats", "cat", "dog", "a photo of a cat and a dog"),
+        ("All dogs bark", "dog", "cat", "All dogs and a cat bark"),
+        ("all three dogs bark", "dog", "cat", "two dogs and a cat bark"),
+        ("Both the dogs bark", "dog", "cat", "The dog and a cat bark"),
+        ("Most dogs bark", "dog", "cat", "Most dogs and a cat bark"),
+        ("No dogs are here.", "dog", "cat", "No dogs are here, with a cat."),
+        ("a beach without dogs", "dog", "cat", "a beach without dogs, with a cat"),
+        ("neither dog barks", "dog", "cat", "neither dog barks, with a cat"),
     ],
 )  # fmt: skip
 def test_one_of_several_is_replaced(
