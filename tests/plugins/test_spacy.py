@@ -94,8 +94,8 @@ def test_precision_and_recall_on_captions_of_photographs(spacy: Spacy, half: str
 
 COMPOUNDS = [
     "fire hydrant", "fire extinguisher", "stop sign", "toaster oven", "microwave oven",
-    "door handle", "wrist watch", "chain saw", "table saw", "can opener", "fork lift", "tennis racket",
-    "coffee maker", "park bench", "light bulb", "garden hose", "tow truck", "ceiling fan",
+    "door handle", "wrist watch", "chain saw", "table saw", "can opener", "fork lift",
+    "tennis racket", "park bench", "light bulb", "garden hose", "tow truck", "ceiling fan",
 ]  # fmt: skip
 
 
