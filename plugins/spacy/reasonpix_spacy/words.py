@@ -115,8 +115,10 @@ class Dictionary:
 
     def contradicts(self, tag: str, word: str) -> bool:
         """Whether the word is a noun and cannot be the infinitive or adverb that the tag says."""
-        others = {"VB": self._verbs, "RB": self._adverbs | self._adjectives}.get(tag)
-        return bool(others) and word not in others and self.is_noun(word)
+        if tag == "VB":
+            return word not in self._verbs and self.is_noun(word)
+        is_adverb = word in self._adverbs or word in self._adjectives
+        return tag == "RB" and not is_adverb and self.is_noun(word)
 
     def is_verb(self, word: str) -> bool:
         """Whether the word is the base form of a verb."""
