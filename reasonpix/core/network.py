@@ -95,12 +95,6 @@ def http_transport(url: str, **options: Any) -> HTTPTransport:
     raise _not_a_proxy(proxy.variable)
 
 
-def check_hub_proxy() -> None:
-    """Raise `ReasonpixError` if the proxy that is configured for the hub cannot be used."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
-        proxy_for(os.environ.get("HF_ENDPOINT") or HUB_URL)
-
-
 def exempt_this_machine(environment: MutableMapping[str, str] = os.environ) -> None:
     """Add this machine to NO_PROXY, for libraries and child processes that make connections."""
     names = {name.lower(): value for name, value in environment.items()}

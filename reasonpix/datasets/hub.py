@@ -13,8 +13,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from reasonpix.core.figures import counted
-from reasonpix.core.network import check_hub_proxy
-from reasonpix.errors import RunError
+from reasonpix.errors import ReasonpixError, RunError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -73,7 +72,10 @@ def _api() -> HfApi:
         raise RunError(
             "--push-to-hub needs the package huggingface_hub: pip install 'reasonpix[hub]'"
         ) from error
+    from reasonpix.plugin.hub_client import check_hub_proxy, connect_hub
+
     check_hub_proxy()
+    connect_hub()
     return HfApi(library_name="reasonpix")
 
 
@@ -120,10 +122,16 @@ def _explain_errors(name: str, again: str = "") -> Iterator[None]:
 
     try:
         yield
+    except RunError:
+        raise
+    except ReasonpixError as error:  # of the proxy
+        raise RunError(str(error) + again) from error
     # ValueError: for example an invalid README. RuntimeError: an upload that broke off.
     except (httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
         match cause:
+            case ReasonpixError():
+                why = str(cause)
             case HFValidationError():
                 why = f"{name!r} is not a valid dataset name on the hub: {cause}"
             case LocalTokenNotFoundError():

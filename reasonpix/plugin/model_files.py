@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reasonpix.core.figures import listed
-from reasonpix.core.network import check_hub_proxy
 from reasonpix.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -225,6 +224,9 @@ def find_file(options: ModelOptions, name: str) -> Path | None:
         return file if file.is_file() else None
     from transformers.utils.hub import cached_file
 
+    from reasonpix.plugin.hub_client import check_hub_proxy, connect_hub
+
+    connect_hub()
     try:
         downloaded = cached_file(
             options.model,
@@ -273,6 +275,9 @@ def _files_of_repository(
     """What the hub lists, or without a connection what its cache holds."""
     from huggingface_hub import HfApi, snapshot_download
 
+    from reasonpix.plugin.hub_client import connect_hub
+
+    connect_hub()
     try:
         return tuple(HfApi().list_repo_files(name, revision=revision))
     except Exception:  # no connection, no permission, no such repository: loading explains it

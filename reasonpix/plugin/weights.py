@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from reasonpix.core.atomic import atomic_dir, lock
 from reasonpix.core.memory import is_out_of_memory
-from reasonpix.core.network import check_hub_proxy
 from reasonpix.errors import WeightsError
 from reasonpix.plugin.model_files import check_folder, choose_variant, read_config
 
@@ -57,6 +56,9 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     if folder:
         arguments["local_files_only"] = True
     else:
+        from reasonpix.plugin.hub_client import check_hub_proxy, connect_hub
+
+        connect_hub()
         arguments |= {"revision": options.revision, "cache_dir": options.cache_dir}
     if loader.__name__.startswith("Auto"):
         arguments["trust_remote_code"] = False  # or it may ask at the terminal
@@ -206,6 +208,9 @@ def find_gguf(options: ModelOptions, gguf_file: str | None = None) -> Path | Non
 
     from transformers.utils.hub import cached_file
 
+    from reasonpix.plugin.hub_client import check_hub_proxy, connect_hub
+
+    connect_hub()
     _show_progress(downloads=True)
     try:
         return Path(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from reasonpix.core.network import (
-    check_hub_proxy,
     exempt_this_machine,
     http_transport,
     proxy_for,
@@ -156,19 +155,6 @@ def test_a_password_is_not_in_the_description_of_a_proxy(monkeypatch: pytest.Mon
 def test_what_is_not_a_server_has_no_proxy(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     assert proxy_for(url) is None
-
-
-def test_the_hub_is_checked_unless_it_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1080")
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with pytest.raises(ReasonpixError, match="HTTPS_PROXY names a SOCKS proxy"):
-        check_hub_proxy()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    check_hub_proxy()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_ENDPOINT", "https://localhost:8080")
-    check_hub_proxy()
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def in_threads(works: Sequence[Callable[[], None]]) -> None:
 def test_half_a_surrogate_pair_in_an_answer_is_replaced_before_it_is_stored() -> None:
     model = Model(lambda text, attempt: Completion(text="half \ud83d", refusal="\udc00"))
     with Ledger(None) as ledger, calling(model, ledger) as dispatcher:
-        expected = Completion(text="half ?", refusal="?")
+        expected = Completion(text="half \ufffd", refusal="\ufffd")
         assert dispatcher.answers("rewrite", conversations(1)) == [expected]
         assert dispatcher.answers("rewrite", conversations(1)) == [expected]
 

@@ -271,6 +271,9 @@ def _copy_model(options: ModelOptions, draft: Path) -> None:
     if not source.is_dir():
         from huggingface_hub import snapshot_download
 
+        from reasonpix.plugin.hub_client import connect_hub
+
+        connect_hub()
         source = Path(
             snapshot_download(
                 options.model,

@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 from reasonpix.core.files.folder import files_under
 from reasonpix.core.files.ignored import Ignored, unread_columns, unread_file
 from reasonpix.core.files.tar_index import index_tar
-from reasonpix.core.network import check_hub_proxy
 from reasonpix.core.text import is_text
 from reasonpix.errors import SourceError
 from reasonpix.generation.components.file_source import ItemTexts, file_bytes
@@ -167,6 +166,9 @@ def open_dataset(
             f"reading {path!r} needs the package datasets: pip install 'reasonpix[hub]'"
         ) from error
 
+    from reasonpix.plugin.hub_client import check_hub_proxy, connect_hub
+
+    connect_hub()
     folder = Path(path)
     saved = any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
     try:
