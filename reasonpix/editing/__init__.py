@@ -17,6 +17,7 @@ __all__ = [
     "UNetGraph",
     "check_pipeline",
     "check_scheduler",
+    "decoded_image",
     "denoise",
     "load_checkpoint",
     "read_model_training_data",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         read_model_training_data,
         save_checkpoint,
     )
+    from reasonpix.editing.decoded_images import decoded_image
     from reasonpix.editing.pipeline import CPU_ROWS, SMALL_UNET, ReasonPix2Pix
     from reasonpix.editing.pipeline_parts import (
         check_pipeline,
@@ -55,6 +57,7 @@ else:
                 "read_model_training_data",
                 "save_checkpoint",
             ),
+            "decoded_images": ("decoded_image",),
             "pipeline": ("CPU_ROWS", "SMALL_UNET", "ReasonPix2Pix"),
             "pipeline_parts": ("check_pipeline", "read_parts", "vae_scale_factor", "working_size"),
             "runtimes.base": ("TorchNetwork",),

@@ -31,6 +31,7 @@ from reasonpix.core.memory import is_out_of_memory
 from reasonpix.editing.checkpoint import LoadedModel, load_checkpoint
 from reasonpix.editing.config import SamplingSettings
 from reasonpix.editing.connectors import ConditioningTokens
+from reasonpix.editing.decoded_images import decoded_image
 from reasonpix.editing.model import Conditioner
 from reasonpix.editing.pipeline_parts import unet_stride, vae_scale_factor, working_image
 from reasonpix.editing.runtimes.base import Networks
@@ -347,12 +348,10 @@ class ReasonPix2Pix:
         scaled = pixels.to(encoder.device, encoder.dtype) / 127.5 - 1
         return encoder.bind(pixels=scaled.contiguous())()[0].clone()
 
-    def _decode_latents(self, latents: Tensor) -> Image.Image:
+    def _decode_latents(self, latents: Tensor) -> Image.Image | Problem:
         decoder = self._networks.vae_decoder
         unscaled = latents[None].to(decoder.device, decoder.dtype) / self._scaling_factor
-        decoded = decoder.bind(latents=unscaled)()[0]
-        pixels = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+        return decoded_image(decoder.bind(latents=unscaled)()[0], latents)
 
     def _sample(
         self,
@@ -360,7 +359,7 @@ class ReasonPix2Pix:
         settings: SamplingSettings,
         branches: GuidanceBranches,
         on_step: StepCallback,
-    ) -> Iterator[tuple[int, Image.Image]]:
+    ) -> Iterator[tuple[int, Image.Image | Problem]]:
         """Edit at most `rows` pairs of one shape; missing rows are filled with the first."""
         full = [*batch, *[batch[0]] * (self.rows - len(batch))]
         try:
@@ -386,4 +385,4 @@ class ReasonPix2Pix:
                 "once; lower the batch size or the resolution"
             ) from error
         for (number, _, pair), image in zip(batch, images, strict=True):
-            yield number, resized(image, pair.size)
+            yield number, image if isinstance(image, Problem) else resized(image, pair.size)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from copy import deepcopy
+from importlib.util import find_spec
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import DummyObject
 from torch import Tensor
 
 from reasonpix.errors import ReasonpixError, WeightsError
@@ -49,6 +51,8 @@ def read_scheduler(options: ModelOptions) -> Any:
         return pretrained(diffusers.DDIMScheduler, options, subfolder="scheduler")  # explains it
     name = (index.get("scheduler") or [None, None])[1] or config.get("_class_name")
     kind = getattr(diffusers, str(name), None)
+    if packages := _missing_packages(kind):
+        raise _unfit(options.model, name, f"needs {packages}: pip install {packages}")
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise _unfit(options.model, name, "is not a scheduler of diffusers")
     try:
@@ -59,6 +63,13 @@ def read_scheduler(options: ModelOptions) -> Any:
         raise _unfit(options.model, name, f"cannot be made: {_first_line(error)}") from error
     check_scheduler(scheduler, options.model)
     return scheduler
+
+
+def _missing_packages(kind: Any) -> str:
+    """The packages that diffusers lacks for a scheduler, for which it then has a placeholder."""
+    placeholders = isinstance(kind, DummyObject) and kind.__name__.endswith("Scheduler")
+    backends = kind._backends if placeholders else ()
+    return " ".join(name for name in backends if find_spec(name) is None)
 
 
 def check_scheduler(scheduler: Any, model: str) -> None:

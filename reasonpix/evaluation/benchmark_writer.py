@@ -209,7 +209,7 @@ def _notes(
 ) -> tuple[str, ...]:
     """For the card: what the benchmark is disjoint from, and which samples were not used."""
     if not disjoint_from:
-        checked = "**Not checked against any training data.**"
+        checked = "**No training data were excluded** (name them with `--disjoint-from`)."
     else:
         names = ", ".join(f"`{Path(name).name}`" for name in disjoint_from)
         checked = (

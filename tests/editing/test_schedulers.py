@@ -62,6 +62,8 @@ UNFIT = {
     ),
     "no class": ("EulerScheduler", {}, "is not a scheduler of diffusers"),
     "a network": ("UNet2DModel", {}, "is not a scheduler of diffusers"),
+    "package": ("CosineDPMSolverMultistepScheduler", {}, "needs torchsde: pip install torchsde"),
+    "package, other": ("DPMSolverSDEScheduler", {}, "needs torchsde: pip install torchsde"),
     "a function": ("load_image", {}, "is not a scheduler of diffusers"),
     "other step": ("RePaintScheduler", {}, "cannot sample: TypeError: .*step"),
     "other step, video": ("CogVideoXDPMScheduler", {}, "cannot sample: TypeError: .*step"),

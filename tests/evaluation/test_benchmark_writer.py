@@ -251,7 +251,7 @@ def test_the_card_says_what_was_checked(run: RunFolder, tmp_path: Path) -> None:
     assert str(tmp_path) not in text
     build_benchmark(run, tmp_path / "unchecked")
     unchecked = (tmp_path / "unchecked" / "README.md").read_text(encoding="utf-8")
-    assert "Not checked against any training data" in unchecked
+    assert "No training data were excluded" in unchecked and "--disjoint-from" in unchecked
 
 
 # -- The sticker world

@@ -34,10 +34,10 @@ from reasonpix.plugin.types import Problem
 from tests.support.tiny_model import (
     RESOLUTION,
     TOKENS,
+    make_x_nan,
     tiny_scheduler,
-    tiny_text,
     tiny_unet,
-    tiny_vae,
+    write_pipeline,
 )
 from tests.support.tiny_model import write_tiny as write_editing_model
 
@@ -54,28 +54,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def write_pipeline(folder: Path, channels: int = 4, **noise: Any) -> str:
-    """A random pipeline of diffusers: text-to-image with 4 channels, InstructPix2Pix with 8."""
-    torch.manual_seed(0)
-    text = tiny_text()
-    kind = (
-        diffusers.StableDiffusionPipeline
-        if channels == 4
-        else diffusers.StableDiffusionInstructPix2PixPipeline
-    )
-    kind(
-        vae=tiny_vae(),
-        text_encoder=text.encoder,
-        tokenizer=text.tokenizer,
-        unet=tiny_unet(channels),
-        scheduler=tiny_scheduler(clip_sample=False, steps_offset=1, **noise),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return str(folder)
 
 
 @cache
@@ -162,6 +140,25 @@ def test_where_nothing_is_known_of_the_edited_image_the_instruction_is_in_the_pr
     assert EdictOptions().target(asked) == "a bee. It is hot."
     assert EdictOptions(prompt="{instruction}").target(asked) == "It is hot."
     assert EdictOptions().target(request()) == "an ant"
+
+
+@pytest.mark.parametrize("method", [InstructDiffusion, Edict, NullText])
+def test_what_is_not_finite_fails_alone(
+    method: type[InstructDiffusion | Edict | NullText], tmp_path: Path
+) -> None:
+    channels = 8 if method is InstructDiffusion else 4
+    model = str(make_x_nan(write_pipeline(tmp_path / "model", channels)))
+    editor = method(method.Options(model=model, num_inference_steps=2, device="cpu"))
+    editor.load()
+    words = {"instruction": "more", "caption": "a bee", "edited_caption": "an ant"}
+    bad = [request(**words | {name: "an ox"}) for name in ("instruction", *editor.requires)]
+    if "caption" in editor.requires:
+        bad[0] = request(**words | {"edited_caption": "an ox"})
+    results = editor.apply([request(**words), *bad, request(**words)])
+    assert isinstance(results[0], Image.Image) and results[0] == results[-1]
+    for problem in results[1:-1]:
+        assert isinstance(problem, Problem) and problem.status == "failed"
+        assert "not finite" in problem.reason
 
 
 def test_memory_that_runs_out() -> None:

@@ -24,6 +24,7 @@ from reasonpix.errors import WeightsError
 from reasonpix.plugin.edits import EditRequest
 from reasonpix.plugin.testing import EditorContract
 from reasonpix.plugin.types import Box, Problem
+from tests.support.tiny_model import overwrite_number
 
 MINI = Path(str(resources.files("reasonpix_mini"))) / "checkpoints" / "gligen"
 QUICK: dict[str, Any] = {
@@ -255,6 +256,27 @@ def test_a_box_of_nothing_is_rejected_and_its_neighbours_are_edited(editor: Glig
     assert "4.9x190 pixels is under 1/64 of the 320x320" in rejected.reason
     assert isinstance(failed, Problem) and failed.status == "failed"
     assert "belongs to an image of 64x64" in failed.reason
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor", "value"),
+    [
+        ("unet", "conv_in.bias", float("nan")),
+        ("unet", "position_net.linears.0.bias", float("inf")),
+        ("vae", "decoder.conv_out.bias", float("nan")),
+    ],
+)
+def test_what_is_not_finite_is_a_problem(
+    part: str, tensor: str, value: float, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(MINI, tmp_path / "gligen")
+    overwrite_number(folder / part, tensor, value)
+    request, _ = replacement(0)
+    small = request_for(Image.new("RGB", (640, 320)), (10, 10, 14.9, 200))
+    failed, rejected = loaded(model=str(folder)).edit([request, small])
+    assert isinstance(failed, Problem) and failed.status == "failed"
+    assert "the network's output is not finite" in failed.reason
+    assert isinstance(rejected, Problem) and rejected.status == "rejected"
 
 
 def test_the_prompt_is_the_edited_caption(editor: Gligen) -> None:

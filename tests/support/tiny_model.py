@@ -8,6 +8,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -124,4 +126,47 @@ def write_tiny(folder: Path, kind: ConnectorKind = "text_tokens", **options: Any
     """The same in a folder, as training writes it."""
     folder.mkdir(parents=True)
     save_checkpoint(folder, tiny_model(kind, **options))
+    return folder
+
+
+def write_pipeline(folder: Path, channels: int = 4, **noise: Any) -> str:
+    """A random pipeline of diffusers: text-to-image with 4 channels, InstructPix2Pix with 8."""
+    torch.manual_seed(0)
+    text = tiny_text()
+    kind = (
+        diffusers.StableDiffusionPipeline
+        if channels == 4
+        else diffusers.StableDiffusionInstructPix2PixPipeline
+    )
+    kind(
+        vae=tiny_vae(),
+        text_encoder=text.encoder,
+        tokenizer=text.tokenizer,
+        unet=tiny_unet(channels),
+        scheduler=tiny_scheduler(clip_sample=False, steps_offset=1, **noise),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def overwrite_number(folder: Path, tensor: str, value: float, row: int = 0) -> Path:
+    """Set the first number of a row of one tensor, in the only weight file of `folder`."""
+    (file,) = folder.glob("*.safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    tensors[tensor].reshape(len(tensors[tensor]), -1)[row, 0] = value
+    save_file(tensors, file, metadata)
+    return folder
+
+
+def make_x_nan(pipeline: str | Path) -> Path:
+    """Let the text encoder of a folder of `write_pipeline` compute NaN for texts with an x."""
+    folder = Path(pipeline)
+    numbers = CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+    for word in ("x", "x</w>"):
+        table = "embeddings.token_embedding.weight"
+        overwrite_number(folder / "text_encoder", table, float("nan"), numbers[word])
     return folder

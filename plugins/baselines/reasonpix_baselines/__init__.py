@@ -123,7 +123,7 @@ O_co = TypeVar("O_co", bound=BaselineOptions, covariant=True)
 
 
 class _Editor(Protocol):
-    def edit(self, requests: Sequence[MethodRequest]) -> list[Image]: ...
+    def edit(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]: ...
 
 
 class _Baseline(Method[O_co]):
@@ -158,8 +158,8 @@ class _Baseline(Method[O_co]):
         results: list[Image | Problem | None] = [self._problem(request) for request in requests]
         todo = [number for number, result in enumerate(results) if result is None]
         edited = self._editor.edit([requests[number] for number in todo])
-        for number, image in zip(todo, edited, strict=True):
-            results[number] = image
+        for number, result in zip(todo, edited, strict=True):
+            results[number] = result
         return [result for result in results if result is not None]
 
     def _problem(self, request: MethodRequest) -> Problem | None:

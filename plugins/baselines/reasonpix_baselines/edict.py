@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from reasonpix.plugin import MethodRequest
+from reasonpix.plugin import MethodRequest, Problem
 from reasonpix_baselines import EdictOptions
 from reasonpix_baselines.latents import in_batches
 from reasonpix_baselines.stable_diffusion import StableDiffusion
@@ -29,8 +29,8 @@ class EdictEditor:
         self._first = steps - max(1, int(steps * options.strength))
 
     @torch.inference_mode()
-    def edit(self, requests: Sequence[MethodRequest]) -> list[Image]:
-        """One edited image for each request. Requests for one image share its inversion."""
+    def edit(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
+        """One result for each request. Requests for one image share its inversion."""
         sources = {_source(request): request for request in requests}
         pairs = self._in_batches(
             [(self._start(request), request.caption) for request in sources.values()],

@@ -20,7 +20,7 @@ from reasonpix.editing import (
     denoise,
     load_checkpoint,
 )
-from reasonpix.plugin import MethodRequest, ReasonpixError, WeightsError
+from reasonpix.plugin import MethodRequest, Problem, ReasonpixError, WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype
 from reasonpix_baselines import InstructDiffusionOptions
 from reasonpix_baselines.latents import Latents, in_batches, rows_of
@@ -71,8 +71,8 @@ class InstructDiffusionEditor:
         self._branches = branches(options.guidance_scale, options.image_guidance_scale)
 
     @torch.inference_mode()
-    def edit(self, requests: Sequence[MethodRequest]) -> list[Image]:
-        """One edited image for each request."""
+    def edit(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
+        """One edited image, or a problem, for each request."""
         sources = [self._latents.posterior(request.image).mode()[0] for request in requests]
         latents = in_batches(
             list(zip(requests, sources, strict=True)),

@@ -12,8 +12,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 
-from reasonpix.editing import CPU_ROWS, SMALL_UNET, vae_scale_factor, working_size
-from reasonpix.plugin import ReasonpixError, is_out_of_memory
+from reasonpix.editing import (
+    CPU_ROWS,
+    SMALL_UNET,
+    decoded_image,
+    vae_scale_factor,
+    working_size,
+)
+from reasonpix.plugin import Problem, ReasonpixError, is_out_of_memory
 from reasonpix_baselines import BaselineOptions
 
 T = TypeVar("T")
@@ -46,11 +52,14 @@ class Latents:
         pixels = torch.from_numpy(np.array(_resized(image, size))).permute(2, 0, 1)[None]
         return self._vae.encode(pixels.to(self._device, self._dtype) / 127.5 - 1).latent_dist
 
-    def image(self, latents: Tensor, size: tuple[int, int]) -> Image.Image:
-        """Decode scaled latents (c, h, w) to an RGB image of `size`."""
+    def image(self, latents: Tensor, size: tuple[int, int]) -> Image.Image | Problem:
+        """Decode scaled latents (c, h, w) to an RGB image of `size`.
+
+        Numbers that are not finite give a `Problem`.
+        """
         decoded = self._vae.decode(latents[None].to(self._dtype) / self.scale).sample[0]
-        pixels = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return _resized(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()), size)
+        image = decoded_image(decoded, latents)
+        return image if isinstance(image, Problem) else _resized(image, size)
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from reasonpix.plugin import MethodRequest
+from reasonpix.plugin import MethodRequest, Problem
 from reasonpix_baselines import NullTextOptions
 from reasonpix_baselines.alignment import align
 from reasonpix_baselines.attention import PromptToPrompt
@@ -40,8 +40,8 @@ class NullTextEditor:
         self.model.unet.set_attn_processor(self._prompt_to_prompt)
 
     @torch.no_grad()
-    def edit(self, requests: Sequence[MethodRequest]) -> list[Image]:
-        """One edited image for each request. Requests for one image share its inversion."""
+    def edit(self, requests: Sequence[MethodRequest]) -> list[Image | Problem]:
+        """One result for each request. Requests for one image share its inversion."""
         sources = {_source(request): request for request in requests}
         inversions = in_batches(
             [(self._start(request), request.caption) for request in sources.values()],

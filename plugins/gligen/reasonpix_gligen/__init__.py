@@ -94,8 +94,8 @@ class Gligen(Editor[GligenOptions]):
         """One edited RGB image for each request, of its input's size.
 
         Outside the box it equals the input, pixel for pixel. A result depends on the request and
-        its seed alone. A box that the model cannot see, or one of another image, gives a
-        `Problem`.
+        its seed alone. A box that the model cannot see, one of another image, and an output
+        that is not finite give a `Problem`.
         """
         from reasonpix_gligen.sampler import Task
 
@@ -121,7 +121,11 @@ class Gligen(Editor[GligenOptions]):
             )
             for number, *pasting in zip(numbers, windows, images, squares, strict=True):
                 window, image, square = pasting
-                results[number] = window.paste(image, square, requests[number].box)
+                results[number] = (
+                    square
+                    if isinstance(square, Problem)
+                    else window.paste(image, square, requests[number].box)
+                )
         return [result for result in results if result is not None]
 
     def _prompt(self, request: EditRequest) -> str:

@@ -22,8 +22,8 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from reasonpix.editing import read_scheduler
-from reasonpix.plugin import WeightsError
+from reasonpix.editing import decoded_image, read_scheduler
+from reasonpix.plugin import Problem, WeightsError
 from reasonpix.plugin.weights import choose_device, choose_dtype, pretrained
 from reasonpix_gligen.geometry import cells
 
@@ -98,8 +98,11 @@ class Sampler:
         side: int = self._unet.config.sample_size * shrink
         return side
 
-    def sample(self, tasks: Sequence[Task]) -> list[Image.Image]:
-        """The edited squares of at most `batch_size` tasks, in their order."""
+    def sample(self, tasks: Sequence[Task]) -> list[Image.Image | Problem]:
+        """The edited squares of at most `batch_size` tasks, in their order.
+
+        A `Problem` takes the place of one whose numbers are not finite.
+        """
         spare = self.batch_size - len(tasks)
         with torch.inference_mode():
             latents = self.latents([*tasks, *[tasks[0]] * spare])
@@ -193,10 +196,9 @@ class Sampler:
         latents: torch.Tensor = self._vae.encode(scaled).latent_dist.mode()
         return latents * self._vae.config.scaling_factor
 
-    def _decode(self, latents: torch.Tensor) -> Image.Image:
+    def _decode(self, latents: torch.Tensor) -> Image.Image | Problem:
         decoded = self._vae.decode(latents[None] / self._vae.config.scaling_factor).sample[0]
-        pixels = ((decoded.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+        return decoded_image(decoded, latents)
 
 
 class _Ready(nn.Module):
