@@ -75,7 +75,7 @@ def domain_warnings(
         if intended is not None and intended.domain != domain:
             names.setdefault(intended, {})[name] = None
     return [
-        f"{', '.join(models)}: made for {intended.description} only, and {images} may show "
-        "something else; then the results are meaningless, and filters do not detect it"
+        f"{', '.join(models)}: made for {intended.description} only; if {images} show something "
+        "else, the results are meaningless, and filters do not detect it"
         for intended, models in names.items()
     ]

@@ -319,8 +319,8 @@ def test_weights_of_a_variant_of_a_model_with_a_purpose(tiny: Path, here: Path) 
         result = call("one.png", "--instruction", WORDS, "--model", folder, "--out", name, *more)
         assert result.exit_code == 0, result.output
     assert result.stderr == (
-        f"warning: {model}: made for photographs of faces only, and your images may show "
-        "something else; then the results are meaningless, and filters do not detect it\n"
+        f"warning: {model}: made for photographs of faces only; if your images show something "
+        "else, the results are meaningless, and filters do not detect it\n"
     )
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
     result = call("one.png", "--instruction", WORDS, "--model", model, "--variant", "bf16")

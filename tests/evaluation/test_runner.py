@@ -417,7 +417,7 @@ def test_models_for_other_images_than_the_benchmarks_are_told(
     evaluated(written, tmp_path / "out")
     [line] = [message for message in caplog.messages if "made for" in message]
     assert line.startswith("metrics.clip, metrics.dino: made for scenes of the sticker world")
-    assert "and the benchmark's images may show something else" in line
+    assert "if the benchmark's images show something else" in line
     caplog.clear()
     (tmp_path / "benchmark" / "README.md").write_text("---\nimage_domain: sticker-world\n---\n")
     evaluated(written, tmp_path / "out")

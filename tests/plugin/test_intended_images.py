@@ -69,7 +69,7 @@ def test_of_a_hub_model_only_the_cache_is_read(tmp_path: Path) -> None:
 def test_models_with_the_same_purpose_share_a_line() -> None:
     made_for = [("captioner", STICKERS), ("editor", STICKERS), ("judge", FACES), ("clip", None)]
     stickers, faces = domain_warnings(made_for, "", "your images")
-    assert stickers.startswith("captioner, editor: made for drawings of stickers only, and your im")
+    assert stickers.startswith("captioner, editor: made for drawings of stickers only; if your im")
     assert faces.startswith("judge: made for photographs of faces only")
     assert len(domain_warnings(made_for, "faces", "your images")) == 1
     assert domain_warnings(made_for[:2], "stickers", "they") == []

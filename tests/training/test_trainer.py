@@ -761,5 +761,5 @@ def test_a_model_keeps_its_purpose_and_other_images_are_told(
     (tmp_path / "start/intended_images.json").write_text(json.dumps(purpose))
     run(tmp_path, steps=1)
     [line] = [message for message in caplog.messages if "made for" in message]
-    assert "made for photographs of faces only, and the training images may show" in line
+    assert "made for photographs of faces only; if the training images show" in line
     assert json.loads((tmp_path / "out/model/intended_images.json").read_text()) == purpose
