@@ -212,8 +212,10 @@ class ParityReport:
     """By step."""
     vae: dict[str, Difference] = field(default_factory=dict)
     shapes: list[tuple[InputShape, Difference]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """Why the export could not make an edit."""
     psnr: list[float] = field(default_factory=list)
-    """Of each edit."""
+    """Of each edit that it made."""
     export: dict[str, float] = field(default_factory=dict)
     """Means of the paper's metrics; those the cases have no captions for are left out."""
     torch: dict[str, float] = field(default_factory=dict)
@@ -233,9 +235,13 @@ class ParityReport:
         for name, share in relative:
             passed = share <= limits.relative
             yield Check(name, f"{share:.1e}", f"≤ {limits.relative:.0e}", passed)
-        lowest = float(np.min(self.psnr))
-        name = f"PSNR, lowest of {len(self.psnr)} edits"
-        yield Check(name, f"{lowest:.1f} dB", f"≥ {limits.psnr:.0f} dB", lowest >= limits.psnr)
+        if self.failures:
+            failed = f"{len(self.failures)} of {self.edits} failed: {self.failures[0]}"
+            yield Check("Edits", failed, "0 failed", False)
+        if self.psnr:
+            lowest = float(np.min(self.psnr))
+            name = f"PSNR, lowest of {len(self.psnr)} edits"
+            yield Check(name, f"{lowest:.1f} dB", f"≥ {limits.psnr:.0f} dB", lowest >= limits.psnr)
         for metric in METRICS:
             if metric.key not in PAPER_METRICS or metric.key not in self.export:
                 continue
@@ -307,6 +313,14 @@ def measure_parity(
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.inference_mode():
         expected = _edit_all(load_model(_substitute(own, probes)), tasks, settings)
         actual = _edit_all(load_model(_substitute(own, exported)), tasks, settings)
+        for (case, _), truth in zip(tasks, expected, strict=True):
+            if isinstance(truth, Problem):
+                raise ReasonpixError(f"{case.row}: {truth.reason}; use other samples")
+        pairs = [
+            (case, truth, edited)
+            for (case, _), truth, edited in zip(tasks, expected, actual, strict=True)
+            if not isinstance(truth, Problem) and not isinstance(edited, Problem)
+        ]
         unet = probes.pop("unet")
         return ParityReport(
             limits,
@@ -315,12 +329,12 @@ def measure_parity(
             unet=unet.steps,
             vae={str(name): probe.steps[0] for name, probe in probes.items()},
             shapes=[(shape, unet.compare_at(shape)) for shape in shapes],
+            failures=[edited.reason for edited in actual if isinstance(edited, Problem)],
             psnr=[
-                psnr(edited, truth, np.ones(edited.size[::-1], bool))
-                for edited, truth in zip(actual, expected, strict=True)
+                psnr(edited, truth, np.ones(edited.size[::-1], bool)) for _, truth, edited in pairs
             ],
-            export=_mean_metrics(metrics, tasks, expected, actual),
-            torch=_mean_metrics(metrics, tasks, expected, expected),
+            export=_mean_metrics(metrics, pairs),
+            torch=_mean_metrics(metrics, [(case, truth, truth) for case, truth, _ in pairs]),
         )
 
 
@@ -331,28 +345,21 @@ def _substitute(networks: Networks, others: Mapping[Part, Network]) -> Networks:
 
 def _edit_all(
     model: ReasonPix2Pix, tasks: Sequence[tuple[Case, EditTask]], settings: SamplingSettings
-) -> list[Image.Image]:
-    edits: dict[int, Image.Image] = {}
-    for number, edited in model.edit((task for _, task in tasks), settings):
-        if isinstance(edited, Problem):
-            raise ReasonpixError(f"{tasks[number][0].row}: {edited.reason}; use other samples")
-        edits[number] = edited
+) -> list[Image.Image | Problem]:
+    edits = dict(model.edit((task for _, task in tasks), settings))
     return [edits[number] for number in range(len(tasks))]
 
 
 def _mean_metrics(
-    metrics: Metrics,
-    tasks: Sequence[tuple[Case, EditTask]],
-    truths: Sequence[Image.Image],
-    edits: Sequence[Image.Image],
+    metrics: Metrics, pairs: Sequence[tuple[Case, Image.Image, Image.Image]]
 ) -> dict[str, float]:
-    """Means of the paper's metrics over `edits`, with `truths` as the ground truth."""
+    """Means of the paper's metrics over `pairs` of ground truth and edit."""
     cases = [
         Case(case.id, case.row, case.read_input, {}, truth.copy, "", case.edited_caption)
-        for (case, _), truth in zip(tasks, truths, strict=True)
+        for case, truth, _ in pairs
     ]
     values: dict[str, list[float]] = {}
-    for measured in metrics.measure(cases, [edit.copy for edit in edits]):
+    for measured in metrics.measure(cases, [edit.copy for _, _, edit in pairs]):
         if isinstance(measured, Problem):
             raise ReasonpixError(measured.reason)
         for key in set(PAPER_METRICS) & measured.keys():

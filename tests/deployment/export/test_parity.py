@@ -163,6 +163,8 @@ def test_what_is_no_number_does_not_pass(compared: Compare, checkpoint: LoadedMo
     )
     assert any("nan" in problem for problem in parity.problems)
     assert parity.problems[0].startswith("UNet, relative difference, step 1 of 3: nan")
+    failed = f"Edits: {parity.edits} of {parity.edits} failed: the network's output is not finite"
+    assert any(problem.startswith(failed) for problem in parity.problems)
 
 
 def test_a_network_that_forgets_the_mask_is_found(
