@@ -198,6 +198,10 @@ class Batcher:
         """Raise `ModelLoading` or `ServerStopping` unless edits can be admitted."""
         if self._stopping:
             raise ServerStopping("the server is shutting down")
+        self.check_loaded()
+
+    def check_loaded(self) -> None:
+        """Raise `ModelLoading` unless the model is loaded."""
         if not self.model.done() or self.model.exception():
             raise ModelLoading("the model is still loading")
 

@@ -61,8 +61,11 @@ class Service:
 
     @property
     def model(self) -> ReasonPix2Pix:
-        """The loaded model. Raises `ServerBusy` while it is loading."""
-        self.batcher.check_ready()
+        """The loaded model, which admitted edits also need while the server shuts down.
+
+        Raises `ServerBusy` while it is loading.
+        """
+        self.batcher.check_loaded()
         return self.batcher.model.result()
 
     @property
@@ -76,7 +79,8 @@ class Service:
         return self.limits.max_resolution or self.model.settings.resolution
 
     def describe_model(self) -> ModelInfo:
-        """What `/v1/model` answers. Raises `ServerBusy` while the model is loading."""
+        """What `/v1/model` answers. Raises `ServerBusy` while no edits can be admitted."""
+        self.batcher.check_ready()
         model = self.model
         resolved = {"max_steps": self.max_steps, "max_resolution": self.max_resolution}
         return ModelInfo(
