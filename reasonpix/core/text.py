@@ -6,11 +6,10 @@ The `leak` filter uses it to check that an instruction does not give the edit aw
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
-from reasonpix.core.english.inflection import singulars
+from reasonpix.core.english.inflection import share_singular, singulars, without_accents
 
 
 def mentions(text: str, name: str) -> bool:
@@ -39,8 +38,7 @@ _COMPOUND = re.compile(r"[^\W_]+(?:[-\u2010][^\W_]+)+")
 
 def _plain(text: str) -> str:
     """Without case, accents and typographic variants."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return without_accents(text.casefold())
 
 
 def words_of(text: str) -> list[str]:
@@ -82,10 +80,6 @@ def _share_lemma(a: str, b: str) -> bool:
     return not _lemmas(a).isdisjoint(_lemmas(b))
 
 
-def _share_singular(a: str, b: str) -> bool:
-    return not singulars(a).isdisjoint(singulars(b))
-
-
 def canonical(name: str, names: Iterable[str]) -> str | None:
     """The entry of `names` that `name` means, or None.
 
@@ -98,7 +92,7 @@ def canonical(name: str, names: Iterable[str]) -> str | None:
     for wording in (words_of, _undetermined):
         closed = "".join(wording(name))
         for candidate in candidates:
-            if closed and _share_singular(closed, "".join(wording(candidate))):
+            if closed and share_singular(closed, "".join(wording(candidate))):
                 return candidate
     return None
 
@@ -122,7 +116,7 @@ def closest(name: str, names: Iterable[str]) -> str | None:
 def _end_alike(name: str, other: str) -> bool:
     """Whether one name consists of the last words of the other."""
     pairs = list(zip(reversed(words_of(name)), reversed(words_of(other)), strict=False))
-    return bool(pairs) and all(_share_singular(a, b) for a, b in pairs)
+    return bool(pairs) and all(share_singular(a, b) for a, b in pairs)
 
 
 _DETERMINERS = frozenset(

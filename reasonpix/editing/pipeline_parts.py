@@ -154,7 +154,9 @@ def open_pipeline(options: ModelOptions) -> tuple[ModelOptions, dict[str, Any]]:
 def _why_no_pipeline(name: str, options: ModelOptions) -> str:
     folder = Path(options.model)
     if not folder.is_dir():
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        from reasonpix.plugin.hub_client import is_offline
+
+        if is_offline():
             return (
                 f"{name!r} is neither a local folder nor in the cache, and HF_HUB_OFFLINE is set; "
                 "download it once without HF_HUB_OFFLINE, or name a local folder"

@@ -28,9 +28,14 @@ def connect_hub() -> None:
     set_client_factory(_client)
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids requests to the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+
+
 def check_hub_proxy() -> None:
     """Raise `ReasonpixError` if the proxy that is configured for the hub cannot be used."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") in ("", "0"):
+    if not is_offline():
         proxy_for(os.environ.get("HF_ENDPOINT") or HUB_URL)
 
 

@@ -56,7 +56,7 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
     if folder:
         arguments["local_files_only"] = True
     else:
-        from reasonpix.plugin.hub_client import check_hub_proxy, connect_hub
+        from reasonpix.plugin.hub_client import check_hub_proxy, connect_hub, is_offline
 
         connect_hub()
         arguments |= {"revision": options.revision, "cache_dir": options.cache_dir}
@@ -78,7 +78,7 @@ def pretrained(loader: Any, options: ModelOptions, **arguments: Any) -> Any:
             raise WeightsError(
                 f"model: folder {model!r} holds no usable {part}: {error}"
             ) from error
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        if is_offline():
             raise WeightsError(
                 f"model: {model!r} is not in the cache and HF_HUB_OFFLINE is set; download it once "
                 f"without HF_HUB_OFFLINE, or name a local folder ({part})"

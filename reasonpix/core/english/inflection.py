@@ -169,6 +169,17 @@ def singulars(word: str) -> frozenset[str]:
     return frozenset(forms)
 
 
+def share_singular(a: str, b: str) -> bool:
+    """Whether two lower-case words may be forms of one noun."""
+    return not singulars(a).isdisjoint(singulars(b))
+
+
+def without_accents(text: str) -> str:
+    """The text with plain letters: "cafe" of "café"."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+
+
 # -- The article ----------------------------------------------------------------------------------
 
 _SPELLED = word_list("spelled")
@@ -192,9 +203,7 @@ def indefinite_article(phrase: str) -> str:
     )
     if spelled:
         return "an" if word[0].upper() in "AEFHILMNORSX" else "a"
-    decomposed = unicodedata.normalize("NFKD", word.lower())
-    plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return "an" if _VOWEL_SOUND.match(plain) else "a"
+    return "an" if _VOWEL_SOUND.match(without_accents(word.lower())) else "a"
 
 
 def with_article(name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from reasonpix.core.english.caption_words import CaptionWords
-from reasonpix.core.english.inflection import is_plural, is_unchanged, singular, singulars
+from reasonpix.core.english.inflection import is_plural, is_unchanged, share_singular, singular
 from reasonpix.core.english.vocabulary import word_list
 from reasonpix.core.text import FUNCTION_WORDS, words_of
 
@@ -139,15 +139,11 @@ def _is_written(words: CaptionWords, first: int, last: int, parts: list[str]) ->
     """Whether words are those of a name, which may be written open, hyphenated, or closed."""
     written = [words[i] for i in range(first, last + 1)]
     if len(written) == len(parts):
-        return all(map(_same, written, parts))
+        return all(map(share_singular, written, parts))
     # "hour glass" for "hourglass", but not "be an" for "bean"
     joined = min(map(len, written)) > 2
     joined = joined or all(words.is_hyphenated(i) for i in range(first + 1, last + 1))
-    return joined and _same("".join(written), "".join(parts))
-
-
-def _same(a: str, b: str) -> bool:
-    return not singulars(a).isdisjoint(singulars(b))
+    return joined and share_singular("".join(written), "".join(parts))
 
 
 def _is_possessive(words: CaptionWords, last: int) -> bool:
@@ -181,7 +177,7 @@ def _phrase(words: CaptionWords, first: int, last: int, rank: int) -> NounPhrase
         last += 1
     start = _modifiers(words, first) if words.is_english else first
     determiner = start
-    while words.is_english and _is_determiner(words, determiner - 1, determiner):
+    while words.is_english and _is_adjacent_determiner(words, determiner - 1, determiner):
         determiner -= 1
     if words.gap(determiner) in ("'", "’") and words[determiner] == "s":
         determiner += 1
@@ -193,7 +189,7 @@ def _phrase(words: CaptionWords, first: int, last: int, rank: int) -> NounPhrase
     return NounPhrase(determiner, last + 1, head, determiners, attributes, many, rank)
 
 
-def _is_determiner(words: CaptionWords, index: int, before: int) -> bool:
+def _is_adjacent_determiner(words: CaptionWords, index: int, before: int) -> bool:
     if index < 0 or not words.follows(before):
         return False
     return is_determiner(words[index])
@@ -228,7 +224,7 @@ def _is_verb(words: CaptionWords, start: int, index: int) -> bool:
     word = words[index]
     verbal = VERBAL.fullmatch(word) or re.search(r"..[^s]s$", word)
     if index == start:
-        bare = not _is_determiner(words, index - 1, index)
+        bare = not _is_adjacent_determiner(words, index - 1, index)
         return bool(bare and verbal and index > 0 and not is_sentence_start(words, index))
     before = words[index - 1]
     if group_of(before) or group_of(word) in ("colour", "size"):
